@@ -1,0 +1,70 @@
+# What one does with sqlqueue, a word each. `make` alone lists them.
+#
+# On a machine with nothing but Python 3 and make, every target first makes what it needs: a virtual
+# environment in .venv, and in it the packages from PyPI that setup.cfg names.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # with -j, two pips would install into one environment at once
+.PHONY: help setup demo test test-all check lint type imports bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What is passed on: make demo ARGS="--count 6 --every 0.2s"
+ARGS ?=
+
+# One stamp for each set of packages, younger than setup.cfg as long as nothing has to be installed.
+# The larger sets bring the smaller ones.
+RUNTIME := $(VENV)/.ready-runtime
+TEST := $(VENV)/.ready-test
+DEV := $(VENV)/.ready-dev
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo '  ARGS="..." is passed on by demo, test, test-all and bench; PYTHON=python3.12 chooses a Python.'
+
+setup: $(DEV) ## make .venv with all that development needs
+
+demo: $(RUNTIME) ## run the demo: a producer and workers stamping files, until ctrl-c
+	@exec $(BIN)/sqlqueue demo $(ARGS)
+
+test: $(TEST) ## run the fast tests
+	$(BIN)/pytest -m "not slow and not debian" $(ARGS)
+
+# pytest ends with 5 when it has selected nothing. That is no failure, but no proof either.
+test-all: $(TEST) ## run the tests that are slow or need Debian packages
+	@$(BIN)/pytest -m "slow or debian" $(ARGS); code=$$?; \
+	if [ $$code -eq 5 ]; then \
+		echo "make test-all: NOTHING WAS TESTED, no test is marked slow or debian" >&2; exit 0; \
+	fi; exit $$code
+
+check: lint type imports test ## lint, type, imports and test
+
+lint: $(DEV) ## look for mistakes and for code that is not formatted (ruff)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+type: $(DEV) ## check the types (mypy --strict)
+	$(BIN)/mypy
+
+imports: $(DEV) ## check who imports whom (import-linter)
+	$(BIN)/lint-imports
+
+bench: $(TEST) ## measure: latency, CPU, throughput
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean: ## remove caches and builds; .venv, jobs/, logs/ and databases stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(RUNTIME): setup.cfg
+	@$(PYTHON) tools/bootstrap.py $(VENV) --editable .
+	@touch $(RUNTIME)
+
+$(TEST): setup.cfg
+	@$(PYTHON) tools/bootstrap.py $(VENV) --editable '.[test]'
+	@touch $(RUNTIME) $(TEST)
+
+$(DEV): setup.cfg
+	@$(PYTHON) tools/bootstrap.py $(VENV) --editable '.[dev]'
+	@touch $(RUNTIME) $(TEST) $(DEV)

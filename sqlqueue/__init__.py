@@ -1,0 +1,1 @@
+"""A task queue with Celery's manners in one SQLite file."""

@@ -1,0 +1,179 @@
+"""The errors of the framework, in one tree.
+
+    SqlQueueError
+    ├ ConfigError                 settings, TOML, environment, durations, schedules; exit code 2
+    ├ AppImportError              what -A names cannot be imported; exit code 2
+    ├ TaskDefinitionError         a decorator used wrongly, a task in __main__, a name used twice
+    ├ EnvelopeError               a call or a message that cannot be written or read
+    │ ├ UnserializableArguments     raised by delay(); also a TypeError
+    │ └ UndecodableMessage          ends in the dead letters with its .reason
+    ├ UnknownTask                 a message names a task this worker has not got
+    ├ NotAvailable                this broker cannot do that
+    ├ JobNotFound                 no job has this id
+    ├ JobFailed                   raised by AsyncResult.get() for a job that ended badly
+    ├ ResultTimeout               the result did not come in time; also a TimeoutError
+    ├ Retry                       raise inside a task: run it again later
+    ├ Reject                      raise inside a task: to the dead letters at once
+    └ UnserializableResult        what a task returned cannot be kept as JSON
+
+Each text says what happened, to what, and what to do next; the data stands in attributes. Errors of
+the transport have a tree of their own, in sqlqueue_transport/errors.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from sqlqueue.text import quoted
+
+__all__ = [
+    "AppImportError",
+    "ConfigError",
+    "EnvelopeError",
+    "JobFailed",
+    "JobNotFound",
+    "NotAvailable",
+    "Reject",
+    "ResultTimeout",
+    "Retry",
+    "SqlQueueError",
+    "TaskDefinitionError",
+    "UndecodableMessage",
+    "UnknownTask",
+    "UnserializableArguments",
+    "UnserializableResult",
+]
+
+
+class SqlQueueError(Exception):
+    """Anything that the framework itself raises."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception with arguments of its own pickles well and then fails to *un*pickle, which
+        # hangs a process pool for ever. Text and attributes travel here, not the call.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+class ConfigError(SqlQueueError):
+    """A setting, a file, a variable, a duration or a schedule that makes no sense."""
+
+
+class AppImportError(SqlQueueError):
+    """What ``-A`` names cannot be imported, or is no application."""
+
+
+class TaskDefinitionError(SqlQueueError):
+    """A task or producer is declared in a way that cannot work."""
+
+
+class EnvelopeError(SqlQueueError):
+    """A call or a message that cannot be written or read."""
+
+
+class UnserializableArguments(EnvelopeError, TypeError):
+    """The arguments of a call cannot be written as JSON; nothing was published."""
+
+
+class UndecodableMessage(EnvelopeError):
+    """A message that is no job we could run, whoever wrote it.
+
+    ``reason`` is one line for people. It never quotes the message's body.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnknownTask(SqlQueueError):
+    """A message names a task which the application of this worker does not have."""
+
+    def __init__(self, task: str, hint: str = "") -> None:
+        super().__init__(
+            f"no task named {quoted(task)} in this application{hint or '.'} Import the module that"
+            " declares it where -A points, then requeue the job."
+        )
+        self.task = task
+
+
+class NotAvailable(SqlQueueError):
+    """The broker in use has no means to do what was asked."""
+
+    def __init__(self, feature: str = "this") -> None:
+        super().__init__(f"{feature}: not available on this broker")
+        self.feature = feature
+
+
+class JobNotFound(SqlQueueError):
+    """No job has this id: it was never stored, or retention has removed it."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"no job has the id {quoted(job_id)}. List jobs with 'sqlqueue inspect jobs'."
+        )
+        self.job_id = job_id
+
+
+class JobFailed(SqlQueueError):
+    """The job whose result was asked for ended ``permanently_failed``, cancelled or expired.
+
+    ``traceback`` is the text of the last attempt's traceback, None where there is none (the process
+    of the attempt was lost, or the job never ran).
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        error_type: str,
+        *,
+        error_message: str = "",
+        traceback: str | None = None,
+    ) -> None:
+        what = f"{error_type}: {error_message}" if error_message else error_type
+        super().__init__(f"job {job_id} failed: {what}")
+        self.job_id = job_id
+        self.error_type = error_type
+        self.error_message = error_message
+        self.traceback = traceback
+
+
+class ResultTimeout(SqlQueueError, TimeoutError):
+    """The job had not ended when the time given to ``get(timeout)`` was over; it goes on."""
+
+
+class Retry(SqlQueueError):
+    """Raise inside a task to end this attempt and have the job run again.
+
+    ``countdown`` is in seconds; None means the task's own back-off. The attempt counts: at
+    ``max_attempts`` the job is ``permanently_failed`` all the same.
+    """
+
+    def __init__(self, countdown: float | None = None, reason: str = "") -> None:
+        if countdown is not None and not (math.isfinite(countdown) and countdown >= 0):
+            raise ValueError(f"Retry(countdown={countdown}): give seconds, 0 or more, or None")
+        super().__init__(reason or "the task asked to be run again")
+        self.countdown = countdown
+        self.reason = reason
+
+
+class Reject(SqlQueueError):
+    """Raise inside a task to send the job to the dead letters at once, attempts left or not."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnserializableResult(SqlQueueError):
+    """What a task returned cannot be written as JSON; the attempt has failed."""
+
+
+_E = TypeVar("_E", bound=SqlQueueError)
+
+
+def _rebuilt(kind: type[_E], args: tuple[object, ...], attributes: dict[str, object]) -> _E:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error

@@ -1,0 +1,78 @@
+"""The only source of time: a wall clock for people and schedules, a lease clock for leases.
+
+Leases go by the monotonic clock, so that a jump of the wall clock neither steals nor prolongs
+one. Readings of the monotonic clock mean something only within one boot (and one time
+namespace), so they always travel with `boot`. SQL never asks for the time: it is bound as a
+parameter, and tests can freeze or replace it here.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tell the time; replaced in tests by one that jumps."""
+
+    def wall_ms(self) -> int:
+        """Return UTC milliseconds since the Unix epoch."""
+
+    def lease_ms(self) -> int:
+        """Return monotonic milliseconds, comparable within one `boot`."""
+
+    def boot(self) -> str:
+        """Name the boot and time namespace in which `lease_ms` counts."""
+
+
+class SystemClock:
+    """Read the machine's clocks."""
+
+    def wall_ms(self) -> int:
+        """Return UTC milliseconds since the Unix epoch."""
+        return time.time_ns() // 1_000_000
+
+    def lease_ms(self) -> int:
+        """Return `CLOCK_MONOTONIC` in milliseconds; it stands still while the machine sleeps."""
+        return time.monotonic_ns() // 1_000_000
+
+    def boot(self) -> str:
+        """Name this boot: kernel boot id, and the time namespace's offset where there is one."""
+        return _boot_identity()
+
+
+SYSTEM_CLOCK = SystemClock()
+
+
+@functools.cache
+def _boot_identity() -> str:
+    if sys.platform == "darwin":  # pragma: no cover - by design, not run in CI
+        return subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot_id}{_time_namespace_offset()}"
+
+
+def _time_namespace_offset() -> str:
+    """Return "" in the initial time namespace, else its monotonic offset.
+
+    Two namespaces with the same offset read the same monotonic clock, so the offset, not the
+    namespace's identity, is what tells them apart (time_namespaces(7)).
+    """
+    try:
+        lines = Path("/proc/self/timens_offsets").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, seconds, nanoseconds = line.split()
+        if name == "monotonic" and (seconds, nanoseconds) != ("0", "0"):
+            return f"+{seconds}.{nanoseconds}"
+    return ""

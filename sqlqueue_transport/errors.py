@@ -1,0 +1,121 @@
+"""What can go wrong in the broker, as one tree.
+
+::
+
+    TransportError
+    ├── Unavailable            the store cannot be used now; in Kombu's `connection_errors`
+    │   ├── Busy               another process held the writer lock for too long
+    │   ├── DiskFault          disk full, I/O error, a flush that failed
+    │   ├── FileReplaced       the file was moved, removed, emptied or replaced while open
+    │   ├── SchemaChanged      another process migrated the file while it was open
+    │   └── CannotOpen         the path is not a queue we may open
+    │       ├── DatabaseMissing    there is no file and the caller asked not to make one
+    │       ├── UnsafeFile         link, foreign owner, directory, FIFO, open permissions
+    │       ├── NetworkFilesystem  SQLite's WAL is not safe there
+    │       ├── ForeignDatabase    not SQLite, or another application's database
+    │       ├── SchemaTooNew       written by a newer sqlqueue
+    │       └── SqliteTooOld       this Python's SQLite lacks what we need
+    ├── ForkedStore            a handle crossed a fork that could not be made safe
+    ├── InvalidMessage         a message, name or option that cannot be stored (also ValueError)
+    ├── InsideTransaction      a write was asked for inside another write of the same thread
+    ├── LeaseLost              a late settlement was refused; expected, never retried
+    └── WorkerSwept            this process was taken for dead; it must register anew
+
+`Unavailable` and its children are what a caller may wait out and try again. The others are
+mistakes or facts, and trying again does not help.
+"""
+
+from __future__ import annotations
+
+
+class TransportError(Exception):
+    """Be the base of every error this package raises on purpose."""
+
+
+class Unavailable(TransportError):  # noqa: N818 - read as a state: "the store is unavailable"
+    """Say that the store cannot be used now."""
+
+
+class Busy(Unavailable):
+    """Say that the writer lock was not to be had in time.
+
+    `holder` is the process id that held it, None when nobody could be named.
+    """
+
+    def __init__(self, text: str, *, holder: int | None = None) -> None:
+        super().__init__(text)
+        self.holder = holder
+
+
+class DiskFault(Unavailable):
+    """Say that the disk refused: full, read-only, I/O error or a failed flush.
+
+    A publish that raised this may or may not be stored; nothing acknowledged before is lost.
+    """
+
+
+class FileReplaced(Unavailable):
+    """Say that the path no longer leads to the file that is open."""
+
+
+class SchemaChanged(Unavailable):
+    """Say that another process migrated the file; close, and start the newer software."""
+
+
+class CannotOpen(Unavailable):
+    """Say why the path cannot be opened as a queue."""
+
+
+class DatabaseMissing(CannotOpen):
+    """Say that there is no database at the path."""
+
+
+class UnsafeFile(CannotOpen):
+    """Say that the file or its directory could be under somebody else's control."""
+
+
+class NetworkFilesystem(CannotOpen):
+    """Say that the path lies where SQLite's write-ahead log corrupts."""
+
+
+class ForeignDatabase(CannotOpen):
+    """Say that the file is not a queue of ours."""
+
+
+class SchemaTooNew(CannotOpen):
+    """Say that the file was written by a newer version."""
+
+
+class SqliteTooOld(CannotOpen):
+    """Say that the SQLite library of this Python is older than 3.37."""
+
+
+class ForkedStore(TransportError):
+    """Refuse a store that an unsafe fork carried into this process."""
+
+
+class InvalidMessage(TransportError, ValueError):
+    """Refuse a message, name or option before anything is stored."""
+
+
+class InsideTransaction(TransportError):
+    """Refuse a write inside a write of the same thread."""
+
+
+class LeaseLost(TransportError):
+    """Say that a settlement came too late and changed nothing.
+
+    `message_id` and `delivery` name the delivery that is no longer this consumer's.
+    """
+
+    def __init__(self, message_id: int, delivery: int) -> None:
+        super().__init__(
+            f"the lease of delivery {delivery} of message {message_id} is over: it was settled, "
+            "taken over or changed by an operator; this settlement changed nothing",
+        )
+        self.message_id = message_id
+        self.delivery = delivery
+
+
+class WorkerSwept(TransportError):
+    """Say that this consumer was taken for dead and its deliveries were given back."""

@@ -1,0 +1,90 @@
+"""The states of a message and the ONE table of the steps between them.
+
+Every statement that changes a state takes its target from here, and a test walks every
+(state, event) pair: what is not in the table is refused.
+
+    (published) ──► pending ──claim──► processing ──complete──► done
+         │             ▲                  │  │ └──exhaust──► permanently_failed
+         └─► scheduled ┤ promote          │  └──retry──► failed
+                       └──────────────────┴─release       │ promote
+                                  pending ◄───────────────┘
+
+An operator may cancel or fail what has not ended, and requeue what has. `stalled` is not a
+state: it is `processing` whose lease is over, and only ever computed.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(str, Enum):
+    """Where a message stands; the text is what the file and every screen show."""
+
+    PENDING = "pending"
+    SCHEDULED = "scheduled"
+    PROCESSING = "processing"
+    DONE = "done"
+    FAILED = "failed"
+    PERMANENTLY_FAILED = "permanently_failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class Event(str, Enum):
+    """What can happen to a message."""
+
+    PROMOTE = "promote"
+    CLAIM = "claim"
+    COMPLETE = "complete"
+    RETRY = "retry"
+    EXHAUST = "exhaust"
+    RELEASE = "release"
+    EXPIRE = "expire"
+    CANCEL = "cancel"
+    FAIL = "fail"
+    REQUEUE = "requeue"
+
+
+FINISHED = frozenset({State.DONE, State.PERMANENTLY_FAILED, State.CANCELLED, State.EXPIRED})
+WAITING = frozenset({State.PENDING, State.SCHEDULED, State.FAILED})
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.SCHEDULED, Event.PROMOTE): State.PENDING,
+    (State.FAILED, Event.PROMOTE): State.PENDING,
+    (State.PENDING, Event.CLAIM): State.PROCESSING,
+    # The end of a delivery: by its own worker, or by whoever cleans up after a dead one.
+    (State.PROCESSING, Event.COMPLETE): State.DONE,
+    (State.PROCESSING, Event.RETRY): State.FAILED,
+    (State.PROCESSING, Event.EXHAUST): State.PERMANENTLY_FAILED,
+    (State.PROCESSING, Event.RELEASE): State.PENDING,
+    # A message whose `expires` passed before anybody started it.
+    (State.PENDING, Event.EXPIRE): State.EXPIRED,
+    # An operator's actions. Failing a running job takes its lease away: the worker's late
+    # settlement is then refused like any other.
+    (State.PENDING, Event.CANCEL): State.CANCELLED,
+    (State.SCHEDULED, Event.CANCEL): State.CANCELLED,
+    (State.FAILED, Event.CANCEL): State.CANCELLED,
+    (State.PENDING, Event.FAIL): State.PERMANENTLY_FAILED,
+    (State.SCHEDULED, Event.FAIL): State.PERMANENTLY_FAILED,
+    (State.FAILED, Event.FAIL): State.PERMANENTLY_FAILED,
+    (State.PROCESSING, Event.FAIL): State.PERMANENTLY_FAILED,
+    (State.DONE, Event.REQUEUE): State.PENDING,
+    (State.FAILED, Event.REQUEUE): State.PENDING,
+    (State.PERMANENTLY_FAILED, Event.REQUEUE): State.PENDING,
+    (State.CANCELLED, Event.REQUEUE): State.PENDING,
+    (State.EXPIRED, Event.REQUEUE): State.PENDING,
+}
+
+
+def sources(event: Event) -> frozenset[State]:
+    """Return the states in which `event` is legal."""
+    return frozenset(state for state, known in TRANSITIONS if known is event)
+
+
+def target(state: State, event: Event) -> State:
+    """Return where `event` leads from `state`.
+
+    Raises KeyError when the step is not in the table.
+    """
+    return TRANSITIONS[state, event]

@@ -1,0 +1,171 @@
+"""The values that cross the store's edge: what is published, claimed and settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlqueue_transport.lifecycle import Event
+
+DELIVERY_BITS = 32
+_DELIVERY_MASK = (1 << DELIVERY_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """Be a message about to be published.
+
+    `queue` None means: to every queue bound to `exchange` with `routing_key`. `headers` and
+    `properties` are JSON text. Times are UTC milliseconds; None means no such time.
+    `unique_key` is stored at most once in the whole file; None never deduplicates.
+    """
+
+    body: bytes
+    queue: str | None
+    exchange: str = ""
+    routing_key: str = ""
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: str = "{}"
+    properties: str = "{}"
+    priority: int = 0
+    job_id: str | None = None
+    task: str | None = None
+    unique_key: str | None = None
+    due_at_ms: int | None = None
+    expires_at_ms: int | None = None
+    max_attempts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Be the answer to a publish: `stored` False means the unique key was there already."""
+
+    message_id: int
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TickOf:
+    """Name the tick that a publish belongs to; each is enqueued once in the whole file."""
+
+    entry: str
+    due_ms: int
+    beat: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Be one claimed message. `attempts` counts those already ended in this run."""
+
+    message_id: int
+    delivery: int
+    queue: str
+    job_id: str | None
+    task: str | None
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    headers: str
+    properties: str
+    exchange: str
+    routing_key: str
+    priority: int
+    attempts: int
+    max_attempts: int | None
+
+    @property
+    def tag(self) -> int:
+        """Return the Kombu delivery tag: one integer, split again before use, never ordered."""
+        return make_tag(self.message_id, self.delivery)
+
+
+def make_tag(message_id: int, delivery: int) -> int:
+    """Pack a delivery into one integer, as Kombu wants its tags."""
+    return message_id << DELIVERY_BITS | delivery
+
+
+def split_tag(tag: int) -> tuple[int, int]:
+    """Return (message id, delivery number) of a tag."""
+    return tag >> DELIVERY_BITS, tag & _DELIVERY_MASK
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Say what went wrong in an attempt: a type's name, a sentence, and a traceback or None."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Say how a delivery ended. Use the class methods.
+
+    `cause` is what the attempt's record will say: failed, rejected, timed_out or lost.
+    """
+
+    event: Event
+    result: str | None = None
+    fault: Fault | None = None
+    retry_in_s: float = 0.0
+    cause: str = "failed"
+
+    @classmethod
+    def done(cls, result: str | None = None) -> Outcome:
+        """End well; `result` is JSON text or None."""
+        return cls(Event.COMPLETE, result=result)
+
+    @classmethod
+    def retry(cls, fault: Fault, *, in_s: float, cause: str = "failed") -> Outcome:
+        """Count a failed attempt and run again after `in_s` seconds."""
+        return cls(Event.RETRY, fault=fault, retry_in_s=in_s, cause=cause)
+
+    @classmethod
+    def dead(cls, fault: Fault, *, cause: str = "failed") -> Outcome:
+        """Count a failed attempt and put the message to the dead letters."""
+        return cls(Event.EXHAUST, fault=fault, cause=cause)
+
+    @classmethod
+    def release(cls) -> Outcome:
+        """Hand back without counting an attempt."""
+        return cls(Event.RELEASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Pair a delivery with its outcome."""
+
+    message_id: int
+    delivery: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Be the answer to settle + claim.
+
+    `refused` are settlements that came too late and changed nothing. `more` says that further
+    messages were ready, so another idle consumer is worth waking.
+    """
+
+    deliveries: list[Delivery] = field(default_factory=list)
+    refused: list[Settlement] = field(default_factory=list)
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Be one delivery that was taken from a dead or silent consumer.
+
+    `counted` says that its task had been started, so the attempt counts; `dead` that it was the
+    last one allowed.
+    """
+
+    message_id: int
+    job_id: str | None
+    task: str | None
+    queue: str
+    worker: str
+    counted: bool
+    dead: bool

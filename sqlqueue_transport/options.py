@@ -1,0 +1,97 @@
+"""Transport options: one frozen dataclass with units, defaults and validation.
+
+Names are Celery's where Celery has the thing, and numbers are seconds. Unknown keys are ignored,
+because Kombu writes keys of its own into the same dictionary (`Producer.publish(retry=True)`
+leaves its retry policy there).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from sqlqueue_transport.errors import InvalidMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DURABILITIES = ("publish", "full", "process")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Be the options of one connection.
+
+    visibility_timeout: seconds a consumer may hold a message without giving a sign of life.
+    durability: "publish" (a publish that returned is on the disk; settlements may be lost to a
+        power cut, so that a finished job runs again), "full" (settlements too), "process"
+        (survives any kill, not a power cut).
+    hold_eta: keep messages with an `eta` header in the file until they are due.
+    busy_timeout: seconds to wait for the writer lock before a Busy error.
+    create: make the file when it is missing.
+    keep_leases: extend the leases of what this process holds, from a thread of its own.
+    max_prefetch: how many messages a consumer without a prefetch count may hold.
+    """
+
+    visibility_timeout: float = 3600.0
+    durability: str = "publish"
+    hold_eta: bool = True
+    busy_timeout: float = 30.0
+    create: bool = True
+    keep_leases: bool = True
+    max_prefetch: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        for name in ("visibility_timeout", "busy_timeout"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                _refuse(name, value, "give a number of seconds above zero")
+        if self.durability not in DURABILITIES:
+            _refuse("durability", self.durability, "choose one of " + ", ".join(DURABILITIES))
+        if self.max_prefetch < 1:
+            _refuse("max_prefetch", self.max_prefetch, "give a whole number above zero")
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Options:
+        """Take what we know from Kombu's `transport_options` or a URL's query (text values).
+
+        Raises InvalidMessage when a value cannot be understood.
+        """
+        chosen: dict[str, Any] = {}
+        for one in fields(cls):
+            if given.get(one.name) is None:
+                continue
+            value = given[one.name]
+            try:
+                chosen[one.name] = _READERS[one.type](value)
+            except (ValueError, TypeError, KeyError):
+                _refuse(one.name, value, f"give a {one.type}")
+        return cls(**chosen)
+
+    @property
+    def sync_publish(self) -> bool:
+        """Say whether a publish must be on the disk before it returns."""
+        return self.durability != "process"
+
+    @property
+    def sync_settle(self) -> bool:
+        """Say whether a settlement must be on the disk before it returns."""
+        return self.durability == "full"
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
+        str(value).lower()
+    ]
+
+
+_READERS: dict[Any, Any] = {"float": float, "int": int, "str": str, "bool": _flag}
+
+
+def _refuse(name: str, value: object, hint: str) -> None:
+    message = f"transport option {name}={value!r} is not usable: {hint}"
+    raise InvalidMessage(message)

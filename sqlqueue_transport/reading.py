@@ -1,0 +1,384 @@
+"""What operators see: counts, lists, one job whole, queues, workers, schedule. Reads only.
+
+Lists are paged by message id, newest first (keyset paging: an offset deep into a million rows
+takes 50 ms, a key 0.1). Every call is one short read transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlqueue_transport.lifecycle import State
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from sqlqueue_transport.clock import Clock
+    from sqlqueue_transport.consumers import Consumers
+    from sqlqueue_transport.database import Database
+
+_COUNTS = "SELECT state, count(*) FROM message WHERE task IS NOT NULL GROUP BY state"
+_STALLED = """
+SELECT count(*) FROM message
+WHERE state = 'processing' AND lease_until_ms <= :lease_now_ms AND task IS NOT NULL
+"""
+_OLDEST_PENDING = """
+SELECT min(coalesce(due_at_ms, enqueued_at_ms)) FROM message
+WHERE state = 'pending' AND task IS NOT NULL
+"""
+_JOB_COLUMNS = """
+SELECT
+  m.id, m.job_id, m.task, m.queue, m.state, m.priority, m.run, m.attempts, m.max_attempts,
+  m.delivery, m.enqueued_at_ms, m.due_at_ms, m.expires_at_ms, m.started_at_ms, m.finished_at_ms,
+  w.name, m.worker_id, m.error_type, m.error_message, m.lease_until_ms
+FROM message AS m
+LEFT JOIN worker AS w ON w.id = m.worker_id
+WHERE """
+_NEWEST_FIRST = " ORDER BY m.id DESC LIMIT :limit"
+_DETAIL = """
+SELECT
+  m.headers, m.properties, coalesce(m.body, b.content, x''), m.content_type, m.content_encoding,
+  m.result
+FROM message AS m
+LEFT JOIN body AS b ON b.message_id = m.id
+WHERE m.id = :id
+"""
+_ATTEMPTS = """
+SELECT run, attempt, worker, started_at_ms, ended_at_ms, outcome, error_type, error_message,
+  traceback
+FROM attempt WHERE message_id = :id ORDER BY id
+"""
+_AUDIT = """
+SELECT at_ms, actor, action, reason, before, after FROM audit WHERE message_id = :id ORDER BY id
+"""
+_MESSAGES_OF_JOB = """
+SELECT id FROM message WHERE job_id = :job_id AND job_id IS NOT NULL ORDER BY id DESC
+"""
+_QUEUES = """
+SELECT
+  queue,
+  sum(state = 'pending'),
+  sum(state IN ('scheduled', 'failed')),
+  sum(state = 'processing'),
+  min(CASE WHEN state = 'pending' THEN coalesce(due_at_ms, enqueued_at_ms) END)
+FROM message
+WHERE state IN ('pending', 'scheduled', 'failed', 'processing')
+GROUP BY queue
+"""
+_QUEUE_NAMES = "SELECT name FROM queue"
+_UNFINISHED = """
+SELECT min(coalesce(due_at_ms, 0)) FROM message
+WHERE queue = :queue AND state IN ('pending', 'scheduled', 'failed', 'processing')
+"""
+
+# Each must find nothing; what it finds is a broken promise of the schema or of this software.
+_INVARIANTS = {
+    "processing jobs whose worker is not registered": """
+      SELECT count(*) FROM message AS m
+      LEFT JOIN worker AS w ON w.id = m.worker_id AND w.ended_at_ms IS NULL
+      WHERE m.state = 'processing' AND w.id IS NULL""",
+    "bodies without a message": """
+      SELECT count(*) FROM body WHERE message_id NOT IN (SELECT id FROM message)""",
+    "jobs with more attempts than allowed": """
+      SELECT count(*) FROM message WHERE max_attempts > 0 AND attempts > max_attempts""",
+    "waiting jobs that hold a lease": """
+      SELECT count(*) FROM message WHERE state <> 'processing' AND lease_until_ms IS NOT NULL""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Say which messages are meant; None or empty means any. Times are UTC milliseconds.
+
+    `error` is a piece of the newest error's "Type: message".
+    """
+
+    states: tuple[State, ...] = ()
+    queue: str | None = None
+    task: str | None = None
+    worker: str | None = None
+    error: str | None = None
+    since_ms: int | None = None
+    job_ids: tuple[str, ...] = ()
+    message_ids: tuple[int, ...] = ()
+    stalled: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Say whether every message matches."""
+        return self == JobFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """Be one job as lists show it. `attempts` includes the one that runs now.
+
+    `max_attempts` None means the consumer's default. `lease_left_ms` is None unless processing,
+    and negative when the job is stalled.
+    """
+
+    message_id: int
+    job_id: str | None
+    task: str | None
+    queue: str
+    state: State
+    priority: int
+    run: int
+    attempts: int
+    max_attempts: int | None
+    delivery: int
+    enqueued_at_ms: int
+    due_at_ms: int | None
+    expires_at_ms: int | None
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    worker: str | None
+    error_type: str | None
+    error_message: str | None
+    lease_left_ms: int | None
+    is_started: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """Be one ended attempt of a job."""
+
+    run: int
+    attempt: int
+    worker: str | None
+    started_at_ms: int | None
+    ended_at_ms: int
+    outcome: str
+    error_type: str | None
+    error_message: str | None
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """Be one action of an operator on a job."""
+
+    at_ms: int
+    actor: str
+    action: str
+    reason: str | None
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetail:
+    """Be one job whole: its row, its message, its attempts oldest first, its audit entries."""
+
+    row: JobRow
+    headers: str
+    properties: str
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    result: str | None
+    attempts: tuple[AttemptRow, ...]
+    audit: tuple[AuditRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Be the numbers of `inspect stats`. `oldest_pending_ms` is a UTC time or None."""
+
+    states: dict[State, int]
+    stalled: int
+    oldest_pending_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """Be one queue: ready, due later, held, and since when its oldest message is ready."""
+
+    name: str
+    pending: int
+    later: int
+    processing: int
+    oldest_pending_ms: int | None
+
+
+class Reading:
+    """Answer operators' questions; safe to share between threads."""
+
+    def __init__(self, database: Database, clock: Clock, consumers: Consumers) -> None:
+        """Remember where."""
+        self._database = database
+        self._clock = clock
+        self._consumers = consumers
+
+    def counts(self) -> Counts:
+        """Count jobs by state; every state is there, also with zero."""
+        lease_now_ms = self._clock.lease_ms()
+
+        def work(connection: sqlite3.Connection) -> Counts:
+            found = dict(connection.execute(_COUNTS).fetchall())
+            return Counts(
+                {state: found.get(state.value, 0) for state in State},
+                connection.execute(_STALLED, {"lease_now_ms": lease_now_ms}).fetchone()[0],
+                connection.execute(_OLDEST_PENDING).fetchone()[0],
+            )
+
+        return self._database.read(work)
+
+    def jobs(
+        self, chosen: JobFilter, *, limit: int = 50, before: int | None = None
+    ) -> list[JobRow]:
+        """List jobs newest first, at most `limit`, those with a message id below `before`."""
+        where, values = _where(chosen, self._clock.lease_ms())
+        values["limit"] = limit
+        if before is not None:
+            where += " AND m.id < :before"
+            values["before"] = before
+        query = _JOB_COLUMNS + where + _NEWEST_FIRST
+        rows = self._database.read(lambda c: c.execute(query, values).fetchall())
+        return self._job_rows(rows)
+
+    def message_ids_of(self, job_id: str) -> list[int]:
+        """Return the messages that carry a job id, newest first."""
+        rows = self._database.read(
+            lambda c: c.execute(_MESSAGES_OF_JOB, {"job_id": job_id}).fetchall()
+        )
+        return [message_id for (message_id,) in rows]
+
+    def job(self, message_id: int) -> JobDetail | None:
+        """Return one job whole; None when there is no such message."""
+
+        def work(connection: sqlite3.Connection) -> tuple[list[object], ...] | None:
+            row = connection.execute(
+                _JOB_COLUMNS + "m.id = :id", {"id": message_id}
+            ).fetchone()
+            if row is None:
+                return None
+            values = {"id": message_id}
+            return (
+                [row],
+                list(connection.execute(_DETAIL, values).fetchone()),
+                connection.execute(_ATTEMPTS, values).fetchall(),
+                connection.execute(_AUDIT, values).fetchall(),
+            )
+
+        found = self._database.read(work)
+        if found is None:
+            return None
+        rows, detail, attempts, audit = found
+        return JobDetail(
+            self._job_rows(rows)[0],  # type: ignore[arg-type]
+            *detail,  # type: ignore[arg-type]
+            attempts=tuple(AttemptRow(*row) for row in attempts),  # type: ignore[misc]
+            audit=tuple(AuditRow(*row) for row in audit),  # type: ignore[misc]
+        )
+
+    def queues(self) -> list[QueueRow]:
+        """List every queue that was declared or holds unfinished messages, by name."""
+
+        def work(connection: sqlite3.Connection) -> list[QueueRow]:
+            found = {row[0]: QueueRow(*row) for row in connection.execute(_QUEUES).fetchall()}
+            for (name,) in connection.execute(_QUEUE_NAMES).fetchall():
+                found.setdefault(name, QueueRow(name, 0, 0, 0, None))
+            return [found[name] for name in sorted(found)]
+
+        return self._database.read(work)
+
+    def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
+        """Return when the first unfinished message of these queues is due; None: nothing is left."""
+
+        def work(connection: sqlite3.Connection) -> int | None:
+            dues = [
+                connection.execute(_UNFINISHED, {"queue": queue}).fetchone()[0] for queue in queues
+            ]
+            return min((due for due in dues if due is not None), default=None)
+
+        return self._database.read(work)
+
+    def broken_invariants(self) -> dict[str, int]:
+        """Return what must never be, with how often it was found; empty when all is well."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, int]:
+            found = {
+                name: connection.execute(query).fetchone()[0]
+                for name, query in _INVARIANTS.items()
+            }
+            return {name: count for name, count in found.items() if count}
+
+        return self._database.read(work)
+
+    def damage(self, *, full: bool = False) -> list[str]:
+        """Run SQLite's own checks and return what they complain of; slow on a large file.
+
+        They see almost no bit rot inside of values (sqlite.org/pragma.html#pragma_quick_check).
+        """
+        check = "PRAGMA integrity_check" if full else "PRAGMA quick_check"
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            found = [text for (text,) in connection.execute(check).fetchall() if text != "ok"]
+            found += [
+                f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}"
+                for row in connection.execute("PRAGMA foreign_key_check").fetchall()
+            ]
+            return found
+
+        return self._database.read(work)
+
+    def _job_rows(self, rows: Sequence[tuple[object, ...]]) -> list[JobRow]:
+        lease_now_ms = self._clock.lease_ms()
+        running = self._consumers.running() if rows else {}
+        found = []
+        for row in rows:
+            (*fields, worker, _worker_id, error_type, error_message, lease_until_ms) = row
+            message_id, delivery = fields[0], fields[9]
+            noted = running.get(message_id)  # type: ignore[call-overload]
+            is_started = bool(
+                noted and noted[0].delivery == delivery and fields[4] == State.PROCESSING.value
+            )
+            fields[4] = State(fields[4])
+            # The count in the row is raised when an attempt ends; the one that runs is noted.
+            fields[7] = int(str(fields[7])) + is_started
+            left = None if lease_until_ms is None else int(str(lease_until_ms)) - lease_now_ms
+            found.append(
+                JobRow(*fields, worker, error_type, error_message, left, is_started)  # type: ignore[arg-type]
+            )
+        return found
+
+
+def _where(chosen: JobFilter, lease_now_ms: int) -> tuple[str, dict[str, object]]:
+    """Put constant clauses together; every value is bound."""
+    clauses = ["m.task IS NOT NULL"]
+    values: dict[str, object] = {}
+    if chosen.states:
+        names = _bind_each(values, "state", [state.value for state in chosen.states])
+        clauses.append("m.state IN (" + names + ")")
+    if chosen.queue is not None:
+        clauses.append("m.queue = :queue")
+        values["queue"] = chosen.queue
+    if chosen.task is not None:
+        clauses.append("m.task = :task")
+        values["task"] = chosen.task
+    if chosen.worker is not None:
+        clauses.append("(w.name = :worker OR substr(w.name, 1, length(:worker) + 1) = :worker || '/')")
+        values["worker"] = chosen.worker
+    if chosen.error is not None:
+        clauses.append("instr(m.error_type || ': ' || m.error_message, :error) > 0")
+        values["error"] = chosen.error
+    if chosen.since_ms is not None:
+        clauses.append("coalesce(m.finished_at_ms, m.started_at_ms, m.enqueued_at_ms) >= :since_ms")
+        values["since_ms"] = chosen.since_ms
+    if chosen.job_ids:
+        clauses.append("m.job_id IN (" + _bind_each(values, "job", chosen.job_ids) + ")")
+    if chosen.message_ids:
+        clauses.append("m.id IN (" + _bind_each(values, "message", chosen.message_ids) + ")")
+    if chosen.stalled:
+        clauses.append("m.state = 'processing' AND m.lease_until_ms <= :lease_now_ms")
+        values["lease_now_ms"] = lease_now_ms
+    return " AND ".join(clauses), values
+
+
+def _bind_each(values: dict[str, object], name: str, each: Sequence[object]) -> str:
+    for number, value in enumerate(each):
+        values[f"{name}_{number}"] = value
+    return ", ".join(f":{name}_{number}" for number in range(len(each)))

@@ -1,0 +1,180 @@
+-- The queue file. Times ending in _ms are UTC milliseconds since 1970, except lease_until_ms,
+-- which counts on the monotonic clock of the boot named in the leasing worker's row.
+-- Everything here is STRICT: SQLite refuses a value of another type instead of keeping it.
+
+CREATE TABLE meta (
+  key   TEXT PRIMARY KEY NOT NULL,
+  value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- One row for each process that ever consumed or supervised: never reused ids, so that a lease
+-- names one life of one process. ended_at_ms is set once its deliveries were given back.
+CREATE TABLE worker (
+  id            INTEGER PRIMARY KEY AUTOINCREMENT,
+  name          TEXT NOT NULL,
+  kind          TEXT NOT NULL CHECK (kind IN ('worker', 'child', 'beat', 'client')),
+  parent_id     INTEGER,
+  pid           INTEGER NOT NULL,
+  host          TEXT NOT NULL,
+  boot          TEXT NOT NULL,
+  presence      TEXT NOT NULL,              -- identity of the presence file that holds its lock
+  slot          INTEGER NOT NULL,           -- its place in that file
+  slots         INTEGER NOT NULL DEFAULT 0, -- how many jobs it runs at once (a worker: all its children)
+  queues        TEXT NOT NULL DEFAULT '[]',
+  started_at_ms INTEGER NOT NULL,
+  ended_at_ms   INTEGER
+) STRICT;
+
+CREATE INDEX worker_alive ON worker (id) WHERE ended_at_ms IS NULL;
+
+CREATE TABLE queue (
+  name          TEXT PRIMARY KEY NOT NULL,
+  durable       INTEGER NOT NULL DEFAULT 1,
+  exclusive     INTEGER NOT NULL DEFAULT 0,
+  auto_delete   INTEGER NOT NULL DEFAULT 0,
+  arguments     TEXT NOT NULL DEFAULT '{}',
+  created_at_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE exchange (
+  name        TEXT PRIMARY KEY NOT NULL,
+  type        TEXT NOT NULL,
+  durable     INTEGER NOT NULL DEFAULT 1,
+  auto_delete INTEGER NOT NULL DEFAULT 0,
+  arguments   TEXT NOT NULL DEFAULT '{}'
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE binding (
+  exchange    TEXT NOT NULL,
+  routing_key TEXT NOT NULL,
+  queue       TEXT NOT NULL REFERENCES queue (name) ON DELETE CASCADE,
+  arguments   TEXT NOT NULL DEFAULT '{}',
+  PRIMARY KEY (exchange, routing_key, queue)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX binding_queue ON binding (queue);
+
+-- A message keeps its row through its whole life; an ack is an UPDATE. AUTOINCREMENT, because a
+-- reused rowid would let a stale ack hit another message.
+CREATE TABLE message (
+  id               INTEGER PRIMARY KEY AUTOINCREMENT,
+  queue            TEXT NOT NULL,
+  state            TEXT NOT NULL CHECK (state IN ('pending', 'scheduled', 'processing', 'done',
+                     'failed', 'permanently_failed', 'cancelled', 'expired')),
+  priority         INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN 0 AND 9),
+  job_id           TEXT,              -- the header `id`; several messages may share one
+  task             TEXT,              -- the header `task`; NULL: not a job
+  unique_key       TEXT,              -- a caller's own job_id: stored once
+  run              INTEGER NOT NULL DEFAULT 1,   -- raised by every requeue of an operator
+  attempts         INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- counted in this run
+  max_attempts     INTEGER,           -- NULL: the consumer's default
+  delivery         INTEGER NOT NULL DEFAULT 0,   -- the fencing token: raised by every claim
+  unnoted_losses   INTEGER NOT NULL DEFAULT 0,   -- deliveries lost with no record of a start
+  worker_id        INTEGER,           -- of the newest delivery; no foreign key: pruning workers must not scan messages
+  lease_until_ms   INTEGER,           -- monotonic
+  enqueued_at_ms   INTEGER NOT NULL,
+  due_at_ms        INTEGER,
+  expires_at_ms    INTEGER,
+  started_at_ms    INTEGER,           -- of the newest delivery
+  finished_at_ms   INTEGER,
+  exchange         TEXT NOT NULL DEFAULT '',
+  routing_key      TEXT NOT NULL DEFAULT '',
+  content_type     TEXT,
+  content_encoding TEXT,
+  headers          TEXT NOT NULL DEFAULT '{}',
+  properties       TEXT NOT NULL DEFAULT '{}',
+  body             BLOB,              -- NULL: in the table body, so that an ack does not rewrite it
+  result           TEXT,
+  error_type       TEXT,              -- of the newest failed attempt, or an operator's decision
+  error_message    TEXT,
+  CHECK ((state = 'processing') = (lease_until_ms IS NOT NULL)),
+  CHECK (state <> 'processing' OR worker_id IS NOT NULL),
+  CHECK (state NOT IN ('scheduled', 'failed') OR due_at_ms IS NOT NULL),
+  CHECK ((state IN ('done', 'permanently_failed', 'cancelled', 'expired')) = (finished_at_ms IS NOT NULL))
+) STRICT;
+
+-- Partial indexes: a backlog or a history of millions costs the hot path nothing, because each
+-- index holds only the rows of its states. A query must repeat the predicate to the letter.
+CREATE INDEX message_ready ON message (queue, priority DESC, id) WHERE state = 'pending';
+CREATE INDEX message_lease ON message (lease_until_ms) WHERE state = 'processing';
+CREATE INDEX message_due ON message (due_at_ms) WHERE state IN ('scheduled', 'failed');
+CREATE INDEX message_history ON message (state, finished_at_ms)
+  WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired');
+CREATE UNIQUE INDEX message_unique ON message (unique_key) WHERE unique_key IS NOT NULL;
+CREATE INDEX message_job ON message (job_id, id) WHERE job_id IS NOT NULL;
+
+CREATE TABLE body (
+  message_id INTEGER PRIMARY KEY REFERENCES message (id) ON DELETE CASCADE,
+  content    BLOB NOT NULL
+) STRICT;
+
+-- One row for each counted attempt that did not end well, and for a success that a requeue
+-- would otherwise overwrite. The newest success is the message row itself.
+CREATE TABLE attempt (
+  id            INTEGER PRIMARY KEY,
+  message_id    INTEGER NOT NULL REFERENCES message (id) ON DELETE CASCADE,
+  run           INTEGER NOT NULL,
+  attempt       INTEGER NOT NULL,
+  delivery      INTEGER NOT NULL,
+  worker        TEXT,
+  started_at_ms INTEGER,
+  ended_at_ms   INTEGER NOT NULL,
+  outcome       TEXT NOT NULL CHECK (outcome IN ('done', 'failed', 'lost', 'timed_out', 'rejected')),
+  error_type    TEXT,
+  error_message TEXT,
+  traceback     TEXT
+) STRICT;
+
+CREATE INDEX attempt_message ON attempt (message_id, id);
+
+-- What operators did, and to what.
+CREATE TABLE audit (
+  id         INTEGER PRIMARY KEY,
+  at_ms      INTEGER NOT NULL,
+  actor      TEXT NOT NULL,
+  action     TEXT NOT NULL,
+  message_id INTEGER,
+  job_id     TEXT,
+  reason     TEXT,
+  before     TEXT,
+  after      TEXT
+) STRICT;
+
+CREATE INDEX audit_message ON audit (message_id, id);
+
+-- Schedule entries as the beats last described them, and every tick that was enqueued: the
+-- primary key is what makes any number of beats enqueue each tick once.
+CREATE TABLE schedule (
+  entry         TEXT PRIMARY KEY NOT NULL,
+  description   TEXT NOT NULL,
+  target        TEXT NOT NULL,
+  first_seen_ms INTEGER NOT NULL,
+  next_due_ms   INTEGER,
+  error         TEXT
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tick (
+  entry   TEXT NOT NULL,
+  due_ms  INTEGER NOT NULL,
+  at_ms   INTEGER NOT NULL,
+  beat    TEXT NOT NULL,
+  jobs    INTEGER NOT NULL,
+  PRIMARY KEY (entry, due_ms)
+) STRICT, WITHOUT ROWID;
+
+-- The view for people and their own tools; its columns are a promise.
+CREATE VIEW jobs AS
+SELECT
+  job_id AS id,
+  id AS message_id,
+  task,
+  queue,
+  state,
+  priority,
+  attempts,
+  enqueued_at_ms,
+  due_at_ms,
+  started_at_ms,
+  finished_at_ms
+FROM message
+WHERE task IS NOT NULL;

@@ -1,0 +1,80 @@
+"""One open store per file and process, however many Kombu connections use it.
+
+Sharing is not only thrift: presence locks belong to the process and vanish with any descriptor
+of their file, and a process that holds two SQLite connections for writing waits for itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from sqlqueue_transport.errors import FileReplaced, TransportError
+from sqlqueue_transport.files import resolved_path
+from sqlqueue_transport.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_open: dict[Path, tuple[Store, int]] = {}
+_mutex = threading.RLock()
+
+
+def open_store(path: str | os.PathLike[str], *, create: bool = True, busy_timeout_s: float = 30.0) -> Store:
+    """Return this process's store of a file, opening it for the first caller.
+
+    Pair every call with `close_store`. Raises a CannotOpen that says what is wrong.
+    """
+    where = resolved_path(path)
+    with _mutex:
+        known = _open.get(where)
+        if known is not None:
+            store, users = known
+            try:
+                store.database.look_at_path()
+            except FileReplaced:
+                # The open one writes into a file nobody else sees; the caller gets the new one.
+                _open.pop(where)
+                with contextlib.suppress(TransportError):
+                    store.close()
+            else:
+                _open[where] = (store, users + 1)
+                return store
+        store = Store(where, create=create, busy_timeout_s=busy_timeout_s)
+        _open[where] = (store, 1)
+        return store
+
+
+def close_store(store: Store) -> None:
+    """Give a store back; the last user closes it."""
+    with _mutex:
+        known = _open.get(store.path)
+        if known is None or known[0] is not store:
+            return
+        users = known[1] - 1
+        if users:
+            _open[store.path] = (store, users)
+            return
+        _open.pop(store.path)
+        store.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close in order at exit: what is held is released at once instead of by a sweeper."""
+    with _mutex:
+        for store, _ in list(_open.values()):
+            with contextlib.suppress(TransportError, OSError):
+                store.close()
+        _open.clear()
+
+
+def _forget_mutex() -> None:
+    global _mutex  # noqa: PLW0603 - the fork may have copied it taken
+    _mutex = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_mutex)
