@@ -59,10 +59,12 @@ def write(value: object, *, where: str, depth: int = 0, max_bytes: int = MAX_BYT
     `where` is what an error calls the value; `depth` is how many brackets will be put around the
     text. Tuples become lists, as everywhere. Raises Unwritable; TooLarge above `max_bytes` of UTF-8.
     """
-    _refuse_what_json_changes(value, where=where, depth=depth, max_bytes=max_bytes)
     try:
+        _refuse_what_json_changes(value, where=where, depth=depth, max_bytes=max_bytes)
         text = _ENCODER.encode(value)
         size = len(text.encode())
+    except Unwritable:
+        raise
     except UnicodeEncodeError:
         raise Unwritable(f"{where} has text with half a surrogate pair in it") from None
     except Exception as error:  # noqa: BLE001
@@ -183,10 +185,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return value
 
 
-def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
-        raise Unreadable(f"has an integer of {len(digits):,} digits")
-    return int(digits)
+def _integer(text: str) -> int:
+    digits = len(text.lstrip("-"))
+    if digits > MAX_INTEGER_DIGITS:
+        raise Unreadable(f"has an integer of {digits:,} digits")
+    return int(text)
 
 
 def _finite(digits: str) -> float:

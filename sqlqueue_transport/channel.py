@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
+import os
 import threading
+import time
+from collections import deque
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from amqp.protocol import queue_declare_ok_t
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 
-from sqlqueue_transport.errors import InvalidMessage, LeaseLost
+from sqlqueue_transport.errors import CannotOpen, InvalidMessage, LeaseLost, WorkerSwept
 from sqlqueue_transport.message import Message
 from sqlqueue_transport.messages import (
+    Claim,
     Fault,
     NewMessage,
     Outcome,
@@ -35,6 +37,13 @@ from sqlqueue_transport.messages import (
     TickOf,
     make_tag,
     split_tag,
+)
+from sqlqueue_transport.publishing import (
+    HIGHEST_PRIORITY,
+    MAX_ATTEMPTS_PROPERTY,
+    UNIQUE_PROPERTY,
+    PublishBatch,
+    new_message,
 )
 from sqlqueue_transport.topology import valid_name
 
@@ -44,11 +53,12 @@ if TYPE_CHECKING:
     from sqlqueue_transport.options import Options
     from sqlqueue_transport.store import Store
 
-# Properties of our own; other transports ignore what they do not know.
-UNIQUE_PROPERTY = "sqlqueue_job_id"
-MAX_ATTEMPTS_PROPERTY = "sqlqueue_max_attempts"
-LOWEST_PRIORITY, HIGHEST_PRIORITY = 0, 9
-_LARGEST_INTEGER = 2**63 - 1
+# A consumer whose calls are short gets several messages a transaction, so that one transaction
+# serves them all; whose calls are long gets one, so that nothing waits behind it while a sibling
+# idles.
+LARGEST_BATCH = 16
+SHORT_CALL_S = 0.005
+LONG_CALL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +85,13 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         self.store: Store = connection.store
         self.options: Options = connection.options
         self.prefetch_count = 0
+        self._pid = os.getpid()
         self._by_tag: dict[str, Consumer] = {}
         self._turns = itertools.count()
-        # Delivery tags this channel holds, in the order it got them.
+        self._batch = 1
+        # Claimed, and not yet handed to its consumer.
+        self._arrived: deque[tuple[Consumer, Message]] = deque()
+        # Delivery tags that were handed over and not settled, in that order.
         self._unacked: dict[int, None] = {}
         self._unacked_mutex = threading.Lock()
         self._together: list[NewMessage] | None = None
@@ -98,7 +112,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         for what cannot be stored, a ChannelError when `mandatory` finds no queue. If the process
         dies midway it may or may not be stored.
         """
-        new = self._new_message(message, exchange or "", routing_key or "")
+        new = self.new_message(message, exchange, routing_key)
         if self._together is not None:
             self._together.append(new)
             return
@@ -112,7 +126,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         """Store all publishes of the block in one transaction, or none when the block raises.
 
         With `tick`, nothing is stored when that tick was enqueued before. The list yielded is
-        empty until the block ends and then holds one bool: whether it was stored. One thread.
+        empty until the block ends and then holds one bool: whether it was stored; it stays empty
+        when there was nothing to store. One thread.
         """
         if self._together is not None:
             message = "publishing_together inside publishing_together on the same channel"
@@ -123,48 +138,32 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
             yield stored
             waiting, self._together = self._together, None
             if waiting or tick is not None:
-                answers = self.store.publish(
-                    waiting, durable=self.options.sync_publish, tick=tick
-                )
-                stored.append(answers is not None)
+                stored.append(self.publish_all(waiting, tick))
         finally:
             self._together = None
 
-    def _new_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> NewMessage:
-        headers, properties = message["headers"], message["properties"]
-        body = message["body"]
-        if not exchange:
-            valid_name(routing_key, what="queue")
-        job_id, task = headers.get("id"), headers.get("task")
-        kept = {name: value for name, value in properties.items() if name not in _NOT_STORED}
-        return NewMessage(
-            body=_as_bytes(body, message["content-encoding"]),
-            queue=None if exchange else routing_key,
-            exchange=exchange,
-            routing_key=routing_key,
-            content_type=message["content-type"],
-            content_encoding=message["content-encoding"],
-            headers=_as_json(headers, "headers"),
-            properties=_as_json(kept, "properties"),
-            priority=_priority(properties.get("priority")),
-            job_id=job_id if isinstance(job_id, str) else None,
-            task=task if isinstance(task, str) else None,
-            unique_key=properties.get(UNIQUE_PROPERTY),
-            due_at_ms=_time_ms(headers.get("eta")) if self.options.hold_eta else None,
-            expires_at_ms=self._expires_ms(headers.get("expires"), properties.get("expiration")),
-            max_attempts=properties.get(MAX_ATTEMPTS_PROPERTY),
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """Return what `Producer.batch` publishes through: one transaction a flush."""
+        return PublishBatch(self, max_size)
+
+    def new_message(
+        self, message: dict[str, Any], exchange: str | None, routing_key: str | None
+    ) -> NewMessage:
+        """Make the row of a message that Kombu prepared. Raises InvalidMessage."""
+        return new_message(
+            message,
+            exchange or "",
+            routing_key or "",
+            now_ms=self.store.clock.wall_ms(),
+            hold_eta=self.options.hold_eta,
         )
 
-    def _expires_ms(self, expires: object, expiration: object) -> int | None:
-        """Return the earlier of Celery's `expires` header and AMQP's `expiration` (ms, as text)."""
-        times = [_time_ms(expires)]
-        if expiration is not None:
-            try:
-                times.append(self.store.clock.wall_ms() + int(str(expiration)))
-            except ValueError:
-                message = f"expiration {expiration!r} is not a number of milliseconds"
-                raise InvalidMessage(message) from None
-        return min((time for time in times if time is not None), default=None)
+    def publish_all(self, messages: Sequence[NewMessage], tick: TickOf | None = None) -> bool:
+        """Store messages in one transaction; False when the tick had been enqueued before."""
+        if not messages and tick is None:
+            return True
+        answers = self.store.publish(messages, durable=self.options.sync_publish, tick=tick)
+        return answers is not None
 
     # -- consume ----------------------------------------------------------------------------------
 
@@ -177,75 +176,114 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         **_: Any,
     ) -> str:
         """Deliver the queue's messages to `callback` when the transport drains; return the tag."""
+        self._refuse_closed()
         tag = consumer_tag or f"sqlqueue-{uuid4().hex}"
-        self._by_tag[tag] = Consumer(tag, queue, bool(no_ack), callback)
+        self._by_tag[tag] = Consumer(tag, valid_name(queue, what="queue"), bool(no_ack), callback)
         self._consumers.add(tag)
         return tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Stop delivering to a consumer; what it holds stays with it."""
+        """Stop delivering to a consumer; what it was handed stays with it."""
         self._by_tag.pop(consumer_tag, None)
         self._consumers.discard(consumer_tag)
+        unseen = [message for consumer, message in self._arrived if consumer.tag == consumer_tag]
+        self._arrived = deque(pair for pair in self._arrived if pair[0].tag != consumer_tag)
+        self._release([message.delivery_tag for message in unseen])
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Message | None:  # noqa: FBT001, FBT002
         """Take one message; None when nothing is ready."""
-        found = self._claim([queue], 1, no_ack=no_ack)
+        found = self._claim(valid_name(queue, what="queue"), 1, no_ack=no_ack)
+        for message in found:
+            self._hand_over(message)
         return found[0] if found else None
 
     @property
-    def consumed_queues(self) -> list[str]:
-        """Return the queues that have a consumer on this channel."""
-        return list(dict.fromkeys(one.queue for one in self._by_tag.values()))
-
-    def deliver_ready(self) -> int:
-        """Claim what the consumers may have and call them; return how many messages.
-
-        Messages are claimed for one consumer at a time, in turns, so that no queue starves.
-        """
-        consumers = list(self._by_tag.values())
-        if not consumers:
-            return 0
-        first = next(self._turns) % len(consumers)
-        delivered = 0
-        for consumer in consumers[first:] + consumers[:first]:
-            room = self._room()
-            if room <= 0:
-                break
-            # One at a time without a prefetch count of its own would be slow, all would starve
-            # the siblings: a batch is bounded by the prefetch, and by a cap when that is "no limit".
-            for message in self._claim([consumer.queue], room, no_ack=consumer.no_ack, tag=consumer.tag):
-                delivered += 1
-                consumer.callback(message)
-        return delivered
+    def open_queues(self) -> list[str]:
+        """Return the queues whose messages a consumer of this channel may take now."""
+        has_room = self._room() > 0
+        return list(
+            dict.fromkeys(
+                one.queue for one in list(self._by_tag.values()) if has_room or one.no_ack
+            )
+        )
 
     @property
-    def has_room(self) -> bool:
-        """Say whether the prefetch count lets this channel take more."""
-        return self._room() > 0
+    def is_consuming(self) -> bool:
+        """Say whether the channel has a consumer."""
+        return bool(self._by_tag)
+
+    def deliver_one(self) -> bool:
+        """Hand the next message to its consumer; say whether there was one.
+
+        What a callback raises passes through; the message is then still this channel's.
+        """
+        if not self._arrived:
+            self._fetch()
+        try:
+            consumer, message = self._arrived.popleft()
+        except IndexError:
+            return False
+        self._hand_over(message)
+        began_s = time.monotonic()
+        consumer.callback(message)
+        took_s = time.monotonic() - began_s
+        if took_s < SHORT_CALL_S:
+            self._batch = min(self._batch * 2, LARGEST_BATCH)
+        elif took_s > LONG_CALL_S:
+            self._batch = 1
+            self._release_arrived()
+        return True
+
+    def _fetch(self) -> None:
+        """Claim for one consumer, in turns, so that no queue starves."""
+        consumers = list(self._by_tag.values())
+        if not consumers:
+            return
+        first = next(self._turns) % len(consumers)
+        for consumer in consumers[first:] + consumers[:first]:
+            # Without acknowledgements a message is done when it is claimed, so one at a time: if
+            # the process dies, one is lost, as everywhere with no_ack.
+            limit = 1 if consumer.no_ack else min(self._room(), self._batch)
+            if limit <= 0:
+                continue
+            messages = self._claim(consumer.queue, limit, no_ack=consumer.no_ack, tag=consumer.tag)
+            if messages:
+                self._arrived.extend((consumer, message) for message in messages)
+                return
 
     def _room(self) -> int:
-        return (self.prefetch_count or self.options.max_prefetch) - len(self._unacked)
+        """Return how many more messages the prefetch count allows."""
+        allowed = self.prefetch_count or self.options.max_prefetch
+        return allowed - len(self._unacked) - len(self._arrived)
 
     def _claim(
-        self,
-        queues: Sequence[str],
-        limit: int,
-        *,
-        no_ack: bool,
-        tag: str | None = None,
+        self, queue: str, limit: int, *, no_ack: bool, tag: str | None = None
     ) -> list[Message]:
-        claim = self.store.claim(
-            queues, limit, lease_s=self.options.visibility_timeout, no_ack=no_ack
-        )
-        messages = [Message(delivery, self, tag) for delivery in claim.deliveries]
-        if messages and not no_ack:
-            with self._unacked_mutex:
-                self._unacked.update(dict.fromkeys(message.delivery_tag for message in messages))
+        self._refuse_closed()
+        claim = self._claim_registered(queue, limit, no_ack=no_ack)
+        if claim.deliveries and not no_ack:
             self.connection.keep_leases()
-        elif no_ack:
-            for message in messages:
-                message._state = "ACK"  # noqa: SLF001 - nothing is left to acknowledge
-        return messages
+        return [Message(one, self, tag, is_settled=no_ack) for one in claim.deliveries]
+
+    def _claim_registered(self, queue: str, limit: int, *, no_ack: bool) -> Claim:
+        lease_s = self.options.visibility_timeout
+        try:
+            return self.store.claim([queue], limit, lease_s=lease_s, no_ack=no_ack)
+        except WorkerSwept:
+            # Whoever took us for dead gave back what we held; our late settlements of that will
+            # be refused. A plain consumer just goes on under a new worker id.
+            self.store.consumers.leave()
+            return self.store.claim([queue], limit, lease_s=lease_s, no_ack=no_ack)
+
+    def _hand_over(self, message: Message) -> None:
+        if not message.is_settled:
+            with self._unacked_mutex:
+                self._unacked[message.delivery_tag] = None
+
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            message = "this channel is closed; open another one"
+            raise CannotOpen(message)
 
     # -- settle -----------------------------------------------------------------------------------
 
@@ -259,8 +297,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         """Settle deliveries and take new ones in one transaction.
 
         Return the messages, and the tags whose settlement was refused because their lease is
-        over. A settled delivery must not be acknowledged again.
+        over. A settled delivery must not be acknowledged again. Raises WorkerSwept, and has then
+        changed nothing.
         """
+        self._refuse_closed()
         claim = self.store.claim(
             queues,
             limit,
@@ -296,7 +336,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
 
         A late acknowledgement changes nothing and raises LeaseLost.
         """
-        self._settle_each(self._up_to(delivery_tag, multiple=multiple), Outcome.done(), quiet=multiple)
+        self._settle_each(
+            self._up_to(delivery_tag, multiple=multiple), Outcome.done(), quiet=multiple
+        )
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
         """Hand a delivery back to its old place, or without `requeue` to the dead letters."""
@@ -320,16 +362,20 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         self.prefetch_count = prefetch_count or 0
 
     def release_all(self) -> None:
-        """Hand back everything this channel holds, uncounted; late ones are left alone."""
+        """Hand back everything this channel holds, uncounted; late ones are left alone.
+
+        In a forked child nothing is handed back: what the parent's channel held is the parent's.
+        """
         with self._unacked_mutex:
             tags = list(self._unacked)
-        if tags:
-            self._settle_each(tags, Outcome.release(), quiet=True)
+        tags += self._forget_arrived()
+        if self._pid == os.getpid():
+            self._release(tags)
 
     @property
     def holds_any(self) -> bool:
         """Say whether a delivery of this channel is unsettled."""
-        return bool(self._unacked)
+        return bool(self._unacked or self._arrived)
 
     def _up_to(self, delivery_tag: int, *, multiple: bool) -> list[int]:
         if not multiple:
@@ -339,13 +385,27 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
             tags = list(self._unacked)
         return tags[: tags.index(delivery_tag) + 1] if delivery_tag in tags else [delivery_tag]
 
+    def _release_arrived(self) -> None:
+        self._release(self._forget_arrived())
+
+    def _forget_arrived(self) -> list[int]:
+        arrived, self._arrived = self._arrived, deque()
+        return [message.delivery_tag for _, message in arrived if not message.is_settled]
+
+    def _release(self, tags: Sequence[int]) -> None:
+        if tags:
+            self._settle_each(tags, Outcome.release(), quiet=True)
+
     def _settle_each(self, tags: Sequence[int], outcome: Outcome, *, quiet: bool) -> None:
+        had_room = self._room() > 0
         refused = self.store.settle(
             [_settlement(tag, outcome) for tag in tags], durable=self.options.sync_settle
         )
         with self._unacked_mutex:
             for tag in tags:
                 self._unacked.pop(tag, None)
+        if not had_room and self.connection is not None:
+            self.connection.make_room()
         if refused and not quiet:
             raise LeaseLost(refused[0].message_id, refused[0].delivery)
 
@@ -473,8 +533,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         if self.closed:
             return
         self.closed = True
-        for tag in list(self._by_tag):
-            self.basic_cancel(tag)
+        self._by_tag.clear()
+        self._consumers.clear()
         try:
             self.release_all()
         finally:
@@ -483,81 +543,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
             self.exchange_types = None
 
 
-# What Kombu's virtual base adds for itself; delivery info and tag are made anew at delivery.
-_NOT_STORED = frozenset(
-    {"delivery_info", "delivery_tag", "body_encoding", UNIQUE_PROPERTY, MAX_ATTEMPTS_PROPERTY}
-)
-
-
 def _settlement(tag: int, outcome: Outcome) -> Settlement:
     return Settlement(*split_tag(tag), outcome)
 
 
-def _as_bytes(body: object, content_encoding: str | None) -> bytes:
-    if isinstance(body, bytes):
-        return body
-    if isinstance(body, (bytearray, memoryview)):
-        return bytes(body)
-    if body is None:
-        return b""
-    encoding = content_encoding if content_encoding not in {None, "binary"} else "utf-8"
-    try:
-        return str(body).encode(encoding or "utf-8")
-    except (UnicodeEncodeError, LookupError) as error:
-        message = f"the body cannot be written as {encoding}: {error}"
-        raise InvalidMessage(message) from error
-
-
-def _as_json(values: dict[str, Any], what: str) -> str:
-    try:
-        return json.dumps(values, default=_plain, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        message = f"the {what} of the message cannot be stored as JSON: {error}"
-        raise InvalidMessage(message) from error
-
-
-def _plain(value: object) -> object:
-    """Write what Kombu programs put into headers; never with Kombu's decoder in mind.
-
-    Kombu's own decoder revives `__type__` objects, which would make data run code.
-    """
-    if isinstance(value, (datetime, date)):
-        return value.isoformat()
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    text = f"{type(value).__name__} is not JSON"
-    raise TypeError(text)
-
-
-def _priority(given: object) -> int:
-    """Return 0 to 9, clamped as in Kombu's virtual transports; text or fractions are refused."""
-    if given is None:
-        return LOWEST_PRIORITY
-    if isinstance(given, bool) or not isinstance(given, int):
-        message = f"priority {given!r} is not a whole number from 0 to 9"
-        raise InvalidMessage(message)
-    return max(LOWEST_PRIORITY, min(given, HIGHEST_PRIORITY))
-
-
-def _time_ms(given: object) -> int | None:
-    """Read a time of Celery's headers: ISO 8601 text, a datetime, or None.
-
-    A time without a zone is UTC. What cannot be read is left to the consumer, who reads the same
-    header: the message is then delivered at once.
-    """
-    if isinstance(given, str):
-        try:
-            given = datetime.fromisoformat(given.replace("Z", "+00:00"))
-        except ValueError:
-            return None
-    if not isinstance(given, datetime):
-        return None
-    aware = given if given.tzinfo else given.replace(tzinfo=timezone.utc)
-    try:
-        return min(round(aware.timestamp() * 1000), _LARGEST_INTEGER)
-    except (OverflowError, ValueError):
-        return None
+__all__ = ["MAX_ATTEMPTS_PROPERTY", "UNIQUE_PROPERTY", "Channel", "Consumer"]

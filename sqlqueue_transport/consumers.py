@@ -125,9 +125,7 @@ class Consumers:
             found = PresenceFile.attach(self._database.presence_path)
             if found is None or row is None or row[0] != found.identity:
                 found = PresenceFile.create(self._database.presence_path)
-                connection.execute(
-                    sql.SET_META, {"key": _PRESENCE_KEY, "value": found.identity}
-                )
+                connection.execute(sql.SET_META, {"key": _PRESENCE_KEY, "value": found.identity})
             self._refuse_other_clocks(connection, found)
             return found
 
@@ -457,7 +455,10 @@ class Consumers:
             presence.give_back(entry.slot)
 
     def _sweep_worker(self, worker: Worker, presence: PresenceFile) -> list[Lost]:
-        if worker.presence == presence.identity and presence.entry(worker.slot).worker_id == worker.id:
+        if (
+            worker.presence == presence.identity
+            and presence.entry(worker.slot).worker_id == worker.id
+        ):
             return self._sweep_slot(presence.entry(worker.slot))
         return self._database.write(lambda c: self._end(c, worker.id, {}))
 
@@ -476,13 +477,13 @@ class Consumers:
             for entry in presence.entries()
             for note in presence.notes(entry.slot).values()
         }
-        rows = connection.execute(
-            sql.OVERDUE, {"lease_now_ms": self._clock.lease_ms()}
-        ).fetchall()
+        rows = connection.execute(sql.OVERDUE, {"lease_now_ms": self._clock.lease_ms()}).fetchall()
         fault = Fault(
             "LeaseOver", "the worker neither ended the job nor extended its lease in time"
         )
-        return [self._lose(connection, Held(*row), notes, {row[0]: ("lost", fault)}) for row in rows]
+        return [
+            self._lose(connection, Held(*row), notes, {row[0]: ("lost", fault)}) for row in rows
+        ]
 
     def _end(
         self,
@@ -558,9 +559,7 @@ class Consumers:
             connection.execute(sql.LOSE_TO_DEAD, values)
         else:
             connection.execute(sql.LOSE_UNCOUNTED, values)
-        return Lost(
-            held.message_id, held.job_id, held.task, held.queue, held.worker, counted, dead
-        )
+        return Lost(held.message_id, held.job_id, held.task, held.queue, held.worker, counted, dead)
 
     # -- forking ------------------------------------------------------------------------------------
 

@@ -53,7 +53,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-APPLICATION_ID = 0x53514C51  # "SQLQ", in the file's header (sqlite.org/pragma.html#pragma_application_id)
+APPLICATION_ID = (
+    0x53514C51  # "SQLQ", in the file's header (sqlite.org/pragma.html#pragma_application_id)
+)
 SCHEMA_VERSION = 1
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_S = 30.0
@@ -617,7 +619,9 @@ def _translated(error: sqlite3.Error, path: Path) -> TransportError:
             f"{path} is damaged ({text}); stop everything and restore a backup, or try "
             "'.recover' of the sqlite3 shell on a copy",
         )
-    if any(hint in text for hint in ("disk is full", "disk I/O error", "readonly", "unable to open")):
+    if any(
+        hint in text for hint in ("disk is full", "disk I/O error", "readonly", "unable to open")
+    ):
         return DiskFault(f"{path}: {text}; free space or mend the permissions, nothing was changed")
     if isinstance(error, sqlite3.OperationalError) and "no such table" in text:
         return ForeignDatabase(f"{path} lacks our tables ({text})")

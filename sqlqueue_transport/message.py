@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import json
+import lzma
 import sys
+import zlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +17,42 @@ if TYPE_CHECKING:
     from sqlqueue_transport.channel import Channel
     from sqlqueue_transport.messages import Delivery
 
+# A few kilobytes can unpack to gigabytes. Kombu's codecs have no bound; these three have.
+LARGEST_UNPACKED_BYTES = 64 * 1024 * 1024
+_BOUNDED_CODECS: dict[str, Any] = {
+    "application/x-gzip": zlib.decompressobj,
+    "gzip": zlib.decompressobj,
+    "zlib": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "bzip2": bz2.BZ2Decompressor,
+    "bzip": bz2.BZ2Decompressor,
+    "application/x-lzma": lzma.LZMADecompressor,
+    "lzma": lzma.LZMADecompressor,
+    "xz": lzma.LZMADecompressor,
+}
+
 
 class Message(KombuMessage):  # type: ignore[misc]  # kombu has no types
     """Be one delivery, as Kombu's consumers expect it.
 
-    Beyond Kombu's attributes it has `delivery`, the row it came from. A body that cannot be
-    decompressed is reported through `errors`, as Kombu does.
+    Beyond Kombu's attributes it has `delivery`, the row it came from, and `is_settled`: whether
+    it was done when it was claimed (`no_ack`). A body that cannot be decompressed is reported
+    through `errors`, as Kombu does.
     """
 
-    def __init__(self, delivery: Delivery, channel: Channel, consumer_tag: str | None = None) -> None:
+    def __init__(
+        self,
+        delivery: Delivery,
+        channel: Channel,
+        consumer_tag: str | None = None,
+        *,
+        is_settled: bool = False,
+    ) -> None:
         """Wrap a delivery; costs no decoding."""
         # Not calling Kombu's __init__: it would decode headers and properties at once.
-        self.errors: list[Any] = []
+        self._errors: list[Any] = []
         self.delivery = delivery
+        self.is_settled = is_settled
         self.channel = channel
         self.delivery_tag = delivery.tag
         self.content_type = delivery.content_type
@@ -42,8 +68,13 @@ class Message(KombuMessage):  # type: ignore[misc]  # kombu has no types
         }
         if consumer_tag is not None:
             self.delivery_info["consumer_tag"] = consumer_tag
-        if '"compression"' in delivery.headers:
-            _ = self.body  # Kombu's consumers look at `errors` before they decode
+
+    @property
+    def errors(self) -> list[Any]:
+        """Return what went wrong in unpacking; Kombu's consumers look here before they decode."""
+        if '"compression"' in self.delivery.headers:
+            _ = self.body
+        return self._errors
 
     @cached_property
     def headers(self) -> dict[str, Any]:
@@ -66,7 +97,29 @@ class Message(KombuMessage):  # type: ignore[misc]  # kombu has no types
         compression = self.headers.get("compression")
         if compression:
             try:
-                body = decompress(body, compression)
+                body = _unpacked(body, compression)
             except Exception:  # noqa: BLE001 - whatever a codec raises is the message's fault
-                self.errors.append(sys.exc_info())
+                self._errors.append(sys.exc_info())
         return body
+
+    def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - Kombu's signature
+        """Acknowledge; nothing is left to do for a message that was consumed with `no_ack`."""
+        if not self.is_settled:
+            super().ack(multiple=multiple)
+
+
+def _unpacked(body: bytes, codec: str) -> bytes:
+    """Decompress. Raises whatever the codec raises, ValueError when it would grow too large."""
+    bounded = _BOUNDED_CODECS.get(codec)
+    if bounded is None:
+        unpacked: bytes = decompress(body, codec)  # a codec the user installed or registered
+        return unpacked
+    machine = bounded()
+    found: bytes = machine.decompress(body, LARGEST_UNPACKED_BYTES)
+    if not machine.eof:
+        if len(found) >= LARGEST_UNPACKED_BYTES:
+            message = f"the body unpacks to more than {LARGEST_UNPACKED_BYTES} bytes"
+        else:
+            message = "the compressed body ends too early"
+        raise ValueError(message)
+    return found

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sqlqueue_transport.errors import InvalidMessage
 from sqlqueue_transport.lifecycle import Event
+
+LONGEST_WAIT_S = 10 * 366 * 24 * 3600.0
 
 DELIVERY_BITS = 32
 _DELIVERY_MASK = (1 << DELIVERY_BITS) - 1
@@ -89,6 +92,16 @@ def split_tag(tag: int) -> tuple[int, int]:
     return tag >> DELIVERY_BITS, tag & _DELIVERY_MASK
 
 
+def storable(text: str | None) -> str | None:
+    """Return text as SQLite can hold it: lone surrogates are written as their escapes.
+
+    JSON stays the same JSON by that: there, too, `\\udcff` is how one is written.
+    """
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Say what went wrong in an attempt: a type's name, a sentence, and a traceback or None."""
@@ -118,7 +131,10 @@ class Outcome:
 
     @classmethod
     def retry(cls, fault: Fault, *, in_s: float, cause: str = "failed") -> Outcome:
-        """Count a failed attempt and run again after `in_s` seconds."""
+        """Count a failed attempt and run again after `in_s` seconds, at most ten years."""
+        if not 0 <= in_s <= LONGEST_WAIT_S:  # NaN is not, either
+            message = f"a retry in {in_s} s is not possible; give 0 to {LONGEST_WAIT_S:.0f}"
+            raise InvalidMessage(message)
         return cls(Event.RETRY, fault=fault, retry_in_s=in_s, cause=cause)
 
     @classmethod

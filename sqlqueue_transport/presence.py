@@ -42,7 +42,9 @@ _HEADER = struct.Struct("<8sII16s")
 _SLEEPING_AT = 1024  # one byte a slot: "wake me"
 _USED_AT = 2048  # one byte a slot: somebody registered here
 _ENTRIES_AT = 4096
-_ENTRY = struct.Struct("<QQQQqQQ")  # worker, pid, heartbeat, queue mask, wake at, jobs ended, parent
+_ENTRY = struct.Struct(
+    "<QQQQqQQ"
+)  # worker, pid, heartbeat, queue mask, wake at, jobs ended, parent
 _ENTRY_SIZE = 2048
 _NOTES_AT = 128
 _NOTE = struct.Struct("<QQQQQ")  # message, delivery, started, deadline, check
@@ -105,7 +107,9 @@ class PresenceFile:
         self._held: set[int] = set()
         magic, slots, notes, identity = _HEADER.unpack_from(self._memory, 0)
         if (magic, slots, notes) != (_MAGIC, SLOTS, NOTES):
-            message = f"{path} is not a presence file of this version; stop all workers and remove it"
+            message = (
+                f"{path} is not a presence file of this version; stop all workers and remove it"
+            )
             raise CannotOpen(message)
         self.identity = identity.hex()
         forking.guard(self)
@@ -171,9 +175,7 @@ class PresenceFile:
             if slot in self._held:
                 return False  # a process's own lock does not exclude it
             try:
-                fcntl.lockf(
-                    self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _entry_at(slot)
-                )
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _entry_at(slot))
             except (BlockingIOError, PermissionError):
                 return False
             self._held.add(slot)
@@ -192,7 +194,9 @@ class PresenceFile:
         self.give_back(slot)
         return True
 
-    def write_entry(self, slot: int, *, worker_id: int, pid: int, heartbeat_ms: int, parent_id: int) -> None:
+    def write_entry(
+        self, slot: int, *, worker_id: int, pid: int, heartbeat_ms: int, parent_id: int
+    ) -> None:
         """Describe the new owner of a slot this process holds; its notes start empty."""
         at = _entry_at(slot)
         self._memory[at : at + _ENTRY_SIZE] = bytes(_ENTRY_SIZE)

@@ -250,9 +250,7 @@ class Reading:
         """Return one job whole; None when there is no such message."""
 
         def work(connection: sqlite3.Connection) -> tuple[list[object], ...] | None:
-            row = connection.execute(
-                _JOB_COLUMNS + "m.id = :id", {"id": message_id}
-            ).fetchone()
+            row = connection.execute(_JOB_COLUMNS + "m.id = :id", {"id": message_id}).fetchone()
             if row is None:
                 return None
             values = {"id": message_id}
@@ -301,8 +299,7 @@ class Reading:
 
         def work(connection: sqlite3.Connection) -> dict[str, int]:
             found = {
-                name: connection.execute(query).fetchone()[0]
-                for name, query in _INVARIANTS.items()
+                name: connection.execute(query).fetchone()[0] for name, query in _INVARIANTS.items()
             }
             return {name: count for name, count in found.items() if count}
 
@@ -360,7 +357,9 @@ def _where(chosen: JobFilter, lease_now_ms: int) -> tuple[str, dict[str, object]
         clauses.append("m.task = :task")
         values["task"] = chosen.task
     if chosen.worker is not None:
-        clauses.append("(w.name = :worker OR substr(w.name, 1, length(:worker) + 1) = :worker || '/')")
+        clauses.append(
+            "(w.name = :worker OR substr(w.name, 1, length(:worker) + 1) = :worker || '/')"
+        )
         values["worker"] = chosen.worker
     if chosen.error is not None:
         clauses.append("instr(m.error_type || ': ' || m.error_message, :error) > 0")

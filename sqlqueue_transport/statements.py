@@ -211,7 +211,7 @@ LIMIT 200
 """
 
 COUNT_LOSSES = """
-SELECT count(*) FROM attempt WHERE message_id = :id AND run = :run AND outcome = 'lost'
+SELECT count(*) FROM attempt WHERE message_id = :id AND run = :run AND outcome IN ('lost', 'timed_out')
 """
 
 # A sweeper settles for somebody else, so it does not ask for an unexpired lease.

@@ -14,6 +14,7 @@ that an idle consumer writes nothing.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport import statements as sql
@@ -23,6 +24,7 @@ from sqlqueue_transport.consumers import Consumers
 from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database
 from sqlqueue_transport.errors import InvalidMessage, WorkerSwept
 from sqlqueue_transport.files import resolved_path
+from sqlqueue_transport.housekeeping import Housekeeping
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import (
     Claim,
@@ -32,6 +34,7 @@ from sqlqueue_transport.messages import (
     Published,
     Settlement,
     TickOf,
+    storable,
 )
 from sqlqueue_transport.reading import Reading
 from sqlqueue_transport.schedules import Schedules
@@ -39,11 +42,22 @@ from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:
     import os
-    import sqlite3
     from collections.abc import Sequence
 
 # Above this size a body lies in a table of its own: an ack of a 200 kB row took 207 µs, now 11.
 INLINE_BODY_BYTES = 16_384
+# Ended in one transaction, so that a flood of expired messages never holds the writer for long.
+EXPIRED_AT_ONCE = 200
+# What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
+# broken CHECK, a lone surrogate, an integer beyond 64 bits, a body beyond SQLite's limit.
+_NOT_STORABLE = (
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    UnicodeEncodeError,
+    OverflowError,
+)
 
 _SETTLE_BY_EVENT = {
     Event.COMPLETE: sql.COMPLETE,
@@ -57,7 +71,8 @@ class Store:
     """Keep one queue file for this process; safe to share between threads.
 
     `topology` declares queues and bindings, `consumers` knows who is alive, `schedules` what
-    the beats described; `reading` and `acting` serve operators. Errors: `errors.Unavailable` kinds when the file cannot be used.
+    the beats described; `reading` and `acting` serve operators. Errors: `errors.Unavailable`
+    kinds when the file cannot be used.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class Store:
             self.consumers = Consumers(self.database, clock)
             self.reading = Reading(self.database, clock, self.consumers)
             self.schedules = Schedules(self.database, clock)
+            self.housekeeping = Housekeeping(self.database, clock)
             self.acting = Acting(self.database, clock, self.consumers)
             self.database.write(lambda _: None)  # opens and checks
             self.consumers.attach()
@@ -101,32 +117,26 @@ class Store:
 
         Return one answer per message (of several bound queues the first; message id 0 when no
         queue was bound), or None when `tick` had been enqueued before: then nothing is stored.
-        With `durable` it survives a power cut once this has returned. If the process dies
-        midway, all of it is stored or nothing.
+        With `durable` it survives a power cut once this has returned. Raises InvalidMessage when
+        one of them cannot be stored. If the process dies midway, all of it is stored or nothing.
         """
-        now_ms = self.clock.wall_ms()
         landed: list[tuple[str, int | None]] = []
 
         def work(connection: sqlite3.Connection) -> list[Published] | None:
+            # Here and below the clocks are read under the writer lock: waiting for it may have
+            # taken longer than a lease.
+            now_ms = self.clock.wall_ms()
             landed.clear()
-            if tick is not None:
-                taken = connection.execute(
-                    sql.TAKE_TICK,
-                    {
-                        "entry": tick.entry,
-                        "due_ms": tick.due_ms,
-                        "now_ms": now_ms,
-                        "beat": tick.beat,
-                        "jobs": len(messages),
-                    },
-                ).rowcount
-                if not taken:
-                    return None
+            if tick is not None and not _take_tick(connection, tick, len(messages), now_ms):
+                return None
             return [_insert(connection, message, now_ms, landed) for message in messages]
 
-        answers = self.database.write(work, durable=durable)
-        for queue, due_at_ms in landed:
-            self.consumers.wake(queue, due_at_ms)
+        try:
+            answers = self.database.write(work, durable=durable)
+        except _NOT_STORABLE as error:
+            text = f"the message cannot be stored: {error}"
+            raise InvalidMessage(text) from error
+        self._wake(landed)
         return answers
 
     # -- claim and settle ---------------------------------------------------------------------------
@@ -163,19 +173,18 @@ class Store:
         """Settle what waits, then take up to `limit` ready messages under a lease.
 
         Queues are asked in the order given, higher priorities first, then first in, first out.
-        The caller must be registered (`consumers.register`). With `no_ack` the messages are done
-        at once. Raises WorkerSwept when this process was taken for dead; the settlements are then
-        still applied or refused one by one by a later `settle`. If the process dies midway,
-        nothing happened, or all of it; then its claims come back with its presence.
+        This process is registered as a plain client if it is not yet. With `no_ack` the messages
+        are done at once. Raises WorkerSwept when this process was taken for dead; the settlements
+        are then still applied or refused one by one by a later `settle`. If the process dies
+        midway, nothing happened, or all of it; then its claims come back with its presence.
         """
         if not settlements and not self.has_work(queues):
             return Claim()
         worker_id = self.consumers.worker_id
-        now_ms, lease_now_ms = self.clock.wall_ms(), self.clock.lease_ms()
-        lease_until_ms = lease_now_ms + round(lease_s * 1000)
         waiting: list[tuple[str, int | None]] = []
 
         def work(connection: sqlite3.Connection) -> Claim:
+            now_ms, lease_now_ms = self.clock.wall_ms(), self.clock.lease_ms()
             waiting.clear()
             refused = _settle_all(connection, settlements, now_ms, lease_now_ms, waiting)
             if not connection.execute(
@@ -184,65 +193,67 @@ class Store:
                 message = f"worker {worker_id} was taken for dead; register again"
                 raise WorkerSwept(message)
             connection.execute(sql.PROMOTE, {"now_ms": now_ms})
+            lease = {
+                "worker_id": worker_id,
+                "lease_until_ms": lease_now_ms + round(lease_s * 1000),
+                "now_ms": now_ms,
+            }
             deliveries: list[Delivery] = []
             more = False
             for queue in queues:
-                if len(deliveries) >= limit:
-                    more = more or bool(connection.execute(sql.ANY_READY, {"queue": queue}).fetchone())
-                    continue
-                taken, left = _take(
-                    connection,
-                    queue,
-                    limit - len(deliveries),
-                    {"worker_id": worker_id, "lease_until_ms": lease_until_ms, "now_ms": now_ms},
-                )
+                taken, left = _take(connection, queue, limit - len(deliveries), lease)
                 deliveries += taken
                 more = more or left
             if no_ack:
-                for delivery in deliveries:
-                    _settle(
-                        connection,
-                        Settlement(delivery.message_id, delivery.delivery, Outcome.done()),
-                        now_ms,
-                        lease_now_ms,
-                    )
+                for one in deliveries:
+                    ended = Settlement(one.message_id, one.delivery, Outcome.done())
+                    _settle(connection, ended, now_ms, lease_now_ms)
             return Claim(deliveries, refused, more)
 
         claim = self.database.write(work, durable=durable and bool(settlements))
+        self._wake(waiting)
+        if claim.more and limit > 0 and not claim.deliveries:
+            # So many expired messages lay in front that one transaction did not get through.
+            again = self.claim(queues, limit, lease_s=lease_s, no_ack=no_ack)
+            return Claim(again.deliveries, claim.refused, again.more)
         if claim.more:
             # A publisher wakes one sleeper per message it sees; several may have met the same
             # sleeper. Whoever finds more than he takes passes the word on.
-            for queue in queues:
-                self.consumers.wake(queue, None)
-        for queue, due_at_ms in waiting:
-            self.consumers.wake(queue, due_at_ms)
+            self._wake([(queue, None) for queue in queues])
         return claim
 
-    def settle(self, settlements: Sequence[Settlement], *, durable: bool = False) -> list[Settlement]:
+    def settle(
+        self, settlements: Sequence[Settlement], *, durable: bool = False
+    ) -> list[Settlement]:
         """End deliveries in one transaction and return those refused because their lease is over.
 
         If the process dies midway, all of them are applied or none.
         """
         if not settlements:
             return []
-        now_ms, lease_now_ms = self.clock.wall_ms(), self.clock.lease_ms()
         waiting: list[tuple[str, int | None]] = []
 
         def work(connection: sqlite3.Connection) -> list[Settlement]:
             waiting.clear()
-            return _settle_all(connection, settlements, now_ms, lease_now_ms, waiting)
+            return _settle_all(
+                connection, settlements, self.clock.wall_ms(), self.clock.lease_ms(), waiting
+            )
 
         refused = self.database.write(work, durable=durable)
-        for queue, due_at_ms in waiting:
-            self.consumers.wake(queue, due_at_ms)
+        self._wake(waiting)
         return refused
 
-    def extend(self, deliveries: Sequence[tuple[int, int]], seconds: float) -> list[tuple[int, int]]:
-        """Lengthen leases to at least `seconds` from now; return those that are over already."""
-        lease_now_ms = self.clock.lease_ms()
-        until_ms = lease_now_ms + round(seconds * 1000)
+    def extend(
+        self, deliveries: Sequence[tuple[int, int]], seconds: float
+    ) -> list[tuple[int, int]]:
+        """Lengthen leases to at least `seconds` from now; return those that are over already.
+
+        If the process dies midway, all are lengthened or none.
+        """
 
         def work(connection: sqlite3.Connection) -> list[tuple[int, int]]:
+            lease_now_ms = self.clock.lease_ms()
+            until_ms = lease_now_ms + round(seconds * 1000)
             return [
                 (message_id, delivery)
                 for message_id, delivery in deliveries
@@ -259,12 +270,28 @@ class Store:
 
         return self.database.write(work) if deliveries else []
 
+    def _wake(self, waiting: Sequence[tuple[str, int | None]]) -> None:
+        """Wake who sleeps for these (queue, due) pairs, after the commit that stored them."""
+        for queue, due_at_ms in waiting:
+            self.consumers.wake(queue, due_at_ms)
+
     def close(self) -> None:
         """Give back what this process still holds, uncounted, and close; harmless when closed."""
         try:
             self.consumers.leave()
         finally:
             self.database.close()
+
+
+def _take_tick(connection: sqlite3.Connection, tick: TickOf, jobs: int, now_ms: int) -> bool:
+    values = {
+        "entry": tick.entry,
+        "due_ms": tick.due_ms,
+        "now_ms": now_ms,
+        "beat": tick.beat,
+        "jobs": jobs,
+    }
+    return bool(connection.execute(sql.TAKE_TICK, values).rowcount)
 
 
 def _insert(
@@ -291,33 +318,28 @@ def _insert_into(
 ) -> Published:
     is_later = message.due_at_ms is not None and message.due_at_ms > now_ms
     inline = len(message.body) <= INLINE_BODY_BYTES
-    try:
-        cursor = connection.execute(
-            sql.PUBLISH,
-            {
-                "queue": queue,
-                "state": (State.SCHEDULED if is_later else State.PENDING).value,
-                "priority": message.priority,
-                "job_id": message.job_id,
-                "task": message.task,
-                "unique_key": message.unique_key,
-                "max_attempts": message.max_attempts,
-                "now_ms": now_ms,
-                "due_at_ms": message.due_at_ms,
-                "expires_at_ms": message.expires_at_ms,
-                "exchange": message.exchange,
-                "routing_key": message.routing_key,
-                "content_type": message.content_type,
-                "content_encoding": message.content_encoding,
-                "headers": message.headers,
-                "properties": message.properties,
-                "body": message.body if inline else None,
-            },
-        )
-    except (UnicodeEncodeError, OverflowError) as error:
-        # A lone surrogate, or an integer beyond 64 bits: SQLite cannot hold it.
-        text = f"the message cannot be stored: {error}"
-        raise InvalidMessage(text) from error
+    cursor = connection.execute(
+        sql.PUBLISH,
+        {
+            "queue": queue,
+            "state": (State.SCHEDULED if is_later else State.PENDING).value,
+            "priority": message.priority,
+            "job_id": message.job_id,
+            "task": message.task,
+            "unique_key": message.unique_key,
+            "max_attempts": message.max_attempts,
+            "now_ms": now_ms,
+            "due_at_ms": message.due_at_ms,
+            "expires_at_ms": message.expires_at_ms,
+            "exchange": message.exchange,
+            "routing_key": message.routing_key,
+            "content_type": message.content_type,
+            "content_encoding": message.content_encoding,
+            "headers": message.headers,
+            "properties": message.properties,
+            "body": message.body if inline else None,
+        },
+    )
     if not cursor.rowcount:
         found = connection.execute(sql.FIND_UNIQUE, {"unique_key": message.unique_key}).fetchone()
         return Published(found[0], stored=False)
@@ -336,11 +358,11 @@ def _take(
 ) -> tuple[list[Delivery], bool]:
     """Claim up to `limit` of one queue; say whether more was ready. Expired ones end here."""
     taken: list[Delivery] = []
-    while True:
+    expired = 0
+    while len(taken) < limit and expired < EXPIRED_AT_ONCE:
         wanted = limit - len(taken)
-        rows = connection.execute(sql.READY, {"queue": queue, "limit": wanted + 1}).fetchall()
-        expired = 0
-        for *fields, expires_at_ms in rows[:wanted]:
+        rows = connection.execute(sql.READY, {"queue": queue, "limit": wanted}).fetchall()
+        for *fields, expires_at_ms in rows:
             if expires_at_ms is not None and expires_at_ms <= lease["now_ms"]:
                 connection.execute(sql.EXPIRE, {"id": fields[0], "now_ms": lease["now_ms"]})
                 expired += 1
@@ -348,8 +370,9 @@ def _take(
             connection.execute(sql.CLAIM, {"id": fields[0], **lease})
             fields[1] += 1
             taken.append(Delivery(*fields))
-        if not expired or len(taken) == limit:
-            return taken, len(rows) > wanted
+        if len(rows) < wanted:
+            return taken, False
+    return taken, bool(connection.execute(sql.ANY_READY, {"queue": queue}).fetchone())
 
 
 def _settle_all(
@@ -384,11 +407,13 @@ def _settle(
         "delivery": settlement.delivery,
         "now_ms": now_ms,
         "lease_now_ms": lease_now_ms,
-        "result": outcome.result,
+        # An error's text comes from anywhere, often from a file's name. What SQLite cannot hold
+        # must not keep a delivery from ending.
+        "result": storable(outcome.result),
         "due_at_ms": now_ms + round(outcome.retry_in_s * 1000),
-        "error_type": fault.type if fault else None,
-        "error_message": fault.message if fault else None,
-        "traceback": fault.traceback if fault else None,
+        "error_type": storable(fault.type) if fault else None,
+        "error_message": storable(fault.message) if fault else None,
+        "traceback": storable(fault.traceback) if fault else None,
         "outcome": outcome.cause,
     }
     if not connection.execute(_SETTLE_BY_EVENT[outcome.event], values).rowcount:

@@ -23,7 +23,9 @@ _open: dict[Path, tuple[Store, int]] = {}
 _mutex = threading.RLock()
 
 
-def open_store(path: str | os.PathLike[str], *, create: bool = True, busy_timeout_s: float = 30.0) -> Store:
+def open_store(
+    path: str | os.PathLike[str], *, create: bool = True, busy_timeout_s: float = 30.0
+) -> Store:
     """Return this process's store of a file, opening it for the first caller.
 
     Pair every call with `close_store`. Raises a CannotOpen that says what is wrong.

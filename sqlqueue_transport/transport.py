@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import parse_qsl, quote, unquote
 
 from kombu.transport import virtual
 
 from sqlqueue_transport.channel import Channel
+from sqlqueue_transport.consumers import LONGEST_SLEEP_S
 from sqlqueue_transport.errors import CannotOpen, LeaseLost, Unavailable
 from sqlqueue_transport.keeper import Keeper
 from sqlqueue_transport.options import Options
@@ -37,15 +39,20 @@ class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
     channel_errors = (*virtual.Transport.channel_errors, LeaseLost)
     implements = virtual.Transport.implements.extend(
         asynchronous=False,
+        batch_publish=True,
         exchange_type=frozenset(["direct"]),
         heartbeats=False,
     )
+    # Kombu would put its "localhost" into the copies it makes after a failover.
+    default_connection_params: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         """Prepare; the file is opened by `establish_connection`."""
         super().__init__(client, **kwargs)
         self._store: Store | None = None
         self._keeper: Keeper | None = None
+        self._turns = itertools.count()
+        self._sleeps = False
         self.options = Options()
 
     @property
@@ -88,37 +95,58 @@ class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
         return self._store is not None
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:  # noqa: ARG002
-        """Deliver what is ready, or wait for it; `timeout` in seconds, None for ever, 0 not at all.
+        """Deliver one message, or wait for it; `timeout` in seconds, None for ever, 0 not at all.
 
         Raises socket.timeout when nothing came, as Kombu expects. The wait is a sleep that a
         publisher of any process ends; it looks at the file at least once a second, because the
         process that should have woken it may have been killed.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        while not self._deliver_ready():
-            left_s = 1.0 if deadline_s is None else deadline_s - time.monotonic()
+        while not self._deliver_one():
+            left_s = LONGEST_SLEEP_S if deadline_s is None else deadline_s - time.monotonic()
             if left_s <= 0:
                 raise socket.timeout
-            queues = [
-                queue for channel in list(self.channels) for queue in channel.consumed_queues
-            ]
-            if not queues and deadline_s is None:
+            if deadline_s is None and not any(one.is_consuming for one in list(self.channels)):
                 # Nothing can ever come; the base would spin here.
                 raise socket.timeout
-            self.store.consumers.sleep(queues, left_s, has_work=self._has_room_for_work)
+            self._sleep(left_s)
 
-    def _has_room_for_work(self, _: object) -> bool:
-        """Look at the file for the channels that may take more; the others sleep on."""
-        queues = [
-            queue
-            for channel in list(self.channels)
-            if channel.has_room
-            for queue in channel.consumed_queues
-        ]
-        return bool(queues) and self.store.has_work(queues)
+    def _deliver_one(self) -> bool:
+        """Let the channels, in turns, deliver one message between them."""
+        channels = list(self.channels)
+        if not channels:
+            return False
+        first = next(self._turns) % len(channels)
+        return any(one.deliver_one() for one in channels[first:] + channels[:first])
 
-    def _deliver_ready(self) -> bool:
-        return any([channel.deliver_ready() for channel in list(self.channels)])
+    def _sleep(self, timeout_s: float) -> None:
+        """Sleep until a channel can take a message, or has become able to."""
+        consumers = self.store.consumers
+        try:
+            # First the sign, then the look: a settlement of another thread that makes room is
+            # either seen by the look or rings.
+            self._sleeps = True
+            queues = self._open_queues()
+            if queues:
+                consumers.sleep(queues, timeout_s, has_work=self._has_work)
+            elif consumers.worker_id and consumers.bell is not None:
+                # Full, or consuming nothing. Nobody may count on us for a message, and what is
+                # due in the file is none of our business.
+                consumers.bell.wait(min(timeout_s, LONGEST_SLEEP_S))
+        finally:
+            self._sleeps = False
+
+    def _has_work(self, _: object) -> bool:
+        return self.store.has_work(self._open_queues())
+
+    def _open_queues(self) -> list[str]:
+        return [queue for channel in list(self.channels) for queue in channel.open_queues]
+
+    def make_room(self) -> None:
+        """Wake the drain of this connection: a channel that was full may take messages again."""
+        bell = self.store.consumers.bell if self._sleeps else None
+        if bell is not None:
+            bell.ring()
 
     def keep_leases(self) -> None:
         """Make sure that the leases of what this connection holds are extended."""
@@ -134,19 +162,23 @@ class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: ARG002, FBT001, FBT002
         """Return the URL as it is: a path holds no secret."""
-        return uri
+        # None after a failover: Kombu has then taken the URL to pieces.
+        return uri or f"{_SCHEME}/{quote(self.client.virtual_host or '')}"
 
 
 def path_and_query(client: Any) -> tuple[str, dict[str, str]]:
     """Return the file a Kombu connection means, and the options in its URL.
 
     Kombu hands the URL over whole in `hostname`; after a failover it has parsed it and left the
-    path in `virtual_host`, without the first slash.
+    path in `virtual_host`, without the first slash and unescaped.
     """
     given = client.hostname or ""
     if given.startswith(_SCHEME):
         return split_url(given)
-    return unquote(client.virtual_host or ""), {}
+    path = client.virtual_host or ""
+    if path in {"", "/"}:
+        return split_url(f"{_SCHEME}{given}")
+    return path, {}
 
 
 def split_url(url: str) -> tuple[str, dict[str, str]]:
@@ -161,7 +193,11 @@ def split_url(url: str) -> tuple[str, dict[str, str]]:
             "and four for an absolute one (sqlqueue:////var/lib/app/queue.db)"
         )
         raise CannotOpen(message)
-    path = unquote(rest[1:])
+    try:
+        path = unquote(rest[1:], errors="strict")
+    except UnicodeDecodeError as error:
+        message = f"{url} is not UTF-8 behind its percent signs; write the path as UTF-8"
+        raise CannotOpen(message) from error
     if not path:
         message = f"{url} names no file; write for example sqlqueue:///queue.db"
         raise CannotOpen(message)

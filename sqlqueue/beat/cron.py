@@ -50,10 +50,10 @@ _CRON_HINT: Final = (
 class Cron:
     """A cron expression in a time zone: minute, hour, day of month, month, day of week.
 
-    The syntax is cronsim's: ``*``, lists, ranges, steps, names (MON, JAN), ``L`` for the last day,
-    ``LW`` for the last weekday, ``MON#2`` for the second Monday, ``FRIL`` does not exist but ``5L``
-    does. Six fields begin with seconds. Where day of month and day of week are both given, either
-    suffices, as in every cron. Raises ConfigError for what cannot be read, or never comes.
+    The syntax is cronsim's: ``*``, lists, ranges, steps, names (MON, JAN), ``L`` for the month's last
+    day and ``LW`` for its last weekday, ``MON#2`` for the second Monday, ``5L`` for the last Friday;
+    six fields begin with seconds. Where neither day field starts with ``*``, either suffices, as in
+    every cron. Raises ConfigError for what cannot be read, or never comes.
     """
 
     expression: str
@@ -215,6 +215,10 @@ def _is_every(field: _Field) -> bool:
 
 def _field(value: _Field) -> str:
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return ",".join(_field(each) for each in value)
-    # A space would make two fields of one.
-    return "".join(str(value).split()) or "?"
+        value = ",".join(_field(each) for each in value)
+    text = str(value).strip()
+    if len(text.split()) != 1:  # a space would make two fields of one
+        raise ConfigError(
+            f"crontab: {quoted(value)} is no field. Write such as 5, '*/15' or '1,2'."
+        )
+    return text

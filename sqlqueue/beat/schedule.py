@@ -8,15 +8,17 @@ beats, whenever they started, agree on every tick to the millisecond. That agree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Final, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
 
 from sqlqueue.beat.cron import Cron, crontab
 from sqlqueue.config import duration_s
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import escaped, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "CatchUp",

@@ -1,7 +1,8 @@
 """Capture what real Celery puts on the wire, into fixtures/celery_v2.json.
 
 Run it by hand when a new Celery is supported: ``python tests/sqlqueue/capture_celery.py``. It
-publishes on Kombu's memory transport and reads the raw messages back, before anything decodes them.
+publishes on Kombu's memory transport, at a frozen time, and reads the raw messages back before
+anything decodes them.
 """
 
 import base64
@@ -11,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from celery import Celery
+from freezegun import freeze_time
 
 FIXTURE = Path(__file__).parent / "fixtures" / "celery_v2.json"
-ARGS = ["job-1.txt", 7, 1.5, None, True, {"deep": ["ä", []]}]
+PUBLISHED_AT = "2026-11-22T05:11:07.123000+00:00"
+ARGS = ["job-1.txt", 7, 1.5, None, True, {"deep": ["ä", 2]}]
 KWARGS = {"colour": "grün", "times": 3}
 CALLS = {
     "delay": {},
@@ -33,7 +36,7 @@ def capture():
         pass
 
     messages = {}
-    with app.connection_for_write() as connection:
+    with app.connection_for_write() as connection, freeze_time(PUBLISHED_AT):
         channel = connection.default_channel
         app.amqp.queues["captured"](channel).declare()
         for name, options in CALLS.items():
@@ -43,11 +46,11 @@ def capture():
             if name == "no_arguments":
                 args, kwargs = [], {}
             # A tuple, as task.delay(*args) makes one; argsrepr shows it.
-            result = task.apply_async(tuple(args), kwargs, task_id=f"id-of-{name}", **options)
+            task.apply_async(tuple(args), kwargs, task_id=f"id-of-{name}", **options)
             raw = channel._get("captured")
+            raw["headers"]["origin"] = "gen4242@somewhere"  # pid and host of whoever ran this
             messages[name] = {
                 "called_with": {"args": args, "kwargs": kwargs, "options": options},
-                "task_id": result.id,
                 "headers": raw["headers"],
                 "properties": raw["properties"],
                 "content_type": raw["content-type"],
@@ -55,9 +58,9 @@ def capture():
                 "body": base64.b64decode(raw["body"]).decode(),
             }
     versions = {name: version(name) for name in ("celery", "kombu")}
-    return {"versions": versions, "messages": messages}
+    return {"versions": versions, "published_at": PUBLISHED_AT, "messages": messages}
 
 
 if __name__ == "__main__":
-    FIXTURE.write_text(json.dumps(capture(), indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    FIXTURE.write_text(json.dumps(capture(), indent=1, ensure_ascii=False, sort_keys=True) + "\n")
     sys.stdout.write(f"wrote {FIXTURE}\n")

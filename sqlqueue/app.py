@@ -1,0 +1,435 @@
+"""The application: tasks, producers, schedule entries, and the way to the broker.
+
+`task.delay` ends here in `send_task`, which builds the envelope and hands it to the backend.
+Settings are resolved at first use, so that the command line can have its say before.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+
+from sqlqueue import envelope
+from sqlqueue.backend import Backend, Publication, open_backend
+from sqlqueue.beat.schedule import CatchUp, Entry, Tick, When, when
+from sqlqueue.config import Resolved, Settings, resolve
+from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
+from sqlqueue.results import AsyncResult
+from sqlqueue.retry import RetryPolicy
+from sqlqueue.task import Signature, Task, TaskOptions
+from sqlqueue.text import did_you_mean, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+__all__ = ["SqlQueue"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_apps: weakref.WeakSet[SqlQueue] = weakref.WeakSet()
+
+
+class SqlQueue:
+    """Be one application: `app = SqlQueue("tasks", broker_url="sqlqueue:///queue.db")`.
+
+    Keyword arguments are fields of `config.Settings`; files, environment and command line win over
+    them. Nothing is read or opened before it is needed. Threads may share an application: each gets
+    a connection of its own.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        """Name the application and remember its settings."""
+        self.name = name
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.checks: dict[str, Callable[[Any], Iterable[str]]] = {}
+        self._code = settings
+        self._resolved: Resolved | None = None
+        self._entries: dict[str, Entry[Signature]] = {}
+        self._local = threading.local()
+        _apps.add(self)
+
+    # -- settings -----------------------------------------------------------------------------------
+
+    @property
+    def resolved(self) -> Resolved:
+        """Return the settings with the origin of each. Raises ConfigError."""
+        if self._resolved is None:
+            self._resolved = resolve(self._code)
+        return self._resolved
+
+    @property
+    def conf(self) -> Settings:
+        """Return the settings in force. Raises ConfigError."""
+        return self.resolved.settings
+
+    @property
+    def backend(self) -> Backend:
+        """Return this thread's connection to the broker, opening it first.
+
+        Raises the transport's connection errors.
+        """
+        backend: Backend | None = getattr(self._local, "backend", None)
+        if backend is None:
+            backend = self._local.backend = open_backend(self.conf)
+        return backend
+
+    def close(self) -> None:
+        """Close this thread's connection; the next use opens it again."""
+        backend: Backend | None = getattr(self._local, "backend", None)
+        self._local.backend = None
+        if backend is not None:
+            backend.close()
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections; called in every forked child."""
+        self._local = threading.local()
+
+    # -- declaring ------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        bind: Literal[True],
+        name: str | None = ...,
+        queue: str | None = ...,
+        priority: int | None = ...,
+        max_attempts: int | None = ...,
+        retry_backoff: float = ...,
+        retry_backoff_max: float = ...,
+        retry_jitter: bool = ...,
+        retry_for: tuple[type[BaseException], ...] = ...,
+        dont_retry_for: tuple[type[BaseException], ...] = ...,
+        time_limit: float | None = ...,
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        bind: Literal[False] = ...,
+        name: str | None = ...,
+        queue: str | None = ...,
+        priority: int | None = ...,
+        max_attempts: int | None = ...,
+        retry_backoff: float = ...,
+        retry_backoff_max: float = ...,
+        retry_jitter: bool = ...,
+        retry_for: tuple[type[BaseException], ...] = ...,
+        dont_retry_for: tuple[type[BaseException], ...] = ...,
+        time_limit: float | None = ...,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make a task of a function: `@app.task` or `@app.task(queue="mail", max_attempts=3)`.
+
+        name                 default: module and function name
+        queue, priority      default: task_default_queue, 0
+        max_attempts         attempts in all; default: task_max_attempts (5)
+        retry_backoff        seconds before the second attempt, doubled after each further one
+        retry_backoff_max    the longest of these waits
+        retry_jitter         shorten waits at random, so that failures do not come back together
+        retry_for            exceptions that are retried
+        dont_retry_for       exceptions that end the job at once
+        time_limit           seconds until an attempt is ended by force; 0 none; default:
+                             task_time_limit (1 h)
+        bind                 hand the task itself to the function first, for `self.request`
+
+        Raises TaskDefinitionError.
+        """
+
+        def decorate(function: Callable[..., Any]) -> Task[..., Any]:
+            return self._declare(function, name, options)
+
+        return decorate if function is None else decorate(function)
+
+    def _declare(
+        self, function: Callable[..., Any], name: str | None, options: Mapping[str, Any]
+    ) -> Task[..., Any]:
+        if not callable(function):
+            raise TaskDefinitionError(
+                f"@app.task decorates a function, not {quoted(function)}. Give options by keyword."
+            )
+        if name is None:
+            module, own = function.__module__, function.__qualname__
+            if module == "__main__":
+                raise TaskDefinitionError(
+                    f"task {own} is defined in __main__, which means another file in every process:"
+                    " workers import the application by its module's name. Move it to a module, or"
+                    " give it a name, such as @app.task(name='tasks.add')."
+                )
+            name = f"{module}.{own}"
+        if name in self.tasks:
+            raise TaskDefinitionError(
+                f"two tasks are named {quoted(name)}; give one of them another name="
+            )
+        try:
+            task: Task[..., Any] = Task(self, name, function, TaskOptions(**options))
+        except TypeError as error:
+            raise TaskDefinitionError(f"task {quoted(name)}: {error}") from None
+        _valid_priority(task.options.priority)
+        self.tasks[name] = task
+        return task
+
+    def producer(
+        self,
+        *,
+        every: object = None,
+        cron: str | None = None,
+        name: str | None = None,
+        timezone: str | None = None,
+        catch_up: CatchUp = "one",
+        catch_up_limit: int = 100,
+    ) -> Callable[[Callable[[Tick], Iterable[Signature]]], Callable[[Tick], Iterable[Signature]]]:
+        """Have a beat call a function on each tick and enqueue what it yields, tick and calls as one.
+
+        The function runs in the beat's process and never waits for a worker; it may run twice for
+        one tick (two beats, a beat killed before its commit), but its calls are enqueued once.
+        Raises ConfigError for a schedule that makes no sense.
+        """
+
+        def decorate(
+            function: Callable[[Tick], Iterable[Signature]],
+        ) -> Callable[[Tick], Iterable[Signature]]:
+            entry = name or getattr(function, "__name__", "producer")
+            self._add(
+                Entry(
+                    entry,
+                    self._when(entry, every=every, cron=cron, timezone=timezone),
+                    produce=function,
+                    catch_up=catch_up,
+                    catch_up_limit=catch_up_limit,
+                )
+            )
+            return function
+
+        return decorate
+
+    def periodic(
+        self,
+        name: str,
+        signature: Signature,
+        *,
+        every: object = None,
+        cron: str | None = None,
+        timezone: str | None = None,
+        catch_up: CatchUp = "one",
+        catch_up_limit: int = 100,
+    ) -> None:
+        """Have a beat enqueue a call on each tick. Raises ConfigError."""
+        self._add(
+            Entry(
+                name,
+                self._when(name, every=every, cron=cron, timezone=timezone),
+                signature=signature,
+                catch_up=catch_up,
+                catch_up_limit=catch_up_limit,
+            )
+        )
+
+    def _when(self, name: str, *, every: object, cron: str | None, timezone: str | None) -> When:
+        return when(every=every, cron=cron, timezone=timezone or self.conf.timezone, name=name)
+
+    def _add(self, entry: Entry[Signature]) -> None:
+        if entry.name in self._entries:
+            raise ConfigError(f"two schedule entries are named {quoted(entry.name)}")
+        self._entries[entry.name] = entry
+
+    def check(
+        self, title: str
+    ) -> Callable[[Callable[[Any], Iterable[str]]], Callable[[Any], Iterable[str]]]:
+        """Have `sqlqueue doctor -A` call a function with an Inspection; it yields problems."""
+
+        def decorate(
+            function: Callable[[Any], Iterable[str]],
+        ) -> Callable[[Any], Iterable[str]]:
+            self.checks[title] = function
+            return function
+
+        return decorate
+
+    # -- what was declared ------------------------------------------------------------------------------
+
+    @property
+    def entries(self) -> dict[str, Entry[Signature]]:
+        """Return the schedule: entries of the code, then those of `[beat.NAME]` tables.
+
+        Raises ConfigError for a table that makes no sense.
+        """
+        found = dict(self._entries)
+        for name, table in self.conf.beat.items():
+            if name in found:
+                raise ConfigError(f"[beat.{name}]: the code has an entry of that name already")
+            found[name] = self._entry_of(name, table)
+        return found
+
+    def _entry_of(self, name: str, table: object) -> Entry[Signature]:
+        if not isinstance(table, dict):
+            raise ConfigError(f"[beat.{name}] must be a table with task= and every= or cron=")
+        rest = dict(table)
+        task, args, kwargs = rest.pop("task", None), rest.pop("args", []), rest.pop("kwargs", {})
+        if not isinstance(task, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise ConfigError(
+                f"[beat.{name}] needs task = 'name', and may have args = [...] and kwargs = {{...}}"
+            )
+        options = {key: rest.pop(key) for key in ("queue", "priority", "expires") if key in rest}
+        timing = {
+            key: rest.pop(key)
+            for key in ("every", "cron", "timezone", "catch_up", "catch_up_limit")
+            if key in rest
+        }
+        for key in rest:
+            known = ("task", "args", "kwargs", "queue", "priority", "expires", "every", "cron")
+            raise ConfigError(f"[beat.{name}]: {quoted(key)} is no key.{did_you_mean(key, known)}")
+        return Entry(
+            name,
+            self._when(
+                name,
+                every=timing.get("every"),
+                cron=timing.get("cron"),
+                timezone=timing.get("timezone"),
+            ),
+            signature=Signature(task, tuple(args), kwargs, options),
+            catch_up=timing.get("catch_up", "one"),
+            catch_up_limit=timing.get("catch_up_limit", 100),
+        )
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Return the queues a worker of this application serves unless told otherwise."""
+        if self.conf.worker_queues:
+            return self.conf.worker_queues
+        named = [task.options.queue for task in self.tasks.values() if task.options.queue]
+        return tuple(dict.fromkeys([self.conf.task_default_queue, *named]))
+
+    def find_task(self, name: str) -> Task[..., Any]:
+        """Return a task by name. Raises UnknownTask, with a suggestion."""
+        found = self.tasks.get(name)
+        if found is None:
+            raise UnknownTask(name, did_you_mean(name, self.tasks) or ".")
+        return found
+
+    def policy_of(self, task: Task[..., Any]) -> RetryPolicy:
+        """Return how a task's failures are retried."""
+        return task.options.policy(self.conf.task_max_attempts)
+
+    # -- publishing ---------------------------------------------------------------------------------------
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Enqueue a call by the task's name, which need not be declared here.
+
+        Options are those of `Task.apply_async`. Raises EnvelopeError kinds for what cannot be
+        published, and the transport's errors; see `Task.apply_async` for a death midway.
+        """
+        one = self.publication(Signature(name, tuple(args), dict(kwargs or {}), options))
+        self.backend.publish([one])
+        return AsyncResult(str(one.envelope.headers["id"]), lambda: self.backend)
+
+    def publication(self, call: Signature) -> Publication:
+        """Turn a call into what the backend publishes. Raises EnvelopeError kinds."""
+        task = self.tasks.get(call.task)
+        defaults = task.options if task else TaskOptions()
+        options = {key: value for key, value in call.options.items() if value is not None}
+        for key in options:
+            if key not in _OPTIONS:
+                raise EnvelopeError(
+                    f"call of {call.task}: {quoted(key)} is no option.{did_you_mean(key, _OPTIONS)}"
+                )
+        job_id = options.get("job_id")
+        built = envelope.build(
+            call.task,
+            call.args,
+            call.kwargs,
+            job_id=job_id or envelope.new_job_id(),
+            eta_ms=_eta_ms(call.task, options),
+            expires_ms=_time_ms(call.task, "expires", options.get("expires")),
+            time_limit_s=defaults.time_limit,
+            max_bytes=self.conf.max_message_bytes,
+        )
+        priority = options.get("priority", defaults.priority)
+        attempts = defaults.max_attempts
+        return Publication(
+            built,
+            queue=options.get("queue") or defaults.queue or self.conf.task_default_queue,
+            priority=_valid_priority(priority) or 0,
+            max_attempts=(attempts or self.conf.task_max_attempts) if task else None,
+            unique_key=job_id,
+        )
+
+    def result(self, job_id: str) -> AsyncResult[Any]:
+        """Return the handle of a job by its id."""
+        return AsyncResult(job_id, lambda: self.backend)
+
+
+_OPTIONS = ("countdown", "eta", "expires", "priority", "queue", "job_id")
+_LATEST_S = 253_370_764_800  # the year 9999: what datetime, and so Celery, can say
+
+
+def _eta_ms(task: str, options: Mapping[str, Any]) -> int | None:
+    if "countdown" in options and "eta" in options:
+        raise EnvelopeError(f"call of {task}: give either countdown= or eta=, not both")
+    if "countdown" in options:
+        return _time_ms(task, "countdown", options["countdown"])
+    eta = options.get("eta")
+    if eta is not None and not isinstance(eta, datetime):
+        raise EnvelopeError(f"call of {task}: eta={quoted(eta)}; give an aware datetime")
+    return _time_ms(task, "eta", eta)
+
+
+def _time_ms(task: str, name: str, value: object) -> int | None:
+    """Return UTC milliseconds for seconds from now, or for an aware datetime."""
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise EnvelopeError(
+                f"call of {task}: {name}={value} has no time zone; give an aware datetime, such as"
+                " datetime.now(timezone.utc) + timedelta(minutes=5)"
+            )
+        return round(value.timestamp() * 1000)
+    now_s = datetime.now(timezone.utc).timestamp()
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= _LATEST_S - now_s
+    ):
+        raise EnvelopeError(
+            f"call of {task}: {name}={quoted(value)}; give seconds from now, 0 or more"
+        )
+    return round((now_s + value) * 1000)
+
+
+def _valid_priority(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
+        raise EnvelopeError(f"priority={quoted(value)}; give a whole number from 0 to 9")
+    return value
+
+
+def _after_fork_in_child() -> None:
+    for app in list(_apps):
+        app.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,152 @@
+"""Run one claimed message and say how it ended: a pipeline of small steps, without any store.
+
+`prepare` reads the message and finds its task; `run` calls it. Whatever happens in user code ends
+in an Outcome, also `sys.exit`, a bare BaseException, or an exception that cannot be printed: the
+only place that catches everything. What can never work (an undecodable message, an unknown task, a
+Reject) goes to the dead letters at once, with a reason.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlqueue import envelope
+from sqlqueue.errors import Reject, Retry, SqlQueueError, UndecodableMessage, UnknownTask
+from sqlqueue.task import Request, running_as
+from sqlqueue_transport.messages import Fault, Outcome
+
+if TYPE_CHECKING:
+    from sqlqueue.app import SqlQueue
+    from sqlqueue.backend import Taken
+    from sqlqueue.retry import RetryPolicy
+    from sqlqueue.task import Task
+
+__all__ = ["Prepared", "fault_of", "job_id_of", "prepare", "run", "task_name_of"]
+
+_MAX_TRACEBACK: Final = 20_000  # characters; the end is kept, where the error is
+_MAX_MESSAGE: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Be a message whose task is known and can be called. `time_limit_s` 0 means none."""
+
+    task: Task[..., Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    request: Request
+    time_limit_s: float
+    policy: RetryPolicy
+
+
+def job_id_of(taken: Taken) -> str:
+    """Return the job id in the headers, for logs; "?" where there is none."""
+    found = taken.headers.get("id")
+    return found if isinstance(found, str) else "?"
+
+
+def task_name_of(taken: Taken) -> str:
+    """Return the task's name in the headers, for logs; "?" where there is none."""
+    found = taken.headers.get("task")
+    return found if isinstance(found, str) else "?"
+
+
+def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
+    """Read a message; an Outcome means that it can never run. Calls no user code."""
+    try:
+        call = envelope.parse(
+            taken.headers,
+            taken.body,
+            content_type=taken.content_type,
+            content_encoding=taken.content_encoding,
+            max_bytes=app.conf.max_message_bytes,
+        )
+        task = app.find_task(call.task)
+    except (UndecodableMessage, UnknownTask) as error:
+        return Outcome.dead(fault_of(error), cause="rejected")
+    policy = app.policy_of(task)
+    limit = call.time_limit_s
+    if limit is None:
+        own = task.options.time_limit
+        limit = app.conf.task_time_limit if own is None else own
+    return Prepared(
+        task=task,
+        args=call.args,
+        kwargs=call.kwargs,
+        request=Request(
+            id=call.id,
+            task=call.task,
+            attempt=taken.attempts + 1,
+            max_attempts=taken.max_attempts or policy.max_attempts,
+            queue=taken.queue,
+            delivery=taken.delivery,
+            worker=worker,
+        ),
+        time_limit_s=limit,
+        policy=policy,
+    )
+
+
+def run(prepared: Prepared) -> Outcome:
+    """Call the task and turn what happened into an Outcome; never raises."""
+    try:
+        with running_as(prepared.request):
+            value = prepared.task(*prepared.args, **prepared.kwargs)
+        return Outcome.done(envelope.dump_result(value))
+    except BaseException as error:  # noqa: BLE001 - user code: the one place that catches everything
+        return _failed(prepared, error)
+
+
+def _failed(prepared: Prepared, error: BaseException) -> Outcome:
+    fault = fault_of(error)
+    if isinstance(error, Reject):
+        return Outcome.dead(fault, cause="rejected")
+    attempt = prepared.request.attempt
+    if attempt >= prepared.request.max_attempts or not prepared.policy.should_retry(error):
+        return Outcome.dead(fault)
+    if isinstance(error, Retry) and error.countdown is not None:
+        return Outcome.retry(fault, in_s=error.countdown)
+    return Outcome.retry(fault, in_s=prepared.policy.delay_s(attempt, _random))
+
+
+_random = random.SystemRandom()  # survives forks: siblings must not draw the same jitter
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Describe an exception in bounded, valid text, whatever its own methods do."""
+    try:
+        text = str(error)
+    except BaseException as broken:  # noqa: BLE001 - user code again
+        text = f"(its text cannot be had: {type(broken).__name__})"
+    trace: str | None = None
+    if not isinstance(error, (SqlQueueError,)) or isinstance(error, Retry):
+        try:
+            lines = traceback.format_exception(type(error), error, _user_frames(error), limit=-100)
+            trace = _cut("".join(lines), _MAX_TRACEBACK)
+        except BaseException:  # noqa: BLE001 - formatting calls user code, too
+            trace = None
+    return Fault(type(error).__name__, _cut(text, _MAX_MESSAGE, keep_end=False), trace)
+
+
+def _user_frames(error: BaseException) -> Any:
+    """Return the traceback without our own frames at its top."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in {
+        __name__,
+        "sqlqueue.task",
+    }:
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def _cut(text: str, limit: int, *, keep_end: bool = True) -> str:
+    clean = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(clean) <= limit:
+        return clean
+    left_out = len(clean) - limit
+    if keep_end:
+        return f"… {left_out} characters left out …\n{clean[-limit:]}"
+    return f"{clean[:limit]}… ({left_out} characters left out)"

@@ -1,0 +1,191 @@
+"""What operators may do to jobs: requeue, cancel, fail. The one way for command line and consoles.
+
+An action has two steps. `choose` finds the jobs that are meant, each with the state it was seen in;
+between the steps a person may look at them and say yes. `apply` changes exactly those that are
+still in that state, in chunks, each change with a row in the audit table; whatever changed in
+between is skipped and told, never overwritten. Refuses to act on anything by position or by a
+filter that is evaluated twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from sqlqueue.errors import JobNotFound
+from sqlqueue_transport.lifecycle import Event, State, sources
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlqueue.inspection import Inspection
+    from sqlqueue_transport.reading import JobFilter
+
+__all__ = ["Action", "Change", "Choice", "Operations", "Report", "Target"]
+
+NO_REASON: Final = "no reason given"
+
+
+class Action(str, Enum):
+    """What an operator can do to a job."""
+
+    REQUEUE = "requeue"
+    CANCEL = "cancel"
+    FAIL = "fail"
+
+    @property
+    def event(self) -> Event:
+        """Return the step in the life of a message that this action is."""
+        return {
+            Action.REQUEUE: Event.REQUEUE,
+            Action.CANCEL: Event.CANCEL,
+            Action.FAIL: Event.FAIL,
+        }[self]
+
+    @property
+    def legal_states(self) -> tuple[State, ...]:
+        """Return the states in which it is possible, in the order of a job's life."""
+        legal = sources(self.event)
+        return tuple(state for state in State if state in legal)
+
+    @property
+    def usual_states(self) -> tuple[State, ...]:
+        """Return the states a filter means when it names none: those where nothing can be lost.
+
+        Requeueing takes the dead letters only: what is done would run twice, what failed runs again
+        by itself, and what was cancelled or has expired was given up on purpose. Failing leaves
+        running jobs alone.
+        """
+        if self is Action.REQUEUE:
+            return (State.PERMANENTLY_FAILED,)
+        return (State.PENDING, State.SCHEDULED, State.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Be one job about to be changed, in the state it was seen in. `job_id` None: no job of ours."""
+
+    message_id: int
+    job_id: str | None
+    task: str | None
+    queue: str
+    state: State
+
+    @property
+    def name(self) -> str:
+        """Return what the command line takes for it: the job id, or "#" and the message id."""
+        return self.job_id or f"#{self.message_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Be the jobs an action would change, those whose state forbids it, and ids that name no job."""
+
+    targets: tuple[Target, ...] = ()
+    unfit: tuple[Target, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Be what became of one job: `after` None means skipped, because its state had changed."""
+
+    target: Target
+    after: State | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Be what became of all of them."""
+
+    changes: tuple[Change, ...]
+
+    @property
+    def changed(self) -> int:
+        """Return how many were changed."""
+        return sum(change.after is not None for change in self.changes)
+
+    @property
+    def skipped(self) -> int:
+        """Return how many were skipped, because their state had changed."""
+        return len(self.changes) - self.changed
+
+
+class Operations:
+    """Act on jobs through the backend that an inspection reads; one thread at a time."""
+
+    def __init__(self, inspection: Inspection) -> None:
+        """Act on what the inspection sees."""
+        self._inspection = inspection
+
+    def choose(
+        self,
+        action: Action,
+        *,
+        names: Sequence[str] = (),
+        chosen: JobFilter | None = None,
+    ) -> Choice:
+        """Find the jobs that are meant: those named by id or "#message id", or those of a filter.
+
+        A job id that several messages share means the newest. A filter without states means the
+        action's `usual_states`. Changes nothing.
+        """
+        if names:
+            return self._named(action, names)
+        if chosen is None or chosen.is_empty:
+            raise ValueError("name jobs, or give a filter: an empty one would mean every job")
+        if not chosen.states and not chosen.stalled:
+            chosen = dataclasses.replace(chosen, states=action.usual_states)
+        targets = [
+            Target(row.message_id, row.job_id, row.task, row.queue, row.state)
+            for row in self._inspection.every_job(chosen)
+        ]
+        return _sorted_out(action, targets)
+
+    def _named(self, action: Action, names: Sequence[str]) -> Choice:
+        targets: dict[int, Target] = {}
+        unknown = []
+        for name in dict.fromkeys(names):
+            try:
+                message_id = self._inspection.message_ids(name)[0]
+            except JobNotFound:
+                unknown.append(name)
+                continue
+            detail = self._inspection.backend.job(message_id)
+            if detail is None:  # pruned since
+                unknown.append(name)
+                continue
+            row = detail.row
+            targets[message_id] = Target(message_id, row.job_id, row.task, row.queue, row.state)
+        found = _sorted_out(action, list(targets.values()))
+        return dataclasses.replace(found, unknown=tuple(unknown))
+
+    def apply(
+        self, action: Action, targets: Sequence[Target], *, actor: str, reason: str | None = None
+    ) -> Report:
+        """Change the targets that are still in the state they were seen in.
+
+        `actor` and `reason` go into the audit table; a failed job also shows the reason as its
+        error. If the process dies midway, some chunks of 500 are changed and audited, and the rest
+        is untouched: choosing and applying again does the rest.
+        """
+        if reason is None and action is Action.FAIL:
+            reason = NO_REASON
+        acted = self._inspection.backend.act(
+            action.event,
+            [(target.message_id, target.state) for target in targets],
+            actor=actor,
+            reason=reason,
+        )
+        after = {one.message_id: one.after for one in acted}
+        return Report(tuple(Change(target, after.get(target.message_id)) for target in targets))
+
+
+def _sorted_out(action: Action, targets: Sequence[Target]) -> Choice:
+    legal = action.legal_states
+    return Choice(
+        targets=tuple(target for target in targets if target.state in legal),
+        unfit=tuple(target for target in targets if target.state not in legal),
+    )

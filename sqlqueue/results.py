@@ -1,0 +1,107 @@
+"""What a caller holds after `delay`: the job's id, and questions about it.
+
+Nothing is cached: every answer is read from the broker when it is asked for. A job id that several
+messages share (Celery's own retries reuse it) means the newest of them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from sqlqueue.errors import JobFailed, JobNotFound, ResultTimeout
+from sqlqueue_transport.lifecycle import FINISHED, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlqueue.backend import Backend
+    from sqlqueue_transport.reading import JobDetail
+
+__all__ = ["NOT_FOUND", "AsyncResult"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+NOT_FOUND: Final = "not_found"
+_FIRST_PAUSE_S: Final = 0.002
+_LONGEST_PAUSE_S: Final = 0.1
+
+
+class AsyncResult(Generic[R_co]):
+    """Ask after one job. Any thread may use it; brokers that cannot look raise NotAvailable."""
+
+    def __init__(self, job_id: str, backend: Callable[[], Backend]) -> None:
+        """Remember the id; nothing is looked up yet."""
+        self.id = job_id
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        """Show the id."""
+        return f"<AsyncResult {self.id}>"
+
+    @property
+    def state(self) -> str:
+        """Return the job's state, or "not_found": never stored, or removed by retention."""
+        found = self._look()
+        return found.row.state.value if found else NOT_FOUND
+
+    @property
+    def attempts(self) -> int:
+        """Return how many attempts were started, the running one included; 0 when not found."""
+        found = self._look()
+        return found.row.attempts if found else 0
+
+    @property
+    def error(self) -> str | None:
+        """Return the newest failure as "Type: message"; None when there is none, or it was mended."""
+        found = self._look()
+        if found is None or found.row.error_type is None:
+            return None
+        return f"{found.row.error_type}: {found.row.error_message or ''}"
+
+    @property
+    def traceback(self) -> str | None:
+        """Return the newest failed attempt's traceback; None when there is none."""
+        found = self._look()
+        return found.attempts[-1].traceback if found and found.attempts else None
+
+    def get(self, timeout: float | None = None) -> R_co:
+        """Wait for the job to end and return what its task returned.
+
+        `timeout` is in seconds; None waits for ever. Raises ResultTimeout, JobFailed (also for
+        cancelled and expired jobs), JobNotFound.
+        """
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            found = self._look()
+            if found is None:
+                raise JobNotFound(self.id)
+            if found.row.state in FINISHED:
+                return self._ended(found)
+            left_s = _LONGEST_PAUSE_S if deadline_s is None else deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise ResultTimeout(
+                    f"job {self.id} is {found.row.state.value} after {timeout} s; it goes on. Is a"
+                    f" worker serving the queue {found.row.queue!r}?"
+                )
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+
+    def _ended(self, found: JobDetail) -> R_co:
+        if found.row.state is State.DONE:
+            result: Any = json.loads(found.result) if found.result is not None else None
+            return result  # type: ignore[no-any-return]
+        raise JobFailed(
+            self.id,
+            found.row.error_type or found.row.state.value,
+            error_message=found.row.error_message or "",
+            traceback=found.attempts[-1].traceback if found.attempts else None,
+        )
+
+    def _look(self) -> JobDetail | None:
+        backend = self._backend()
+        for message_id in backend.message_ids_of(self.id):
+            return backend.job(message_id)
+        return None

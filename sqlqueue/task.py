@@ -1,0 +1,176 @@
+"""A task: a decorated function that can be called here, or enqueued to run in a worker."""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+
+from sqlqueue.errors import Retry
+from sqlqueue.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlqueue.app import SqlQueue
+    from sqlqueue.results import AsyncResult
+
+__all__ = ["Request", "Signature", "Task", "TaskOptions", "running_as"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Be what a bound task knows of the job it runs.
+
+    `attempt` counts from 1; `delivery` is raised each time the message is handed out, so
+    (id, delivery) names this very execution; `worker` is the child's name.
+    """
+
+    id: str
+    task: str
+    attempt: int
+    max_attempts: int
+    queue: str
+    delivery: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Be a call that is not made yet: what producers yield and schedule entries enqueue."""
+
+    task: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """Be what the decorator was told; None means the application's setting.
+
+    `time_limit` is in seconds, 0 means none. `retry_*` as in `retry.RetryPolicy`.
+    """
+
+    queue: str | None = None
+    priority: int | None = None
+    max_attempts: int | None = None
+    retry_backoff: float = 1.0
+    retry_backoff_max: float = 600.0
+    retry_jitter: bool = True
+    retry_for: tuple[type[BaseException], ...] = (Exception,)
+    dont_retry_for: tuple[type[BaseException], ...] = ()
+    time_limit: float | None = None
+    bind: bool = False
+
+    def policy(self, default_max_attempts: int) -> RetryPolicy:
+        """Return how failures are retried. Raises TaskDefinitionError for what cannot work."""
+        return RetryPolicy(
+            max_attempts=default_max_attempts if self.max_attempts is None else self.max_attempts,
+            backoff_s=self.retry_backoff,
+            backoff_max_s=self.retry_backoff_max,
+            jitter=self.retry_jitter,
+            retry_for=self.retry_for,
+            dont_retry_for=self.dont_retry_for,
+        )
+
+
+_request: ContextVar[Request | None] = ContextVar("sqlqueue_request", default=None)
+
+
+@contextlib.contextmanager
+def running_as(request: Request) -> Iterator[None]:
+    """Let `Task.request` answer with `request` inside the block: around user code, in a worker."""
+    token = _request.set(request)
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+class Task(Generic[P, R]):
+    """Be a named function of an application. Made by `SqlQueue.task`, not directly."""
+
+    def __init__(
+        self, app: SqlQueue, name: str, function: Callable[..., R], options: TaskOptions
+    ) -> None:
+        """Wrap `function`; raises TaskDefinitionError for options that cannot work."""
+        self.app = app
+        self.name = name
+        self.function = function
+        self.options = options
+        options.policy(1 if options.max_attempts is None else options.max_attempts)
+        update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function here and now; nothing is enqueued."""
+        if self.options.bind:
+            return self.function(self, *args, **kwargs)
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        """Show the name."""
+        return f"<Task {self.name}>"
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Enqueue a call; when this returns it is stored as durably as `durability` says.
+
+        Raises UnserializableArguments before anything is published, and the transport's errors.
+        """
+        return self.apply_async(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+        priority: int | None = None,
+        queue: str | None = None,
+        job_id: str | None = None,
+    ) -> AsyncResult[R]:
+        """Enqueue a call with options.
+
+        `countdown` seconds from now or `eta`, an aware datetime, is when it may start earliest;
+        `expires`, seconds or a datetime, when it may start latest. `priority` is 0 to 9, higher
+        first. A `job_id` of your own is stored once, however often it is published. If the process
+        dies midway, the job may or may not be stored: with the same `job_id`, try again.
+        """
+        return self.app.send_task(
+            self.name,
+            args,
+            kwargs,
+            countdown=countdown,
+            eta=eta,
+            expires=expires,
+            priority=priority,
+            queue=queue,
+            job_id=job_id,
+        )
+
+    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
+        """Return the call without making it."""
+        return Signature(self.name, args, dict(kwargs))
+
+    @property
+    def request(self) -> Request:
+        """Return the job that runs now; called outside a worker, a stand-in for a local call."""
+        current = _request.get()
+        if current is None:
+            return Request("local", self.name, 1, 1, "", 0, "local")
+        return current
+
+    def retry(self, *, countdown: float | None = None, reason: str = "") -> NoReturn:
+        """End this attempt and have the job run again after `countdown` seconds.
+
+        None means the task's own back-off. Raises Retry; the attempt counts.
+        """
+        raise Retry(countdown, reason)

@@ -1,0 +1,141 @@
+"""A child process: imports the application, then runs jobs until it is told to stop.
+
+It is forked by the supervisor with no connection open, leads a session of its own (so that ctrl-c
+reaches only the supervisor, and a hard limit ends its subprocesses, too), and dies with its
+supervisor: a worker nobody watches over would run jobs whose leases nobody extends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlqueue_transport.errors import FileReplaced, SchemaChanged, TransportError
+
+from sqlqueue.backend import open_backend
+from sqlqueue.errors import SqlQueueError
+from sqlqueue.loading import load_app
+from sqlqueue.log import get_logger
+from sqlqueue.worker.consumer import Consumer
+from sqlqueue.worker.heartbeat import Heartbeat, interval_s
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FILE_GONE", "FINISHED", "START_FAILED", "ChildOrder", "forked"]
+
+log = get_logger(__name__)
+
+# Exit codes by which the supervisor knows why a child ended by itself.
+FINISHED: Final = 0  # told to stop, or the burst or the job limit is over
+START_FAILED: Final = 78  # EX_CONFIG of sysexits.h
+FILE_GONE: Final = 79
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChildOrder:
+    """Say what one child shall do. `lifeline` is a pipe's reading end that ends with the parent."""
+
+    app_path: str
+    name: str
+    parent_pid: int
+    parent_id: int
+    queues: tuple[str, ...]
+    burst: bool
+    max_jobs: int | None
+    lifeline: int
+
+
+def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
+    """Run a child in this just forked process and return its exit code.
+
+    `unblock` lets signals in again; the supervisor blocked them around the fork, so that none is
+    lost between the fork and our own handlers.
+    """
+    os.setsid()
+    _die_with(order.parent_pid, order.lifeline)
+    told = _Told()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, told.stop)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    unblock()
+    try:
+        app = load_app(order.app_path)
+        backend = open_backend(app.conf)
+    except (SqlQueueError, TransportError) as error:
+        log.error("child_start_failed", worker=order.name, error=str(error))
+        return START_FAILED
+
+    def register() -> None:
+        backend.register(
+            name=order.name,
+            kind="child",
+            queues=order.queues,
+            slots=1,
+            parent_id=order.parent_id,
+        )
+
+    try:
+        register()
+        heartbeat = Heartbeat(backend.beat, interval_s(app.conf.visibility_timeout))
+        consumer = Consumer(
+            app,
+            backend,
+            queues=order.queues,
+            name=order.name,
+            register=register,
+            burst=order.burst,
+            max_jobs=order.max_jobs,
+        )
+        told.consumer = consumer
+        if told.is_stopped:
+            consumer.stop()
+        consumer.run()
+        heartbeat.stop()
+        backend.leave()
+        backend.close()
+    except (FileReplaced, SchemaChanged) as error:
+        log.error("store_gone", worker=order.name, error=str(error))
+        return FILE_GONE
+    except TransportError as error:
+        log.error("child_start_failed", worker=order.name, error=str(error))
+        return START_FAILED
+    return FINISHED
+
+
+class _Told:
+    """Remember a stop that came before there was anything to stop."""
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+        self.consumer: Consumer | None = None
+
+    def stop(self, *_: object) -> None:
+        self.is_stopped = True
+        if self.consumer is not None:
+            self.consumer.stop()
+
+
+def _die_with(parent_pid: int, lifeline: int) -> None:
+    """End this process when the supervisor ends, however it ends."""
+    if sys.platform == "linux":
+        # The kernel does it (prctl(2)); the check after it covers a parent already gone.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+        return
+    # Elsewhere the parent's end of a pipe closes with it.
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # pragma: no cover
+
+
+def _watch(lifeline: int) -> None:  # pragma: no cover - not on Linux
+    os.read(lifeline, 1)
+    os._exit(1)

@@ -1,0 +1,184 @@
+"""The loop that runs jobs: settle and claim, run, again. One job at a time.
+
+No user code starts while a settlement of this process waits: the outcome of one job commits with
+the claim of the next, or at once and alone when there is nothing to claim. A kill in between would
+otherwise run a finished job again, and a job would show `done` only when its successor ends.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
+from sqlqueue_transport.lifecycle import Event
+from sqlqueue_transport.messages import Outcome
+
+from sqlqueue import execute
+from sqlqueue.backend import IDLE_S
+from sqlqueue.log import bound_job, get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlqueue.app import SqlQueue
+    from sqlqueue.backend import Backend, Taken
+
+__all__ = ["Consumer"]
+
+log = get_logger(__name__)
+
+_PLACE: Final = 0  # one job at a time: one note
+_BURST_LOOK_S: Final = 0.25
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
+
+
+class Consumer:
+    """Run jobs of some queues in the calling thread, until stopped or, in a burst, none is left.
+
+    `register` makes this process known to the broker; it is called again if the process was taken
+    for dead. If the process dies midway, its started job is counted and run again by whoever
+    notices, and what it had only claimed comes back uncounted.
+    """
+
+    def __init__(
+        self,
+        app: SqlQueue,
+        backend: Backend,
+        *,
+        queues: Sequence[str],
+        name: str,
+        register: Callable[[], object],
+        burst: bool = False,
+        max_jobs: int | None = None,
+    ) -> None:
+        """Prepare; `run` does the work. `max_jobs` None means no limit."""
+        self._app = app
+        self._backend = backend
+        self._queues = tuple(queues)
+        self._name = name
+        self._register = register
+        self._burst = burst
+        self._left = max_jobs
+        self._stopping = False
+        self._said_waiting = False
+
+    def stop(self) -> None:
+        """Finish the running job and take no other; safe in a signal handler."""
+        self._stopping = True
+        self._backend.interrupt()
+
+    def run(self) -> None:
+        """Run jobs until `stop`, the end of a burst, or `max_jobs`. Raises what cannot be waited out."""
+        settlements: list[tuple[Taken, Outcome]] = []
+        while True:
+            taken = self._settle_and_claim(settlements)
+            settlements = []
+            if taken is not None:
+                settlements = [(taken, self._work(taken))]
+            elif self._must_stop or (self._burst and self._nothing_is_left()):
+                return
+            else:
+                self._backend.wait(self._queues, _BURST_LOOK_S if self._burst else IDLE_S)
+
+    @property
+    def _must_stop(self) -> bool:
+        return self._stopping or self._left == 0
+
+    def _settle_and_claim(self, settlements: list[tuple[Taken, Outcome]]) -> Taken | None:
+        """Commit what waits and take the next job, however long the store stays busy.
+
+        The settlement is kept until it is accepted or refused: a job that has run must not run
+        again because the disk was full for a minute.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                found, refused = self._backend.claim(
+                    self._queues, 0 if self._must_stop else 1, settlements
+                )
+            except WorkerSwept:
+                # Taken for dead: nothing was claimed and the settlement is judged on its own.
+                log.warning("worker_swept", worker=self._name)
+                refused = self._backend.settle(settlements)
+                self._register()
+                found = []
+            except (FileReplaced, SchemaChanged):
+                raise
+            except self._backend.connection_errors as error:
+                log.warning("store_busy", error=str(error), retry_in_s=pause_s)
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                continue
+            if settlements:
+                self._backend.note_end(_PLACE)
+            for lost in refused:
+                log.warning(
+                    "lease_lost",
+                    job_id=execute.job_id_of(lost),
+                    task=execute.task_name_of(lost),
+                    queue=lost.queue,
+                    delivery=lost.delivery,
+                )
+            return found[0] if found else None
+
+    def _work(self, taken: Taken) -> Outcome:
+        if self._stopping:
+            return Outcome.release()
+        if self._left is not None:
+            self._left -= 1
+        prepared = execute.prepare(self._app, taken, worker=self._name)
+        if isinstance(prepared, Outcome):
+            self._backend.note_start(_PLACE, taken, 0)
+            with bound_job(
+                job_id=execute.job_id_of(taken),
+                task=execute.task_name_of(taken),
+                queue=taken.queue,
+                attempt=taken.attempts + 1,
+            ):
+                _log_outcome(prepared, took_s=0.0)
+            return prepared
+        request = prepared.request
+        # Before user code: from here on a death of this process counts the attempt.
+        self._backend.note_start(_PLACE, taken, prepared.time_limit_s)
+        with bound_job(
+            job_id=request.id,
+            task=request.task,
+            queue=request.queue,
+            attempt=request.attempt,
+            max_attempts=request.max_attempts,
+        ):
+            log.info("job_started", worker=self._name)
+            began_s = time.monotonic()
+            outcome = execute.run(prepared)
+            _log_outcome(outcome, took_s=time.monotonic() - began_s)
+        return outcome
+
+    def _nothing_is_left(self) -> bool:
+        try:
+            due_ms = self._backend.unfinished_since_ms(self._queues)
+        except self._backend.connection_errors as error:
+            log.warning("store_busy", error=str(error))
+            return False
+        if due_ms is None:
+            return True
+        if not self._said_waiting:
+            self._said_waiting = True
+            in_s = max(due_ms / 1000 - time.time(), 0.0)
+            log.info("burst_waiting", worker=self._name, next_due_in_s=round(in_s, 3))
+        return False
+
+
+def _log_outcome(outcome: Outcome, *, took_s: float) -> None:
+    took = round(took_s, 3)
+    fault = outcome.fault
+    error = f"{fault.type}: {fault.message}" if fault else None
+    if outcome.event is Event.COMPLETE:
+        log.info("job_done", took_s=took)
+    elif outcome.event is Event.RETRY:
+        log.warning(
+            "job_retry_scheduled", took_s=took, retry_in_s=round(outcome.retry_in_s, 3), error=error
+        )
+    else:
+        log.error("job_permanently_failed", took_s=took, error=error)

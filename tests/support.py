@@ -1,0 +1,131 @@
+"""Pieces that tests share: a clock that jumps, waiting with a deadline, real Python processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class FakeClock:
+    """Tell the time the test decides; wall, lease clock and boot are independent.
+
+    `wall` and `lease` are milliseconds. Hand it to `Store(path, clock=FakeClock())`.
+    """
+
+    def __init__(
+        self,
+        wall: int = 1_700_000_000_000,
+        lease: int = 1_000_000,
+        boot_id: str = "boot-1",
+    ) -> None:
+        self.wall = wall
+        self.lease = lease
+        self.boot_id = boot_id
+
+    def wall_ms(self) -> int:
+        return self.wall
+
+    def lease_ms(self) -> int:
+        return self.lease
+
+    def boot(self) -> str:
+        return self.boot_id
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass: both clocks move."""
+        self.wall += round(seconds * 1000)
+        self.lease += round(seconds * 1000)
+
+    def jump_wall(self, seconds: float) -> None:
+        """Set the wall clock, as an operator or NTP does; no time passes."""
+        self.wall += round(seconds * 1000)
+
+
+def wait_until(
+    condition: Callable[[], Any], *, deadline_s: float = 10, what: str = "", every_s: float = 0.005
+) -> Any:
+    """Return the first truthy answer of `condition`; fail when there is none in time."""
+    give_up_s = time.monotonic() + deadline_s
+    while not (answer := condition()):
+        if time.monotonic() >= give_up_s:
+            message = f"waited {deadline_s} s in vain for {what or condition}"
+            raise AssertionError(message)
+        time.sleep(every_s)
+    return answer
+
+
+def run_python(code: str, *args: object, **popen: Any) -> subprocess.Popen[str]:
+    """Start a Python process on `code`, in which `args` are `sys.argv[1:]`.
+
+    Its stdin, stdout and stderr are pipes of text unless `popen` says otherwise. Kill it in the
+    end, or let `finish` wait for it.
+    """
+    environment = {**os.environ, **popen.pop("env", {})}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    )
+    defaults: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "bufsize": 1,
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        env=environment,
+        **{**defaults, **popen},
+    )
+
+
+def finish(process: subprocess.Popen[str], *, deadline_s: float = 30) -> str:
+    """Wait for a process of `run_python` to end well and return what it printed."""
+    try:
+        out, error = process.communicate(timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, error = process.communicate()
+        message = f"still running after {deadline_s} s; stdout: {out!r}, stderr: {error}"
+        raise AssertionError(message) from None
+    assert process.returncode == 0, f"exit code {process.returncode}: {out}\n{error}"
+    return out or ""
+
+
+def read_line(process: subprocess.Popen[str], *, deadline_s: float = 30) -> str:
+    """Return the next line a process prints, without its end; fail when it ended instead."""
+    import select
+
+    assert process.stdout is not None
+    # One line at a time is printed before anybody waits for the next, so nothing hides in the
+    # text buffer that `select` cannot see.
+    ready, _, _ = select.select([process.stdout], [], [], deadline_s)
+    line = process.stdout.readline() if ready else ""
+    if not line:
+        kill(process)
+        error = process.stderr.read() if process.stderr else ""
+        message = f"no line within {deadline_s} s, exit code {process.returncode}: {error}"
+        raise AssertionError(message)
+    return line.rstrip("\n")
+
+
+def say(process: subprocess.Popen[str], line: str = "") -> None:
+    """Write a line to a process's stdin."""
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
+    """Send a signal and wait for the end; harmless when it has ended."""
+    if process.poll() is None:
+        process.send_signal(number)
+        process.wait(timeout=30)
