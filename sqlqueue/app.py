@@ -6,29 +6,63 @@ Settings are resolved at first use, so that the command line can have its say be
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import weakref
+from dataclasses import fields
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    overload,
+)
 
 from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
-from sqlqueue.beat.schedule import CatchUp, Entry, Tick, When, when
+from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
 from sqlqueue.config import Resolved, Settings, resolve
 from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
 from sqlqueue.results import AsyncResult
-from sqlqueue.retry import RetryPolicy
 from sqlqueue.task import Signature, Task, TaskOptions
-from sqlqueue.text import did_you_mean, quoted
+from sqlqueue.text import did_you_mean, escaped, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from typing_extensions import Unpack
+
+    from sqlqueue.retry import RetryPolicy
 
 __all__ = ["SqlQueue"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Produce: TypeAlias = "Callable[[Tick], Iterable[Signature]]"
+Check: TypeAlias = "Callable[[Any], Iterable[str]]"
+
+
+class _Options(TypedDict, total=False):
+    """What the decorator takes beside `bind`, for type checkers."""
+
+    name: str | None
+    queue: str | None
+    priority: int | None
+    max_attempts: int | None
+    retry_backoff: float
+    retry_backoff_max: float
+    retry_jitter: bool
+    retry_for: tuple[type[BaseException], ...]
+    dont_retry_for: tuple[type[BaseException], ...]
+    time_limit: float | None
+
 
 _apps: weakref.WeakSet[SqlQueue] = weakref.WeakSet()
 
@@ -45,10 +79,10 @@ class SqlQueue:
         """Name the application and remember its settings."""
         self.name = name
         self.tasks: dict[str, Task[..., Any]] = {}
-        self.checks: dict[str, Callable[[Any], Iterable[str]]] = {}
+        self.checks: dict[str, Check] = {}
         self._code = settings
         self._resolved: Resolved | None = None
-        self._entries: dict[str, Entry[Signature]] = {}
+        self._entries: dict[str, Callable[[str], Entry[Signature]]] = {}
         self._local = threading.local()
         _apps.add(self)
 
@@ -95,46 +129,15 @@ class SqlQueue:
 
     @overload
     def task(
-        self,
-        *,
-        bind: Literal[True],
-        name: str | None = ...,
-        queue: str | None = ...,
-        priority: int | None = ...,
-        max_attempts: int | None = ...,
-        retry_backoff: float = ...,
-        retry_backoff_max: float = ...,
-        retry_jitter: bool = ...,
-        retry_for: tuple[type[BaseException], ...] = ...,
-        dont_retry_for: tuple[type[BaseException], ...] = ...,
-        time_limit: float | None = ...,
+        self, _: None = None, /, *, bind: Literal[True], **options: Unpack[_Options]
     ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
 
     @overload
     def task(
-        self,
-        *,
-        bind: Literal[False] = ...,
-        name: str | None = ...,
-        queue: str | None = ...,
-        priority: int | None = ...,
-        max_attempts: int | None = ...,
-        retry_backoff: float = ...,
-        retry_backoff_max: float = ...,
-        retry_jitter: bool = ...,
-        retry_for: tuple[type[BaseException], ...] = ...,
-        dont_retry_for: tuple[type[BaseException], ...] = ...,
-        time_limit: float | None = ...,
+        self, _: None = None, /, *, bind: Literal[False] = ..., **options: Unpack[_Options]
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
-    def task(
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        name: str | None = None,
-        **options: Any,
-    ) -> Any:
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Make a task of a function: `@app.task` or `@app.task(queue="mail", max_attempts=3)`.
 
         name                 default: module and function name
@@ -153,35 +156,42 @@ class SqlQueue:
         """
 
         def decorate(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._declare(function, name, options)
+            return self._declare(function, options)
 
         return decorate if function is None else decorate(function)
 
-    def _declare(
-        self, function: Callable[..., Any], name: str | None, options: Mapping[str, Any]
-    ) -> Task[..., Any]:
+    def _declare(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Task[..., Any]:
         if not callable(function):
             raise TaskDefinitionError(
                 f"@app.task decorates a function, not {quoted(function)}. Give options by keyword."
             )
+        name = options.get("name")
         if name is None:
-            module, own = function.__module__, function.__qualname__
-            if module == "__main__":
+            name = _default_name(function)
+        if inspect.iscoroutinefunction(function):
+            raise TaskDefinitionError(
+                f"task {quoted(name)} is an async function, which no worker here can run. Write a"
+                " plain one; it may call asyncio.run()."
+            )
+        for key in options:
+            if key not in _TASK_OPTIONS:
                 raise TaskDefinitionError(
-                    f"task {own} is defined in __main__, which means another file in every process:"
-                    " workers import the application by its module's name. Move it to a module, or"
-                    " give it a name, such as @app.task(name='tasks.add')."
+                    f"task {quoted(name)}: {quoted(key)} is no option."
+                    f"{did_you_mean(key, _TASK_OPTIONS)}"
                 )
-            name = f"{module}.{own}"
+        task_options = TaskOptions(**{key: options[key] for key in options if key != "name"})
+        try:
+            # Whatever a call could not be published with is refused here, before there is one.
+            envelope.build(name, (), {}, job_id="none", time_limit_s=task_options.time_limit)
+            _valid_priority(task_options.priority)
+            _valid_queue(task_options.queue)
+        except EnvelopeError as error:
+            raise TaskDefinitionError(f"task {quoted(name)}: {error}") from None
         if name in self.tasks:
             raise TaskDefinitionError(
                 f"two tasks are named {quoted(name)}; give one of them another name="
             )
-        try:
-            task: Task[..., Any] = Task(self, name, function, TaskOptions(**options))
-        except TypeError as error:
-            raise TaskDefinitionError(f"task {quoted(name)}: {error}") from None
-        _valid_priority(task.options.priority)
+        task: Task[..., Any] = Task(self, name, function, task_options)
         self.tasks[name] = task
         return task
 
@@ -189,12 +199,12 @@ class SqlQueue:
         self,
         *,
         every: object = None,
-        cron: str | None = None,
+        cron: str | Cron | None = None,
         name: str | None = None,
         timezone: str | None = None,
         catch_up: CatchUp = "one",
         catch_up_limit: int = 100,
-    ) -> Callable[[Callable[[Tick], Iterable[Signature]]], Callable[[Tick], Iterable[Signature]]]:
+    ) -> Callable[[Produce], Produce]:
         """Have a beat call a function on each tick and enqueue what it yields, tick and calls as one.
 
         The function runs in the beat's process and never waits for a worker; it may run twice for
@@ -202,18 +212,17 @@ class SqlQueue:
         Raises ConfigError for a schedule that makes no sense.
         """
 
-        def decorate(
-            function: Callable[[Tick], Iterable[Signature]],
-        ) -> Callable[[Tick], Iterable[Signature]]:
-            entry = name or getattr(function, "__name__", "producer")
+        def decorate(function: Produce) -> Produce:
+            entry = getattr(function, "__name__", "producer") if name is None else name
             self._add(
-                Entry(
+                entry,
+                lambda zone: Entry(
                     entry,
-                    self._when(entry, every=every, cron=cron, timezone=timezone),
+                    when(every=every, cron=cron, timezone=timezone or zone, name=entry),
                     produce=function,
                     catch_up=catch_up,
                     catch_up_limit=catch_up_limit,
-                )
+                ),
             )
             return function
 
@@ -225,38 +234,35 @@ class SqlQueue:
         signature: Signature,
         *,
         every: object = None,
-        cron: str | None = None,
+        cron: str | Cron | None = None,
         timezone: str | None = None,
         catch_up: CatchUp = "one",
         catch_up_limit: int = 100,
     ) -> None:
         """Have a beat enqueue a call on each tick. Raises ConfigError."""
         self._add(
-            Entry(
+            name,
+            lambda zone: Entry(
                 name,
-                self._when(name, every=every, cron=cron, timezone=timezone),
+                when(every=every, cron=cron, timezone=timezone or zone, name=name),
                 signature=signature,
                 catch_up=catch_up,
                 catch_up_limit=catch_up_limit,
-            )
+            ),
         )
 
-    def _when(self, name: str, *, every: object, cron: str | None, timezone: str | None) -> When:
-        return when(every=every, cron=cron, timezone=timezone or self.conf.timezone, name=name)
+    def _add(self, name: str, entry_in: Callable[[str], Entry[Signature]]) -> None:
+        # Made once to see its mistakes where they are, and again by `entries`: the settings, of
+        # which the default time zone is one, are not read before they are needed.
+        entry_in("UTC")
+        if name in self._entries:
+            raise ConfigError(f"two schedule entries are named {quoted(name)}; rename one")
+        self._entries[name] = entry_in
 
-    def _add(self, entry: Entry[Signature]) -> None:
-        if entry.name in self._entries:
-            raise ConfigError(f"two schedule entries are named {quoted(entry.name)}")
-        self._entries[entry.name] = entry
-
-    def check(
-        self, title: str
-    ) -> Callable[[Callable[[Any], Iterable[str]]], Callable[[Any], Iterable[str]]]:
+    def check(self, title: str) -> Callable[[Check], Check]:
         """Have `sqlqueue doctor -A` call a function with an Inspection; it yields problems."""
 
-        def decorate(
-            function: Callable[[Any], Iterable[str]],
-        ) -> Callable[[Any], Iterable[str]]:
+        def decorate(function: Check) -> Check:
             self.checks[title] = function
             return function
 
@@ -268,44 +274,52 @@ class SqlQueue:
     def entries(self) -> dict[str, Entry[Signature]]:
         """Return the schedule: entries of the code, then those of `[beat.NAME]` tables.
 
-        Raises ConfigError for a table that makes no sense.
+        Raises ConfigError for a table that makes no sense, and for a call nobody could enqueue.
         """
-        found = dict(self._entries)
+        found = {name: entry_in(self.conf.timezone) for name, entry_in in self._entries.items()}
         for name, table in self.conf.beat.items():
             if name in found:
                 raise ConfigError(f"[beat.{name}]: the code has an entry of that name already")
             found[name] = self._entry_of(name, table)
+        for name, entry in found.items():
+            if entry.signature is not None:
+                try:
+                    self.publication(entry.signature)
+                except EnvelopeError as error:
+                    raise ConfigError(f"schedule entry {quoted(name)}: {error}") from None
         return found
 
     def _entry_of(self, name: str, table: object) -> Entry[Signature]:
+        where = f"[beat.{name}]"
         if not isinstance(table, dict):
-            raise ConfigError(f"[beat.{name}] must be a table with task= and every= or cron=")
-        rest = dict(table)
-        task, args, kwargs = rest.pop("task", None), rest.pop("args", []), rest.pop("kwargs", {})
+            raise ConfigError(f"{where} must be a table with task= and every= or cron=")
+        for key in table:
+            if key not in _ENTRY_KEYS:
+                raise ConfigError(
+                    f"{where}: {quoted(key)} is no key.{did_you_mean(key, _ENTRY_KEYS)}"
+                    f" There are: {', '.join(_ENTRY_KEYS)}."
+                )
+        task, args, kwargs = table.get("task"), table.get("args", []), table.get("kwargs", {})
         if not isinstance(task, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
             raise ConfigError(
-                f"[beat.{name}] needs task = 'name', and may have args = [...] and kwargs = {{...}}"
+                f"{where} needs task = 'name', and may have args = [...] and kwargs = {{...}}"
             )
-        options = {key: rest.pop(key) for key in ("queue", "priority", "expires") if key in rest}
-        timing = {
-            key: rest.pop(key)
-            for key in ("every", "cron", "timezone", "catch_up", "catch_up_limit")
-            if key in rest
-        }
-        for key in rest:
-            known = ("task", "args", "kwargs", "queue", "priority", "expires", "every", "cron")
-            raise ConfigError(f"[beat.{name}]: {quoted(key)} is no key.{did_you_mean(key, known)}")
         return Entry(
             name,
-            self._when(
-                name,
-                every=timing.get("every"),
-                cron=timing.get("cron"),
-                timezone=timing.get("timezone"),
+            when(
+                every=table.get("every"),
+                cron=table.get("cron"),
+                timezone=table.get("timezone", self.conf.timezone),
+                name=where,
             ),
-            signature=Signature(task, tuple(args), kwargs, options),
-            catch_up=timing.get("catch_up", "one"),
-            catch_up_limit=timing.get("catch_up_limit", 100),
+            signature=Signature(
+                task,
+                tuple(args),
+                kwargs,
+                {key: table[key] for key in ("queue", "priority", "expires") if key in table},
+            ),
+            catch_up=table.get("catch_up", "one"),
+            catch_up_limit=table.get("catch_up_limit", 100),
         )
 
     @property
@@ -320,7 +334,7 @@ class SqlQueue:
         """Return a task by name. Raises UnknownTask, with a suggestion."""
         found = self.tasks.get(name)
         if found is None:
-            raise UnknownTask(name, did_you_mean(name, self.tasks) or ".")
+            raise UnknownTask(name, f".{did_you_mean(name, self.tasks)}")
         return found
 
     def policy_of(self, task: Task[..., Any]) -> RetryPolicy:
@@ -341,38 +355,40 @@ class SqlQueue:
         Options are those of `Task.apply_async`. Raises EnvelopeError kinds for what cannot be
         published, and the transport's errors; see `Task.apply_async` for a death midway.
         """
-        one = self.publication(Signature(name, tuple(args), dict(kwargs or {}), options))
+        one = self.publication(_call(name, args, kwargs, options))
         self.backend.publish([one])
         return AsyncResult(str(one.envelope.headers["id"]), lambda: self.backend)
 
     def publication(self, call: Signature) -> Publication:
         """Turn a call into what the backend publishes. Raises EnvelopeError kinds."""
+        if not isinstance(call, Signature):
+            raise EnvelopeError(f"{quoted(call)} is no call; write one as task.s(...)")
         task = self.tasks.get(call.task)
         defaults = task.options if task else TaskOptions()
-        options = {key: value for key, value in call.options.items() if value is not None}
-        for key in options:
-            if key not in _OPTIONS:
+        for key in call.options:
+            if key not in _CALL_OPTIONS:
                 raise EnvelopeError(
-                    f"call of {call.task}: {quoted(key)} is no option.{did_you_mean(key, _OPTIONS)}"
+                    f"call of {call.task}: {quoted(key)} is no option."
+                    f"{did_you_mean(key, _CALL_OPTIONS)}"
                 )
+        options = {key: value for key, value in call.options.items() if value is not None}
         job_id = options.get("job_id")
         built = envelope.build(
             call.task,
             call.args,
             call.kwargs,
-            job_id=job_id or envelope.new_job_id(),
+            job_id=envelope.new_job_id() if job_id is None else job_id,
             eta_ms=_eta_ms(call.task, options),
             expires_ms=_time_ms(call.task, "expires", options.get("expires")),
             time_limit_s=defaults.time_limit,
             max_bytes=self.conf.max_message_bytes,
         )
-        priority = options.get("priority", defaults.priority)
-        attempts = defaults.max_attempts
+        queue = options.get("queue", defaults.queue)
         return Publication(
             built,
-            queue=options.get("queue") or defaults.queue or self.conf.task_default_queue,
-            priority=_valid_priority(priority) or 0,
-            max_attempts=(attempts or self.conf.task_max_attempts) if task else None,
+            queue=_valid_queue(queue) or self.conf.task_default_queue,
+            priority=_valid_priority(options.get("priority", defaults.priority)) or 0,
+            max_attempts=self.policy_of(task).max_attempts if task else None,
             unique_key=job_id,
         )
 
@@ -381,15 +397,41 @@ class SqlQueue:
         return AsyncResult(job_id, lambda: self.backend)
 
 
-_OPTIONS = ("countdown", "eta", "expires", "priority", "queue", "job_id")
-_LATEST_S = 253_370_764_800  # the year 9999: what datetime, and so Celery, can say
+_TASK_OPTIONS: Final = ("name", *(field.name for field in fields(TaskOptions)))
+_CALL_OPTIONS: Final = ("countdown", "eta", "expires", "priority", "queue", "job_id")
+_ENTRY_KEYS: Final = (
+    *("task", "args", "kwargs", "queue", "priority", "expires"),
+    *("every", "cron", "timezone", "catch_up", "catch_up_limit"),
+)
+_LATEST_S: Final = 253_370_764_800  # the year 9999: what datetime, and so Celery, can say
+
+
+def _default_name(function: Callable[..., Any]) -> str:
+    module, own = function.__module__, getattr(function, "__qualname__", type(function).__name__)
+    if module == "__main__":
+        raise TaskDefinitionError(
+            f"task {own} is defined in __main__, which means another file in every process:"
+            " workers import the application by its module's name. Move it to a module, or"
+            " give it a name, such as @app.task(name='tasks.add')."
+        )
+    return f"{module}.{own}"
+
+
+def _call(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: dict[str, Any]
+) -> Signature:
+    # What is neither list nor dict is left as it is, for the envelope to refuse: tuple("ab") would
+    # make two arguments of a text.
+    given_args: Any = tuple(args) if isinstance(args, list) else args
+    given_kwargs: Any = {} if kwargs is None else kwargs
+    return Signature(name, given_args, given_kwargs, options)
 
 
 def _eta_ms(task: str, options: Mapping[str, Any]) -> int | None:
     if "countdown" in options and "eta" in options:
         raise EnvelopeError(f"call of {task}: give either countdown= or eta=, not both")
     if "countdown" in options:
-        return _time_ms(task, "countdown", options["countdown"])
+        return _ms_from_now(task, "countdown", options["countdown"])
     eta = options.get("eta")
     if eta is not None and not isinstance(eta, datetime):
         raise EnvelopeError(f"call of {task}: eta={quoted(eta)}; give an aware datetime")
@@ -397,26 +439,30 @@ def _eta_ms(task: str, options: Mapping[str, Any]) -> int | None:
 
 
 def _time_ms(task: str, name: str, value: object) -> int | None:
-    """Return UTC milliseconds for seconds from now, or for an aware datetime."""
+    """Return UTC milliseconds for an aware datetime, or for seconds from now."""
     if value is None:
         return None
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise EnvelopeError(
-                f"call of {task}: {name}={value} has no time zone; give an aware datetime, such as"
-                " datetime.now(timezone.utc) + timedelta(minutes=5)"
-            )
-        return round(value.timestamp() * 1000)
+    if not isinstance(value, datetime):
+        return _ms_from_now(task, name, value)
+    if value.utcoffset() is None:
+        raise EnvelopeError(
+            f"call of {task}: {name}={value} has no time zone; give an aware datetime, such as"
+            " datetime.now(timezone.utc) + timedelta(minutes=5)"
+        )
+    return round(value.timestamp() * 1000)
+
+
+def _ms_from_now(task: str, name: str, seconds: object) -> int:
     now_s = datetime.now(timezone.utc).timestamp()
     if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 <= value <= _LATEST_S - now_s
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or not 0 <= seconds <= _LATEST_S - now_s
     ):
         raise EnvelopeError(
-            f"call of {task}: {name}={quoted(value)}; give seconds from now, 0 or more"
+            f"call of {task}: {name}={quoted(seconds)}; give seconds from now, 0 or more"
         )
-    return round((now_s + value) * 1000)
+    return round((now_s + seconds) * 1000)
 
 
 def _valid_priority(value: object) -> int | None:
@@ -425,6 +471,22 @@ def _valid_priority(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
         raise EnvelopeError(f"priority={quoted(value)}; give a whole number from 0 to 9")
     return value
+
+
+def _valid_queue(value: object) -> str | None:
+    """Check a queue's name by the rule that the settings have, too: lists are parted by commas."""
+    if value is None:
+        return None
+    if (
+        isinstance(value, str)
+        and 0 < len(value) <= 200
+        and value.strip() == escaped(value)
+        and "," not in value
+    ):
+        return value
+    raise EnvelopeError(
+        f"queue={quoted(value)} is no queue name; use 1 to 200 visible characters, no comma"
+    )
 
 
 def _after_fork_in_child() -> None:

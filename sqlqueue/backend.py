@@ -1,27 +1,23 @@
-"""What the framework needs of a broker, and the two that give it: our store, and plain Kombu.
+"""What the framework needs of a broker, and our own store as the first that gives it.
 
 Publishing and consuming go through Kombu on every broker. What Kombu has no verb for (settle with
-an outcome, sleep until there is work, count, list, act) is named in the Protocol: the SQLite
-backend answers with the channel's extra verbs and the store; the Kombu backend makes do with ack,
-reject and publish, and says "not available on this broker" for the rest. Nothing above this module
-knows which one it talks to.
+an outcome, sleep until there is work, count, list, act) is named in the Protocols here:
+`SqliteBackend` answers with the channel's extra verbs and the store; `kombu_backend` makes do with
+ack, reject and publish, and says "not available on this broker" for the rest. Nothing above these
+two modules knows which one it talks to.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import time
+import contextlib
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import kombu
 
 from sqlqueue import envelope
-from sqlqueue.errors import NotAvailable
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
-from sqlqueue_transport.lifecycle import Event
+from sqlqueue_transport.errors import LeaseLost
 from sqlqueue_transport.messages import Outcome, TickOf
 
 if TYPE_CHECKING:
@@ -29,16 +25,19 @@ if TYPE_CHECKING:
 
     from sqlqueue.config import Settings
     from sqlqueue_transport.acting import Acted
-    from sqlqueue_transport.lifecycle import State
+    from sqlqueue_transport.lifecycle import Event, State
     from sqlqueue_transport.reading import Counts, JobDetail, JobFilter, JobRow, QueueRow
     from sqlqueue_transport.schedules import ScheduleRow
     from sqlqueue_transport.store import Store
 
 __all__ = [
+    "IDLE_S",
     "Backend",
-    "KombuBackend",
+    "Inspecting",
     "Outcome",
     "Publication",
+    "Publisher",
+    "Running",
     "SqliteBackend",
     "Taken",
     "TickOf",
@@ -54,7 +53,7 @@ class Publication:
     """Be one call on its way to a queue.
 
     `unique_key` is the caller's own job id, stored once; None for ids we made. `max_attempts` 0
-    means no limit.
+    means no limit, None the task's own.
     """
 
     envelope: envelope.Envelope
@@ -68,7 +67,7 @@ class Publication:
 class Taken:
     """Be one claimed message, on whatever broker.
 
-    `attempts` counts those that ended before in this run; `max_attempts` None means the task's own.
+    `attempts` counts those that ended before in this run; `max_attempts` is as in Publication.
     """
 
     tag: Any
@@ -105,8 +104,8 @@ class WorkerRow:
     running: tuple[int, ...]
 
 
-class Backend(Protocol):
-    """Be a broker, as the framework sees it. One object belongs to one thread.
+class Running(Protocol):
+    """Be what publishers, workers and beats need of a broker. One object belongs to one thread.
 
     Errors: those of the transport in use (see `connection_errors`), and NotAvailable.
     """
@@ -133,13 +132,22 @@ class Backend(Protocol):
     ) -> int:
         """Make this process known under a name; return its worker id (0 where there is none)."""
 
+    def keep_watch(self) -> None:
+        """Do what a supervisor would, for a worker without one.
+
+        Give back what dead processes held, now and from now on, and extend the leases of this one.
+        """
+
     def leave(self) -> None:
         """Release what this process holds, uncounted, and be forgotten."""
 
     def claim(
         self, queues: Sequence[str], limit: int, settlements: Sequence[tuple[Taken, Outcome]]
     ) -> tuple[list[Taken], list[Taken]]:
-        """Settle, then take up to `limit` messages; return them and the refused settlements."""
+        """Settle, then take up to `limit` messages; return them and the refused settlements.
+
+        Raises WorkerSwept, and has then settled nothing.
+        """
 
     def settle(self, settlements: Sequence[tuple[Taken, Outcome]]) -> list[Taken]:
         """Settle and return the refused ones: their lease is over and nothing was changed."""
@@ -147,8 +155,11 @@ class Backend(Protocol):
     def extend(self, taken: Taken, seconds: float) -> bool:
         """Lengthen a lease; False when it is over."""
 
-    def wait(self, queues: Sequence[str], timeout_s: float) -> None:
-        """Sleep until there may be work; `interrupt` ends it."""
+    def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
+        """Look for work and, where there is none, sleep; say whether there may be some.
+
+        `interrupt` ends the sleep, and so does `timeout_s`, or an implementation's own bound.
+        """
 
     def interrupt(self) -> None:
         """End a `wait` from a signal handler or another thread."""
@@ -164,6 +175,13 @@ class Backend(Protocol):
 
     def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
         """Return when the first unfinished message is due; None when nothing is left."""
+
+    def close(self) -> None:
+        """Close the connection; harmless when closed."""
+
+
+class Inspecting(Protocol):
+    """Be what operators and beats ask of a broker; one that cannot raises NotAvailable."""
 
     def counts(self) -> Counts:
         """Count jobs by state."""
@@ -183,7 +201,7 @@ class Backend(Protocol):
         """List queues."""
 
     def workers(self) -> list[WorkerRow]:
-        """List living processes."""
+        """List living processes with what they run."""
 
     def schedule(self) -> list[ScheduleRow]:
         """List schedule entries as beats described them."""
@@ -212,43 +230,49 @@ class Backend(Protocol):
     ) -> list[Acted]:
         """Cancel, fail or requeue messages seen in the given states; compare-and-set, audited."""
 
-    def close(self) -> None:
-        """Close the connection; harmless when closed."""
+
+class Backend(Running, Inspecting, Protocol):
+    """Be a broker, as the framework sees it."""
 
 
 def open_backend(settings: Settings, *, create: bool = True, keep_leases: bool = False) -> Backend:
     """Connect to the broker of the settings.
 
-    `create` False refuses to make a missing file. `keep_leases` extends leases from a thread of
-    this process, for where no supervisor does. Raises the transport's `connection_errors`.
+    `create` False refuses to make a missing file. `keep_leases` lets `keep_watch` extend leases
+    from a thread of this process. Raises the transport's `connection_errors`.
     """
-    options = {
-        "visibility_timeout": settings.visibility_timeout,
-        "durability": settings.durability,
-        **settings.transport_options,
-        "create": create,
-        "keep_leases": keep_leases,
-    }
-    connection = kombu.Connection(settings.broker_url, transport_options=options)
+    connection = kombu.Connection(settings.broker_url)
     is_ours = connection.transport_cls == "sqlqueue"
-    if not is_ours:
-        connection = kombu.Connection(
-            settings.broker_url, transport_options=dict(settings.transport_options)
-        )
+    connection.transport_options = dict(settings.transport_options)
+    if is_ours:
+        connection.transport_options = {
+            "visibility_timeout": settings.visibility_timeout,
+            "durability": settings.durability,
+            **settings.transport_options,
+            "create": create,
+            "keep_leases": keep_leases,
+        }
     connection.connect()
-    return SqliteBackend(connection) if is_ours else KombuBackend(connection)
+    if is_ours:
+        return SqliteBackend(connection)
+    # Late: who has our broker never needs it.
+    from sqlqueue.kombu_backend import KombuBackend  # noqa: PLC0415
+
+    return KombuBackend(connection)
 
 
-class _Publisher:
+class Publisher:
     """Publish through Kombu's Producer, the same way on every broker."""
 
     def __init__(self, connection: kombu.Connection) -> None:
-        self.channel = connection.default_channel
+        """Bind to the default channel of a connection."""
+        self.channel: Any = connection.default_channel
         # Bound once; declaring or copying entities per call would cost more than the publish.
         self._producer = kombu.Producer(self.channel, auto_declare=False)
         self._declared: set[str] = set()
 
     def publish(self, one: Publication) -> None:
+        """Publish one message, declaring its queue the first time."""
         self.declare(one.queue)
         properties: dict[str, Any] = dict(one.envelope.properties)
         if one.unique_key is not None:
@@ -267,6 +291,7 @@ class _Publisher:
         )
 
     def declare(self, queue: str) -> None:
+        """Make a queue, once in the life of this object."""
         if queue not in self._declared:
             self.channel.queue_declare(
                 queue=queue, durable=True, auto_delete=False, exclusive=False
@@ -284,9 +309,24 @@ class SqliteBackend:
     def __init__(self, connection: kombu.Connection) -> None:
         """Take a connected Kombu connection of our transport."""
         self._connection = connection
-        self._publisher = _Publisher(connection)
-        self._channel = self._publisher.channel
+        self._publisher = Publisher(connection)
+        self._channel: Any = self._publisher.channel
         self.store: Store = self._channel.store
+        # What the store answers word for word; the Protocols say what it means.
+        reading, schedules = self.store.reading, self.store.schedules
+        self.unfinished_since_ms = reading.unfinished_since_ms
+        self.counts = reading.counts
+        self.jobs = reading.jobs
+        self.job = reading.job
+        self.message_ids_of = reading.message_ids_of
+        self.queues = reading.queues
+        self.schedule = schedules.rows
+        self.describe_entry = schedules.describe
+        self.last_tick_ms = schedules.last_tick_ms
+        self.act = self.store.acting.act
+        self.leave = self.store.consumers.leave
+        self.note_end = self.store.consumers.note_end
+        self.beat = self.store.consumers.beat
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
@@ -322,9 +362,11 @@ class SqliteBackend:
             name=name, kind=kind, queues=queues, slots=slots, parent_id=parent_id
         )
 
-    def leave(self) -> None:
-        """Release what this process holds and give its slot back."""
-        self.store.consumers.leave()
+    def keep_watch(self) -> None:
+        """Sweep, and start the transport's thread that sweeps and extends."""
+        self.store.consumers.sweep_all()
+        keeping: Any = self._connection.transport
+        keeping.keep_leases()
 
     def claim(
         self, queues: Sequence[str], limit: int, settlements: Sequence[tuple[Taken, Outcome]]
@@ -333,64 +375,39 @@ class SqliteBackend:
         messages, refused_tags = self._channel.claim(
             queues, limit, settlements=[(taken.tag, outcome) for taken, outcome in settlements]
         )
-        refused = [taken for taken, _ in settlements if taken.tag in set(refused_tags)]
+        refused = [taken for taken, _ in settlements if taken.tag in refused_tags]
         return [_taken(message) for message in messages], refused
 
     def settle(self, settlements: Sequence[tuple[Taken, Outcome]]) -> list[Taken]:
-        """Settle in one transaction."""
-        return self.claim((), 0, settlements)[1] if settlements else []
+        """Settle, each in a transaction, also for a process that was taken for dead."""
+        refused: list[Taken] = []
+        for taken, outcome in settlements:
+            try:
+                self._channel.settle(taken.tag, outcome)
+            except LeaseLost:
+                refused.append(taken)
+        return refused
 
     def extend(self, taken: Taken, seconds: float) -> bool:
         """Lengthen a lease; False when it is over."""
         return not self.store.extend([(taken.message_id, taken.delivery)], seconds)
 
-    def wait(self, queues: Sequence[str], timeout_s: float) -> None:
+    def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
         """Sleep until a publisher wakes us, something is due, or the safety poll."""
-        self.store.consumers.sleep(queues, timeout_s, has_work=self.store.has_work)
+        # A consumer that only reads would never notice that its file was moved or replaced.
+        self.store.database.look_at_path()
+        return self.store.consumers.sleep(queues, timeout_s, has_work=self.store.has_work)
 
     def interrupt(self) -> None:
         """End a `wait`; safe in a signal handler."""
         bell = self.store.consumers.bell
         if bell is not None:
-            bell.ring()
+            with contextlib.suppress(OSError):  # closed just now: nobody sleeps on it
+                bell.ring()
 
     def note_start(self, place: int, taken: Taken, time_limit_s: float) -> None:
         """Note a start in this process's slot; no SQL."""
         self.store.consumers.note_start(place, taken.message_id, taken.delivery, time_limit_s)
-
-    def note_end(self, place: int) -> None:
-        """Forget a start."""
-        self.store.consumers.note_end(place)
-
-    def beat(self) -> None:
-        """Stamp this process's slot."""
-        self.store.consumers.beat()
-
-    def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
-        """Return when the first unfinished message is due; None when nothing is left."""
-        return self.store.reading.unfinished_since_ms(queues)
-
-    def counts(self) -> Counts:
-        """Count jobs by state."""
-        return self.store.reading.counts()
-
-    def jobs(
-        self, chosen: JobFilter, *, limit: int = 50, before: int | None = None
-    ) -> list[JobRow]:
-        """List jobs newest first."""
-        return self.store.reading.jobs(chosen, limit=limit, before=before)
-
-    def job(self, message_id: int) -> JobDetail | None:
-        """Return one job whole."""
-        return self.store.reading.job(message_id)
-
-    def message_ids_of(self, job_id: str) -> list[int]:
-        """Return the messages of a job id, newest first."""
-        return self.store.reading.message_ids_of(job_id)
-
-    def queues(self) -> list[QueueRow]:
-        """List queues."""
-        return self.store.reading.queues()
 
     def workers(self) -> list[WorkerRow]:
         """List living processes with what they run."""
@@ -417,244 +434,22 @@ class SqliteBackend:
             for worker, entry in consumers.alive()
         ]
 
-    def schedule(self) -> list[ScheduleRow]:
-        """List schedule entries."""
-        return self.store.schedules.rows()
-
-    def describe_entry(
-        self,
-        entry: str,
-        *,
-        description: str,
-        target: str,
-        next_due_ms: int | None,
-        error: str | None = None,
-    ) -> int:
-        """Write down what a beat knows of an entry; return when it was first seen."""
-        return self.store.schedules.describe(
-            entry, description=description, target=target, next_due_ms=next_due_ms, error=error
-        )
-
-    def last_tick_ms(self, entry: str) -> int | None:
-        """Return the newest enqueued tick of an entry."""
-        return self.store.schedules.last_tick_ms(entry)
-
-    def act(
-        self,
-        event: Event,
-        targets: Sequence[tuple[int, State]],
-        *,
-        actor: str,
-        reason: str | None = None,
-    ) -> list[Acted]:
-        """Cancel, fail or requeue; compare-and-set, audited."""
-        return self.store.acting.act(event, targets, actor=actor, reason=reason)
-
     def close(self) -> None:
         """Close the connection; the last one of a process closes the store."""
         self._connection.release()
 
 
-class KombuBackend:
-    """Work on any Kombu transport with ack, reject and publish; one process, no inspection.
-
-    A retry is a new message and an ack: between the two a crash leaves both, never none. Messages
-    with a future `eta` are held here, because plain brokers deliver them at once.
-    """
-
-    can_fork = False
-    can_inspect = False
-
-    def __init__(self, connection: kombu.Connection) -> None:
-        """Take a connected Kombu connection."""
-        self._connection = connection
-        self._publisher = _Publisher(connection)
-        self._channel = self._publisher.channel
-        self.name = str(connection.transport.driver_type)
-        self._held: list[tuple[float, int, Taken]] = []
-        self._numbers = itertools.count()
-
-    @property
-    def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """Return the errors that may be waited out."""
-        found: tuple[type[BaseException], ...] = self._connection.connection_errors
-        return found
-
-    def publish(self, publications: Sequence[Publication], *, tick: TickOf | None = None) -> bool:
-        """Publish one by one. Ticks and unique keys need a store: NotAvailable."""
-        if tick is not None:
-            raise NotAvailable("enqueueing a tick once")
-        if any(one.unique_key is not None for one in publications):
-            raise NotAvailable("storing a job_id once")
-        for one in publications:
-            self._publisher.publish(one)
-        return True
-
-    def register(
-        self,
-        *,
-        name: str,  # noqa: ARG002 - nobody to tell
-        kind: str,  # noqa: ARG002
-        queues: Sequence[str] = (),
-        slots: int = 0,  # noqa: ARG002
-        parent_id: int | None = None,  # noqa: ARG002
-    ) -> int:
-        """Declare the queues; plain brokers know no workers."""
-        for queue in queues:
-            self._publisher.declare(queue)
-        return 0
-
-    def leave(self) -> None:
-        """Requeue what is held for later."""
-        for _, _, taken in self._held:
-            taken.message.requeue()
-        self._held.clear()
-
-    def claim(
-        self, queues: Sequence[str], limit: int, settlements: Sequence[tuple[Taken, Outcome]]
-    ) -> tuple[list[Taken], list[Taken]]:
-        """Settle, then get messages one by one."""
-        refused = self.settle(settlements)
-        found: list[Taken] = []
-        while len(found) < limit and self._held and self._held[0][0] <= time.time():
-            found.append(heapq.heappop(self._held)[2])
-        for queue in queues:
-            while len(found) < limit:
-                message = self._channel.basic_get(queue, no_ack=False)
-                if message is None:
-                    break
-                taken = _plainly_taken(self._channel.message_to_python(message), queue)
-                due_s = _eta_s(taken.headers.get("eta"))
-                if due_s > time.time():
-                    heapq.heappush(self._held, (due_s, next(self._numbers), taken))
-                else:
-                    found.append(taken)
-        return found, refused
-
-    def settle(self, settlements: Sequence[tuple[Taken, Outcome]]) -> list[Taken]:
-        """Ack, requeue or reject; a retry is published first and acknowledged after."""
-        for taken, outcome in settlements:
-            if outcome.event is Event.COMPLETE:
-                taken.message.ack()
-            elif outcome.event is Event.RELEASE:
-                taken.message.requeue()
-            elif outcome.event is Event.RETRY:
-                self._publish_again(taken, outcome.retry_in_s)
-                taken.message.ack()
-            else:
-                taken.message.reject(requeue=False)
-        return []
-
-    def _publish_again(self, taken: Taken, in_s: float) -> None:
-        due = datetime.fromtimestamp(time.time() + in_s, tz=timezone.utc)
-        headers = {**taken.headers, "retries": taken.attempts + 1, "eta": due.isoformat()}
-        again = envelope.Envelope(
-            headers, taken.body.decode(), {"correlation_id": str(headers.get("id")), "reply_to": ""}
-        )
-        self._publisher.publish(
-            Publication(
-                again,
-                taken.queue,
-                priority=taken.message.properties.get("priority") or 0,
-                max_attempts=taken.max_attempts,
-            )
-        )
-
-    def extend(self, taken: Taken, seconds: float) -> bool:  # noqa: ARG002 - nothing to extend
-        """Say that nothing has to be done: plain brokers keep a delivery while we are connected."""
-        return True
-
-    def wait(self, queues: Sequence[str], timeout_s: float) -> None:  # noqa: ARG002
-        """Sleep a little: Kombu has no verb for "wake me when a get would find something"."""
-        time.sleep(min(timeout_s, 0.05))
-
-    def interrupt(self) -> None:
-        """Do nothing: the sleeps are short."""
-
-    def note_start(self, place: int, taken: Taken, time_limit_s: float) -> None:
-        """Do nothing: plain brokers count no attempts of the dead."""
-
-    def note_end(self, place: int) -> None:
-        """Do nothing."""
-
-    def beat(self) -> None:
-        """Do nothing."""
-
-    def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
-        """Return 0 when something waits in the queues or is held here; None when nothing does."""
-        waiting = any(
-            self._channel.queue_declare(queue=queue, passive=True).message_count for queue in queues
-        )
-        return 0 if waiting or self._held else None
-
-    def counts(self) -> Counts:
-        """Raise NotAvailable."""
-        raise NotAvailable("counting jobs")
-
-    def jobs(
-        self, chosen: JobFilter, *, limit: int = 50, before: int | None = None
-    ) -> list[JobRow]:
-        """Raise NotAvailable."""
-        raise NotAvailable("listing jobs")
-
-    def job(self, message_id: int) -> JobDetail | None:
-        """Raise NotAvailable."""
-        raise NotAvailable("looking at a job")
-
-    def message_ids_of(self, job_id: str) -> list[int]:
-        """Raise NotAvailable."""
-        raise NotAvailable("looking up a job")
-
-    def queues(self) -> list[QueueRow]:
-        """Raise NotAvailable."""
-        raise NotAvailable("listing queues")
-
-    def workers(self) -> list[WorkerRow]:
-        """Raise NotAvailable."""
-        raise NotAvailable("listing workers")
-
-    def schedule(self) -> list[ScheduleRow]:
-        """Raise NotAvailable."""
-        raise NotAvailable("listing the schedule")
-
-    def describe_entry(
-        self,
-        entry: str,
-        *,
-        description: str,
-        target: str,
-        next_due_ms: int | None,
-        error: str | None = None,
-    ) -> int:
-        """Raise NotAvailable."""
-        raise NotAvailable("a beat")
-
-    def last_tick_ms(self, entry: str) -> int | None:
-        """Raise NotAvailable."""
-        raise NotAvailable("a beat")
-
-    def act(
-        self,
-        event: Event,
-        targets: Sequence[tuple[int, State]],
-        *,
-        actor: str,
-        reason: str | None = None,
-    ) -> list[Acted]:
-        """Raise NotAvailable."""
-        raise NotAvailable(f"{event.value} of stored jobs")
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.leave()
-        self._connection.release()
-
-
 def _taken(message: Any) -> Taken:
     delivery = message.delivery
+    try:
+        headers = message.headers
+    except (ValueError, RecursionError):
+        headers = None
     return Taken(
         tag=delivery.tag,
-        headers=message.headers,
+        # Not readable, or no object: then somebody else wrote the row. It is claimed all the same
+        # and goes to the dead letters, as a message without headers.
+        headers=headers if isinstance(headers, dict) else {},
         body=delivery.body,
         content_type=delivery.content_type,
         content_encoding=delivery.content_encoding,
@@ -665,31 +460,3 @@ def _taken(message: Any) -> Taken:
         message_id=delivery.message_id,
         message=message,
     )
-
-
-def _plainly_taken(message: Any, queue: str) -> Taken:
-    headers = message.headers or {}
-    retries = headers.get("retries")
-    body = message.body
-    return Taken(
-        tag=message.delivery_tag,
-        headers=headers,
-        body=body if isinstance(body, bytes) else str(body).encode(),
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        queue=queue,
-        attempts=retries if isinstance(retries, int) else 0,
-        max_attempts=message.properties.get(MAX_ATTEMPTS_PROPERTY),
-        delivery=1,
-        message=message,
-    )
-
-
-def _eta_s(eta: object) -> float:
-    if not isinstance(eta, str):
-        return 0.0
-    try:
-        at = datetime.fromisoformat(eta.replace("Z", "+00:00"))
-    except ValueError:
-        return 0.0  # the worker reads the same header and says what is wrong with it
-    return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()

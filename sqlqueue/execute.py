@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue import envelope
-from sqlqueue.errors import Reject, Retry, SqlQueueError, UndecodableMessage, UnknownTask
+from sqlqueue.errors import Reject, Retry, UndecodableMessage, UnknownTask
 from sqlqueue.task import Request, running_as
 from sqlqueue_transport.messages import Fault, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Taken
     from sqlqueue.retry import RetryPolicy
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "fault_of", "job_id_of", "prepare", "run", "task_name_of"]
 
 _MAX_TRACEBACK: Final = 20_000  # characters; the end is kept, where the error is
+_MAX_FRAMES: Final = 100  # of each error of a chain, the innermost ones
 _MAX_MESSAGE: Final = 2_000
+_MAX_TYPE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,10 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
     except (UndecodableMessage, UnknownTask) as error:
         return Outcome.dead(fault_of(error), cause="rejected")
     policy = app.policy_of(task)
+    most = policy.max_attempts if taken.max_attempts is None else taken.max_attempts
+    if 0 < most <= taken.attempts:
+        # Only where the broker did not know the task's own number, and its worker was lost.
+        return Outcome.dead(Fault("AttemptsExhausted", f"it has had its {most}"), cause="rejected")
     limit = call.time_limit_s
     if limit is None:
         own = task.options.time_limit
@@ -80,7 +88,7 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
             id=call.id,
             task=call.task,
             attempt=taken.attempts + 1,
-            max_attempts=taken.max_attempts or policy.max_attempts,
+            max_attempts=most,
             queue=taken.queue,
             delivery=taken.delivery,
             worker=worker,
@@ -104,8 +112,8 @@ def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     fault = fault_of(error)
     if isinstance(error, Reject):
         return Outcome.dead(fault, cause="rejected")
-    attempt = prepared.request.attempt
-    if attempt >= prepared.request.max_attempts or not prepared.policy.should_retry(error):
+    attempt, most = prepared.request.attempt, prepared.request.max_attempts
+    if 0 < most <= attempt or not prepared.policy.should_retry(error):
         return Outcome.dead(fault)
     if isinstance(error, Retry) and error.countdown is not None:
         return Outcome.retry(fault, in_s=error.countdown)
@@ -117,36 +125,39 @@ _random = random.SystemRandom()  # survives forks: siblings must not draw the sa
 
 def fault_of(error: BaseException) -> Fault:
     """Describe an exception in bounded, valid text, whatever its own methods do."""
+    return Fault(
+        _said(lambda: type(error).__name__, _MAX_TYPE) or "BaseException",
+        _said(lambda: str(error), _MAX_MESSAGE),
+        _said(lambda: _trace(error), -_MAX_TRACEBACK) or None,
+    )
+
+
+def _said(ask: Callable[[], str], limit: int) -> str:
+    """Ask an exception for a text; keep `limit` characters of its beginning, below 0 of its end."""
     try:
-        text = str(error)
-    except BaseException as broken:  # noqa: BLE001 - user code again
-        text = f"(its text cannot be had: {type(broken).__name__})"
-    trace: str | None = None
-    if not isinstance(error, (SqlQueueError,)) or isinstance(error, Retry):
-        try:
-            lines = traceback.format_exception(type(error), error, _user_frames(error), limit=-100)
-            trace = _cut("".join(lines), _MAX_TRACEBACK)
-        except BaseException:  # noqa: BLE001 - formatting calls user code, too
-            trace = None
-    return Fault(type(error).__name__, _cut(text, _MAX_MESSAGE, keep_end=False), trace)
-
-
-def _user_frames(error: BaseException) -> Any:
-    """Return the traceback without our own frames at its top."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__") in {
-        __name__,
-        "sqlqueue.task",
-    }:
-        trace = trace.tb_next
-    return trace or error.__traceback__
-
-
-def _cut(text: str, limit: int, *, keep_end: bool = True) -> str:
-    clean = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    if len(clean) <= limit:
+        # Cut first: the text may be all the memory there is. And by str's own methods: it may be
+        # a subclass with others.
+        text = ask()
+        kept = str.__getitem__(text, slice(limit) if limit > 0 else slice(limit, None))
+        left_out = str.__len__(text) - len(kept)
+        clean = kept.encode("utf-8", "backslashreplace").decode("utf-8")
+    except BaseException as broken:  # noqa: BLE001 - what an exception says is user code, too
+        return f"(its text cannot be had: {type(broken).__name__})"
+    if not left_out:
         return clean
-    left_out = len(clean) - limit
-    if keep_end:
-        return f"… {left_out} characters left out …\n{clean[-limit:]}"
-    return f"{clean[:limit]}… ({left_out} characters left out)"
+    if limit < 0:
+        return f"… {left_out} characters left out …\n{clean}"
+    return f"{clean}… ({left_out} characters left out)"
+
+
+def _trace(error: BaseException) -> str:
+    """Return the traceback from the first frame of user code on; "" where there is none."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
+        frames = frames.tb_next
+    if frames is None:
+        return ""
+    return "".join(traceback.format_exception(type(error), error, frames, limit=-_MAX_FRAMES))
+
+
+_OUR_MODULES: Final = frozenset({__name__, "sqlqueue.app", "sqlqueue.envelope", "sqlqueue.task"})

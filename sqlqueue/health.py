@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+import kombu
+
 from sqlqueue.backend import SqliteBackend
 from sqlqueue.errors import NotAvailable
 from sqlqueue.inspection import JobFilter, State
 from sqlqueue_transport import files
-from sqlqueue_transport.transport import Transport, split_url
+from sqlqueue_transport.transport import split_url
 from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
@@ -106,7 +108,8 @@ def examine(
     if not isinstance(backend, SqliteBackend):
         raise NotAvailable("a doctor")
     store = backend.store
-    yield _check_sqlite(str(Transport.driver_version(backend)))  # type: ignore[arg-type]
+    # Asked of the transport, because sqlite3 itself is imported there and nowhere else.
+    yield _check_sqlite(str(kombu.Connection("sqlqueue:///").transport.driver_version()))
     yield _check_libraries()
     yield _check_filesystem(store.path)
     yield _check_permissions(store)
@@ -125,9 +128,10 @@ def examine(
 
 
 def _check_sqlite(version: str) -> Check:
-    numbers = tuple(int(part) for part in version.split(".")[:3])
-    mended = numbers >= _MENDED or numbers[2:] >= (_MENDED_BRANCHES.get(numbers[:2], 1 << 30),)
-    if numbers < _BUG_SINCE or mended:
+    major, minor, patch, *_ = (int(part) for part in f"{version}.0.0".split("."))
+    mended_at = _MENDED_BRANCHES.get((major, minor))
+    mended = (major, minor, patch) >= _MENDED or (mended_at is not None and patch >= mended_at)
+    if (major, minor, patch) < _BUG_SINCE or mended:
         return Check("sqlite", Level.OK, f"SQLite {version}")
     return Check(
         "sqlite",
@@ -257,14 +261,14 @@ def _check_jobs(inspection: Inspection) -> Iterator[Check]:
         "leases",
         overdue,
         good="no lease is over",
-        bad="jobs whose lease is over (stalled)",
+        bad="in processing though the lease is over (stalled)",
         hint="a running worker takes them back within a second or two: start one",
     )
     yield _found(
         "dead holders",
         orphaned,
         good="every job in processing has a living worker",
-        bad="jobs held by workers that are gone",
+        bad="held by workers that are gone",
         hint="the next worker that starts gives them back at once",
         level=Level.WARN,
     )
@@ -272,7 +276,7 @@ def _check_jobs(inspection: Inspection) -> Iterator[Check]:
         "long jobs",
         long,
         good=f"no job runs longer than the visibility timeout ({limit_ms / 1000:g} s)",
-        bad=f"jobs run longer than the visibility timeout ({limit_ms / 1000:g} s)",
+        bad=f"running for longer than the visibility timeout ({limit_ms / 1000:g} s)",
         hint="if they hang, give their tasks a time_limit; if not, raise visibility_timeout",
     )
 
@@ -320,7 +324,7 @@ def _check_queues(inspection: Inspection) -> Check:
         "queues",
         unserved,
         good="every queue with pending jobs is served",
-        bad="queues with pending jobs that no worker serves",
+        bad="with pending jobs, but served by no worker",
         hint="start a worker for them: sqlqueue worker -A … -Q QUEUE",
     )
 
@@ -332,7 +336,7 @@ def _check_app(
         found = list(itertools.islice(function(inspection), MOST_PROBLEMS + 1))
     except Exception as error:  # noqa: BLE001 - a check is user code; the others still have a word
         return Check(title, Level.FAIL, f"the check itself failed: {type(error).__name__}: {error}")
-    return _found(title, found, good="in order", bad="problems", hint="")
+    return _found(title, found, good="in order", bad="not in order", hint="")
 
 
 def _found(

@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 MOST_ON_A_PAGE: Final = 1000
+_DEAD: Final = JobFilter(states=(State.PERMANENTLY_FAILED,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,10 +287,10 @@ class Inspection:
             return row.max_attempts
         return self._max_attempts.get(row.task or "", self.settings.task_max_attempts)
 
-    def dead_groups(self) -> list[DeadGroup]:
-        """Group the dead letters by error, the largest group first."""
+    def dead_groups(self, chosen: JobFilter = _DEAD) -> list[DeadGroup]:
+        """Group the dead letters, or what else a filter finds, by error, the largest group first."""
         found: dict[tuple[str, str], list[JobRow]] = {}
-        for row in self.every_job(JobFilter(states=(State.PERMANENTLY_FAILED,))):
+        for row in self.every_job(chosen):
             kind, text = row.error_type or "", _likeness(row.error_message or "")
             found.setdefault((kind, text), []).append(row)
         groups = [

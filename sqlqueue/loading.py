@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from types import ModuleType
 
 from sqlqueue.app import SqlQueue
 from sqlqueue.errors import AppImportError, SqlQueueError
-from sqlqueue.text import did_you_mean, quoted
+from sqlqueue.execute import fault_of
+from sqlqueue.text import did_you_mean, escaped, quoted
 
 __all__ = ["load_app"]
 
@@ -22,45 +25,70 @@ def load_app(path: str) -> SqlQueue:
     ConfigError or TaskDefinitionError where the application itself is wrong.
     """
     name, _, attribute = path.partition(":")
-    attribute = attribute or _USUAL_NAME
-    if not name or name == "__main__":
-        raise AppImportError(
-            f"cannot import app {quoted(path)}: give a module's name, as in -A tasks.app:app"
+    if not all(part.isidentifier() for part in name.split(".")) or name == "__main__":
+        as_module = name.removesuffix(".py").strip("./").replace("/", ".")
+        is_file = "/" in name or name.endswith(".py")
+        raise _refused(
+            path,
+            "that is no module's name",
+            f"Write -A {escaped(as_module)}" if is_file else "Write one, as in -A tasks.app:app",
         )
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    module = _imported(path, name)
+    found: object = module
+    for part in (attribute or _USUAL_NAME).split("."):
+        inner = getattr(found, part, None)
+        if inner is None:
+            raise _refused(
+                path,
+                f"module {quoted(name)} has no attribute {quoted(part)}",
+                _other_names(module, part),
+            )
+        found = inner
+    if not isinstance(found, SqlQueue):
+        raise _refused(
+            path,
+            f"it is a {type(found).__name__}, not a SqlQueue",
+            _other_names(found if isinstance(found, ModuleType) else module, ""),
+        )
+    return found
+
+
+def _imported(path: str, name: str) -> ModuleType:
+    with contextlib.suppress(FileNotFoundError):  # a working directory that was removed
+        here = os.getcwd()  # noqa: PTH109 - the import path holds text
+        if here not in sys.path:
+            sys.path.insert(0, here)
     try:
-        module = importlib.import_module(name)
+        return importlib.import_module(name)
     except SqlQueueError:
         raise
     except ModuleNotFoundError as error:
         missing = error.name or name
-        hint = (
-            f" Run it from the directory that contains {missing.partition('.')[0]!r}."
-            if name == missing or name.startswith(f"{missing}.")
-            else f" {name} imports it; install it in this environment ({sys.prefix})."
-        )
-        raise AppImportError(
-            f"cannot import app {quoted(path)}: no module named {quoted(missing)}.{hint}"
+        what = f"no module named {quoted(missing)}"
+        if name != missing and not name.startswith(f"{missing}."):
+            hint = f"{name} imports it; install it in this environment ({sys.prefix})"
+        elif "." in missing:
+            hint = f"There is a {missing.rpartition('.')[0]!r}, but not with that in it"
+        else:
+            hint = f"Run it from the directory that contains {missing!r}"
+        raise _refused(path, what, hint) from error
+    except (Exception, SystemExit) as error:
+        raise _refused(
+            path, escaped(f"{type(error).__name__}: {fault_of(error).message}"), ""
         ) from error
-    except Exception as error:
-        raise AppImportError(
-            f"cannot import app {quoted(path)}: {type(error).__name__}: {error}"
-        ) from error
-    found = module
-    for part in attribute.split("."):
-        inner = getattr(found, part, None)
-        if inner is None:
-            apps = [key for key, value in vars(module).items() if isinstance(value, SqlQueue)]
-            hint = did_you_mean(part, apps) or (f" It has: {', '.join(apps)}." if apps else "")
-            raise AppImportError(
-                f"cannot import app {quoted(path)}: module {quoted(name)} has no attribute"
-                f" {quoted(part)}.{hint}"
-            )
-        found = inner
-    if not isinstance(found, SqlQueue):
-        raise AppImportError(
-            f"cannot import app {quoted(path)}: it is a {type(found).__name__}, not a SqlQueue"
-        )
-    return found
+
+
+def _refused(path: str, what: str, hint: str) -> AppImportError:
+    end = f" {hint}." if hint and hint[-1] not in ".?" else hint and f" {hint}"
+    return AppImportError(f"cannot import app {quoted(path)}: {what}.{end}")
+
+
+def _other_names(module: ModuleType, wrong: str) -> str:
+    """Suggest the applications that a module does have."""
+    apps = [
+        f"{module.__name__}:{key}"
+        for key, value in vars(module).items()
+        if isinstance(value, SqlQueue)
+    ]
+    near = did_you_mean(f"{module.__name__}:{wrong}", apps).strip()
+    return near or (f"Write -A {' or -A '.join(apps)}" if apps else "")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from sqlqueue.errors import JobFailed, JobNotFound, ResultTimeout
 from sqlqueue_transport.lifecycle import FINISHED, State
+from sqlqueue_transport.reading import JobFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlqueue.backend import Backend
-    from sqlqueue_transport.reading import JobDetail
+    from sqlqueue_transport.reading import JobDetail, JobRow
 
 __all__ = ["NOT_FOUND", "AsyncResult"]
 
@@ -43,28 +44,29 @@ class AsyncResult(Generic[R_co]):
     @property
     def state(self) -> str:
         """Return the job's state, or "not_found": never stored, or removed by retention."""
-        found = self._look()
-        return found.row.state.value if found else NOT_FOUND
+        row = self._row()
+        return row.state.value if row else NOT_FOUND
 
     @property
     def attempts(self) -> int:
         """Return how many attempts were started, the running one included; 0 when not found."""
-        found = self._look()
-        return found.row.attempts if found else 0
+        row = self._row()
+        return row.attempts if row else 0
 
     @property
     def error(self) -> str | None:
         """Return the newest failure as "Type: message"; None when there is none, or it was mended."""
-        found = self._look()
-        if found is None or found.row.error_type is None:
+        row = self._row()
+        if row is None or row.error_type is None:
             return None
-        return f"{found.row.error_type}: {found.row.error_message or ''}"
+        return f"{row.error_type}: {row.error_message}" if row.error_message else row.error_type
 
     @property
     def traceback(self) -> str | None:
-        """Return the newest failed attempt's traceback; None when there is none."""
-        found = self._look()
-        return found.attempts[-1].traceback if found and found.attempts else None
+        """Return the traceback of `error`; None when there is none (a lost worker leaves none)."""
+        row = self._row()
+        detail = self._backend().job(row.message_id) if row else None
+        return _traceback_of_error(detail) if detail else None
 
     def get(self, timeout: float | None = None) -> R_co:
         """Wait for the job to end and return what its task returned.
@@ -75,21 +77,24 @@ class AsyncResult(Generic[R_co]):
         deadline_s = None if timeout is None else time.monotonic() + timeout
         pause_s = _FIRST_PAUSE_S
         while True:
-            found = self._look()
-            if found is None:
+            row = self._row()
+            if row is None:
                 raise JobNotFound(self.id)
-            if found.row.state in FINISHED:
-                return self._ended(found)
+            if row.state in FINISHED:
+                return self._ended(row.message_id)
             left_s = _LONGEST_PAUSE_S if deadline_s is None else deadline_s - time.monotonic()
             if left_s <= 0:
                 raise ResultTimeout(
-                    f"job {self.id} is {found.row.state.value} after {timeout} s; it goes on. Is a"
-                    f" worker serving the queue {found.row.queue!r}?"
+                    f"job {self.id} is {row.state.value} after {timeout} s; it goes on. Is a"
+                    f" worker serving the queue {row.queue!r}?"
                 )
             time.sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
-    def _ended(self, found: JobDetail) -> R_co:
+    def _ended(self, message_id: int) -> R_co:
+        found = self._backend().job(message_id)
+        if found is None:  # retention was faster
+            raise JobNotFound(self.id)
         if found.row.state is State.DONE:
             result: Any = json.loads(found.result) if found.result is not None else None
             return result  # type: ignore[no-any-return]
@@ -97,11 +102,19 @@ class AsyncResult(Generic[R_co]):
             self.id,
             found.row.error_type or found.row.state.value,
             error_message=found.row.error_message or "",
-            traceback=found.attempts[-1].traceback if found.attempts else None,
+            traceback=_traceback_of_error(found),
         )
 
-    def _look(self) -> JobDetail | None:
-        backend = self._backend()
-        for message_id in backend.message_ids_of(self.id):
-            return backend.job(message_id)
+    def _row(self) -> JobRow | None:
+        """Look at the newest message of the job, without its body."""
+        found = self._backend().jobs(JobFilter(job_ids=(self.id,)), limit=1)
+        return found[0] if found else None
+
+
+def _traceback_of_error(found: JobDetail) -> str | None:
+    """Return the traceback that belongs to the error shown, not that of an earlier, other one."""
+    newest = found.attempts[-1] if found.attempts else None
+    shown = (found.row.error_type, found.row.error_message)
+    if newest is None or (newest.error_type, newest.error_message) != shown:
         return None
+    return newest.traceback

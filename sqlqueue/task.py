@@ -101,14 +101,14 @@ class Task(Generic[P, R]):
         self, app: SqlQueue, name: str, function: Callable[..., R], options: TaskOptions
     ) -> None:
         """Wrap `function`; raises TaskDefinitionError for options that cannot work."""
+        update_wrapper(self, function)  # first: it copies the function's own attributes, too
         self.app = app
         self.name = name
         self.function = function
         self.options = options
-        options.policy(1 if options.max_attempts is None else options.max_attempts)
-        update_wrapper(self, function)
+        options.policy(1)  # raises
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function here and now; nothing is enqueued."""
         if self.options.bind:
             return self.function(self, *args, **kwargs)
@@ -118,7 +118,7 @@ class Task(Generic[P, R]):
         """Show the name."""
         return f"<Task {self.name}>"
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Enqueue a call; when this returns it is stored as durably as `durability` says.
 
         Raises UnserializableArguments before anything is published, and the transport's errors.
@@ -156,7 +156,7 @@ class Task(Generic[P, R]):
             job_id=job_id,
         )
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Signature:
+    def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature:
         """Return the call without making it."""
         return Signature(self.name, args, dict(kwargs))
 

@@ -11,9 +11,15 @@ Features
 * Supports `eta` held by the broker: yes (`hold_eta`)
 * Supports `expires` and `expiration`: yes
 * Supports visibility timeouts: yes (`visibility_timeout`), extended while the consumer lives
+* Supports batches (`Producer.batch`): yes, one transaction a flush
 * Supports the event loop (`asynchronous`): not yet
 
-Transport options: see `options.Options`.
+Queues, exchanges and bindings lie in the file, so every process sees the same ones. A message is
+acknowledged, requeued and given back in its row: nothing is ever published again. A message is
+delivered at least once, and its delivery tag is good until its lease is over (`LeaseLost`).
+
+Transport options: see `options.Options`. In a list of URLs to fail over to they must be given as
+`transport_options`: there Kombu (5.7) refuses a query behind the path.
 """
 
 from kombu.transport import TRANSPORT_ALIASES
@@ -51,8 +57,8 @@ __all__ = [
     "DatabaseMissing",
     "DiskFault",
     "Event",
-    "FileReplaced",
     "Fault",
+    "FileReplaced",
     "ForeignDatabase",
     "ForkedStore",
     "InvalidMessage",

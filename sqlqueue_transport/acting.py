@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport.lifecycle import Event, State, sources, target
+from sqlqueue_transport.messages import LARGEST_ID, storable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -102,8 +103,12 @@ class Acting:
         """Apply CANCEL, FAIL or REQUEUE to messages seen in the given states.
 
         A state in which the event is not legal counts as skipped. If the process dies midway,
-        the chunks before are done and audited, the rest untouched.
+        the chunks before are done and audited, the rest untouched. Raises ValueError for an
+        event that is not an operator's.
         """
+        if event not in _STATEMENT:
+            message = f"{event.value} is not an operator's action"
+            raise ValueError(message)
         acted: list[Acted] = []
         for start in range(0, len(targets), CHUNK):
             chunk = targets[start : start + CHUNK]
@@ -128,7 +133,7 @@ class Acting:
         queues: list[str] = []
         now_ms = self._clock.wall_ms()
         for message_id, before in targets:
-            if before not in sources(event):
+            if before not in sources(event) or message_id > LARGEST_ID:
                 acted.append(Acted(message_id, before, None))
                 continue
             after = target(before, event)
@@ -137,9 +142,10 @@ class Acting:
                 "before": before.value,
                 "after": after.value,
                 "now_ms": now_ms,
-                "actor": actor,
+                # They come from a command line, which may hold anything.
+                "actor": storable(actor),
                 "action": event.value,
-                "reason": reason,
+                "reason": storable(reason),
             }
             if event is Event.REQUEUE:
                 connection.execute(_KEEP_SUCCESS, values)

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from amqp.protocol import queue_declare_ok_t
+from amqp.protocol import queue_declare_ok_t  # type: ignore[import-untyped]
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 
 from sqlqueue_transport.errors import CannotOpen, InvalidMessage, LeaseLost, WorkerSwept
-from sqlqueue_transport.message import Message
+from sqlqueue_transport.message import Message as Delivered
 from sqlqueue_transport.messages import (
     Claim,
     Fault,
@@ -68,13 +68,13 @@ class Consumer:
     tag: str
     queue: str
     no_ack: bool
-    callback: Callable[[Message], object]
+    callback: Callable[[Delivered], object]
 
 
-class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
+class Channel(virtual.Channel):
     """Be one Kombu channel on a store. Not to be shared by consuming threads; acks may be."""
 
-    Message = Message
+    Message = Delivered  # type: ignore[assignment]  # ours is made from a row
     do_restore = False
     supports_fanout = False
     max_priority = HIGHEST_PRIORITY
@@ -90,7 +90,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         self._turns = itertools.count()
         self._batch = 1
         # Claimed, and not yet handed to its consumer.
-        self._arrived: deque[tuple[Consumer, Message]] = deque()
+        self._arrived: deque[tuple[Consumer, Delivered]] = deque()
         # Delivery tags that were handed over and not settled, in that order.
         self._unacked: dict[int, None] = {}
         self._unacked_mutex = threading.Lock()
@@ -171,7 +171,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         self,
         queue: str,
         no_ack: bool,  # noqa: FBT001 - Kombu's signature
-        callback: Callable[[Message], object],
+        callback: Callable[[Delivered], object],
         consumer_tag: str | None = None,
         **_: Any,
     ) -> str:
@@ -190,7 +190,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         self._arrived = deque(pair for pair in self._arrived if pair[0].tag != consumer_tag)
         self._release([message.delivery_tag for message in unseen])
 
-    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Message | None:  # noqa: FBT001, FBT002
+    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Delivered | None:  # noqa: FBT001, FBT002
         """Take one message; None when nothing is ready."""
         found = self._claim(valid_name(queue, what="queue"), 1, no_ack=no_ack)
         for message in found:
@@ -258,12 +258,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
 
     def _claim(
         self, queue: str, limit: int, *, no_ack: bool, tag: str | None = None
-    ) -> list[Message]:
+    ) -> list[Delivered]:
         self._refuse_closed()
         claim = self._claim_registered(queue, limit, no_ack=no_ack)
         if claim.deliveries and not no_ack:
             self.connection.keep_leases()
-        return [Message(one, self, tag, is_settled=no_ack) for one in claim.deliveries]
+        return [Delivered(one, self, tag, is_settled=no_ack) for one in claim.deliveries]
 
     def _claim_registered(self, queue: str, limit: int, *, no_ack: bool) -> Claim:
         lease_s = self.options.visibility_timeout
@@ -275,7 +275,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
             self.store.consumers.leave()
             return self.store.claim([queue], limit, lease_s=lease_s, no_ack=no_ack)
 
-    def _hand_over(self, message: Message) -> None:
+    def _hand_over(self, message: Delivered) -> None:
         if not message.is_settled:
             with self._unacked_mutex:
                 self._unacked[message.delivery_tag] = None
@@ -293,7 +293,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         limit: int = 1,
         *,
         settlements: Sequence[tuple[int, Outcome]] = (),
-    ) -> tuple[list[Message], list[int]]:
+    ) -> tuple[list[Delivered], list[int]]:
         """Settle deliveries and take new ones in one transaction.
 
         Return the messages, and the tags whose settlement was refused because their lease is
@@ -308,7 +308,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
             settlements=[_settlement(tag, outcome) for tag, outcome in settlements],
             durable=self.options.sync_settle,
         )
-        messages = [Message(delivery, self) for delivery in claim.deliveries]
+        messages = [Delivered(delivery, self) for delivery in claim.deliveries]
         with self._unacked_mutex:
             for tag, _ in settlements:
                 self._unacked.pop(tag, None)
@@ -348,15 +348,15 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
             outcome = Outcome.dead(Fault("Rejected", "the consumer rejected it"), cause="rejected")
         self._settle_each([delivery_tag], outcome, quiet=requeue)
 
-    def basic_recover(self, requeue: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002 - AMQP always requeues
+    def basic_recover(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - AMQP always requeues
         """Hand back everything this channel holds."""
         self.release_all()
 
     def basic_qos(
         self,
-        prefetch_size: int = 0,  # noqa: ARG002 - not supported, as in all virtual transports
+        prefetch_size: int = 0,
         prefetch_count: int = 0,
-        apply_global: bool = False,  # noqa: ARG002, FBT001, FBT002
+        apply_global: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         """Bound how many unacknowledged messages this channel may hold; 0 means the cap."""
         self.prefetch_count = prefetch_count or 0
@@ -411,7 +411,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
 
     # -- queues and exchanges -----------------------------------------------------------------------
 
-    def queue_declare(
+    def queue_declare(  # noqa: PLR0917 - Kombu's signature, as below
         self,
         queue: str | None = None,
         passive: bool = False,  # noqa: FBT001, FBT002 - Kombu's signature
@@ -470,21 +470,21 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         queue: str,
         exchange: str | None = None,
         routing_key: str = "",
-        arguments: dict[str, Any] | None = None,  # noqa: ARG002
+        arguments: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
         """Remove a binding."""
         if exchange:
             self.store.topology.unbind(queue, exchange, routing_key or "")
 
-    def exchange_declare(
+    def exchange_declare(  # noqa: PLR0917
         self,
         exchange: str | None = None,
         type: str = "direct",  # noqa: A002 - Kombu's signature
         durable: bool = False,  # noqa: FBT001, FBT002
         auto_delete: bool = False,  # noqa: FBT001, FBT002
         arguments: dict[str, Any] | None = None,
-        nowait: bool = False,  # noqa: ARG002, FBT001, FBT002
+        nowait: bool = False,  # noqa: FBT001, FBT002
         passive: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         """Make an exchange, or with `passive` only look."""
@@ -505,9 +505,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
             text = f"PRECONDITION_FAILED - exchange {name!r} is of type {known!r}, not {kind!r}"
             raise ChannelError(text, (40, 10), "Channel.exchange_declare", "406")
 
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
-        """Delete an exchange and its bindings."""
-        self.store.topology.delete_exchange(exchange)
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Delete an exchange and its bindings; with `if_unused` only when it has none."""
+        self.store.topology.delete_exchange(exchange, if_unused=if_unused)
 
     def list_bindings(self) -> list[tuple[str, str, str]]:
         """Return every binding as (queue, exchange, routing key)."""
@@ -540,7 +540,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]  # kombu has no types
         finally:
             if self.connection is not None:
                 self.connection.close_channel(self)
-            self.exchange_types = None
+            self.exchange_types = {}
 
 
 def _settlement(tag: int, outcome: Outcome) -> Settlement:

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from sqlqueue_transport.errors import CannotOpen
+
 
 class Clock(Protocol):
     """Tell the time; replaced in tests by one that jumps."""
@@ -57,7 +59,11 @@ def _boot_identity() -> str:
             capture_output=True,
             text=True,
         ).stdout.strip()
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError as error:
+        message = f"cannot tell which boot this is, so leases mean nothing here: {error}"
+        raise CannotOpen(message) from error
     return f"{boot_id}{_time_namespace_offset()}"
 
 

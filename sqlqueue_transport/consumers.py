@@ -8,22 +8,26 @@ moment; the writer lock and the state of each row decide what is still true.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import os
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport import forking, wakeup
 from sqlqueue_transport import statements as sql
-from sqlqueue_transport.errors import CannotOpen, TransportError
+from sqlqueue_transport.errors import CannotOpen, DiskFault, TransportError, Unavailable
 from sqlqueue_transport.messages import Fault, Lost
-from sqlqueue_transport.presence import Entry, Note, Presence, PresenceFile, mask_of
+from sqlqueue_transport.presence import SLOTS, Entry, Note, Presence, PresenceFile, Standing
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.database import Database
@@ -86,7 +90,13 @@ class Consumers:
         self._slot: int | None = None
         self._bell: wakeup.Bell | None = None
         self._worker_id = 0
-        self._mutex = threading.Lock()
+        # Reentrant, because a signal handler may fork while this thread holds it.
+        self._mutex = threading.RLock()
+        self._fork_holds: list[bool] = []
+        # The threads that sleep: which queues each waits for, and until when.
+        self._asleep: dict[int, tuple[Sequence[str], int]] = {}
+        self._asleep_mutex = threading.Lock()
+        self._naps = itertools.count()
         forking.guard(self)
 
     # -- this process ---------------------------------------------------------------------------
@@ -119,29 +129,27 @@ class Consumers:
         registered under the old identity are then *unknown*, and their leases run out in time.
         Refuses a file on which processes of another boot or time namespace are alive.
         """
+        path = self._database.presence_path
 
         def work(connection: sqlite3.Connection) -> PresenceFile:
-            row = connection.execute(sql.GET_META, {"key": _PRESENCE_KEY}).fetchone()
-            found = PresenceFile.attach(self._database.presence_path)
-            if found is None or row is None or row[0] != found.identity:
-                found = PresenceFile.create(self._database.presence_path)
+            found = PresenceFile.attach(path)
+            if found is None or found.identity != _named_presence(connection):
+                found = PresenceFile.create(path)
                 connection.execute(sql.SET_META, {"key": _PRESENCE_KEY, "value": found.identity})
-            self._refuse_other_clocks(connection, found)
             return found
 
-        known = self._database.read(
-            lambda c: c.execute(sql.GET_META, {"key": _PRESENCE_KEY}).fetchone()
-        )
-        found = PresenceFile.attach(self._database.presence_path)
-        if known is not None and found is not None and known[0] == found.identity:
-            self._database.read(lambda c: self._refuse_other_clocks(c, found))
-            self._presence = found
-            return
-        self._presence = self._database.write(work)
+        try:
+            found = PresenceFile.attach(path)
+            if found is None or found.identity != self._database.read(_named_presence):
+                found = self._database.write(work)
+        except OSError as error:
+            raise _translated(error, path) from error
+        self._refuse_other_clocks(self._database.read(_registered), found)
+        self._presence = found
 
-    def _refuse_other_clocks(self, connection: sqlite3.Connection, presence: PresenceFile) -> None:
+    def _refuse_other_clocks(self, workers: Sequence[Worker], presence: PresenceFile) -> None:
         boot = self._clock.boot()
-        for worker in _registered(connection):
+        for worker in workers:
             if worker.boot != boot and self._presence_of(worker, presence) is Presence.ALIVE:
                 message = (
                     f"{self._database.path} is in use by process {worker.pid} of another kernel or "
@@ -166,9 +174,12 @@ class Consumers:
         with self._mutex:
             if self._worker_id:
                 return self._worker_id
+            self.attach()  # anew: the file may have been lost since we looked
             presence = self.presence
             slot = presence.take_free_slot()
+            bell: wakeup.Bell | None = None
             try:
+                bell = self._make_bell(slot)
                 worker_id, lost = self._database.write(
                     lambda c: self._register(
                         c,
@@ -188,13 +199,22 @@ class Consumers:
                         },
                     )
                 )
-                bell = wakeup.Bell(wakeup.bell_path(self._database.run_directory, slot))
             except BaseException:
+                # The entry stays: if the row was committed all the same, a sweeper ends it.
                 presence.give_back(slot)
+                if bell is not None:
+                    bell.close()
                 raise
             self._slot, self._bell, self._worker_id = slot, bell, worker_id
         self._wake_for(lost)
         return worker_id
+
+    def _make_bell(self, slot: int) -> wakeup.Bell:
+        path = wakeup.bell_path(self._database.run_directory, slot)
+        try:
+            return wakeup.Bell(path)
+        except OSError as error:
+            raise _translated(error, path) from error
 
     def _register(
         self,
@@ -205,13 +225,15 @@ class Consumers:
         slot = row["slot"]
         if not isinstance(slot, int):  # pragma: no cover - set by `register`
             raise TypeError
+        workers = _registered(connection)
+        self._refuse_other_clocks(workers, presence)
         lost: list[Lost] = []
-        for worker in _registered(connection):
+        for worker in workers:
             if worker.slot == slot and worker.presence == presence.identity:
-                lost += self._end(connection, worker.id, presence.notes(slot))
+                lost += self._end(connection, worker.id, presence.notes(slot).values())
         worker_id = connection.execute(sql.REGISTER_WORKER, row).lastrowid or 0
-        # Before the commit, so that a sweeper, who looks under the writer lock, never sees a
-        # registered row whose slot does not name it yet.
+        # Both before the commit, so that nobody ever sees a registered row whose slot does not
+        # name it, or whose process does not own it.
         presence.write_entry(
             slot,
             worker_id=worker_id,
@@ -219,6 +241,7 @@ class Consumers:
             heartbeat_ms=self._clock.lease_ms(),
             parent_id=int(str(row["parent_id"] or 0)),
         )
+        presence.own(slot)
         return worker_id, lost
 
     def leave(self) -> list[Lost]:
@@ -227,12 +250,14 @@ class Consumers:
             if not self._worker_id or self._slot is None or self._presence is None:
                 return []
             worker_id, slot, presence = self._worker_id, self._slot, self._presence
-            lost = self._database.write(lambda c: self._end(c, worker_id, {}, orderly=True))
-            presence.clear_entry(slot)
+            lost = self._database.write(lambda c: self._end(c, worker_id, (), orderly=True))
+            if presence.entry(slot).worker_id == worker_id:
+                presence.clear_entry(slot)
             presence.give_back(slot)
-            if self._bell is not None:
-                self._bell.close()
-            self._slot, self._bell, self._worker_id = None, None, 0
+            bell, self._bell = self._bell, None
+            self._slot, self._worker_id = None, 0
+            if bell is not None:
+                bell.close()
         self._wake_for(lost)
         return lost
 
@@ -272,20 +297,20 @@ class Consumers:
         """Sleep until one of these queues may have work, at most `timeout_s` and one second.
 
         `has_work` is the store's look at the file; it runs after the flag is up. Return True when
-        there is or may be work. Not for two threads of one process at once.
+        there is or may be work. Several threads may sleep; a ring wakes all of them.
         """
         if self._bell is None:
             self.register(name=f"client-{os.getpid()}", kind="client")
-        bell, slot = self._bell, self._own_slot()
+        bell, slot, presence = self._bell, self._own_slot(), self.presence
         if bell is None:  # pragma: no cover - register sets it
             raise AssertionError
         now_ms = self._clock.wall_ms()
         timeout_s = min(timeout_s, LONGEST_SLEEP_S)
-        mask = 0
-        for queue in queues:
-            mask |= mask_of(queue)
-        self.presence.raise_flag(slot, mask, now_ms + round(timeout_s * 1000))
+        nap = next(self._naps)
         try:
+            with self._asleep_mutex:
+                self._asleep[nap] = tuple(queues), now_ms + round(timeout_s * 1000)
+                self._show_sleepers(presence, slot)
             if has_work(queues):
                 return True
             due_ms = self._database.read(lambda c: c.execute(sql.NEXT_DUE).fetchone()[0])
@@ -293,7 +318,18 @@ class Consumers:
                 timeout_s = min(timeout_s, (due_ms - now_ms) / 1000)
             return bell.wait(timeout_s)
         finally:
-            self.presence.lower_flag(slot)
+            with self._asleep_mutex:
+                self._asleep.pop(nap, None)
+                if self._slot == slot:  # else another thread gave it back, and it may be taken
+                    self._show_sleepers(presence, slot)
+
+    def _show_sleepers(self, presence: PresenceFile, slot: int) -> None:
+        """Raise the flag for all threads that sleep, or lower it when none does."""
+        if not self._asleep:
+            presence.lower_flag(slot)
+            return
+        queues = dict.fromkeys(queue for queues, _ in self._asleep.values() for queue in queues)
+        presence.raise_flag(slot, list(queues), max(until for _, until in self._asleep.values()))
 
     @property
     def bell(self) -> wakeup.Bell | None:
@@ -303,15 +339,20 @@ class Consumers:
     def wake(self, queue: str, due_ms: int | None) -> None:
         """Wake one sleeper that can claim from `queue`, after the commit that made it worth while.
 
-        With `due_ms` only one that would sleep longer than that.
+        With `due_ms` only one that would sleep longer than that. Never raises: what was stored is
+        stored, and a sleeper that is not woken looks by itself within a second.
         """
-        presence = self._presence
-        if presence is None:
-            return
-        for slot in presence.sleepers(mask_of(queue), due_ms):
-            # Lowered by us, so that the next message wakes the next sleeper.
-            if presence.lower_flag(slot) and wakeup.ring(self._database.run_directory, slot):
-                return
+        with contextlib.suppress(OSError, TransportError):
+            presence = self.presence
+            for slot, consumes_it in presence.sleepers(queue, due_ms):
+                # Lowered by us, so that the next message wakes the next sleeper.
+                if presence.lower_flag(slot) and self._ring(slot) and consumes_it:
+                    return
+
+    def _ring(self, slot: int) -> bool:
+        with contextlib.suppress(OSError):
+            return wakeup.ring(self._database.run_directory, slot)
+        return False
 
     def _wake_for(self, lost: Sequence[Lost]) -> None:
         for one in lost:
@@ -335,12 +376,19 @@ class Consumers:
         return found
 
     def running(self) -> dict[int, tuple[Note, int]]:
-        """Return what is noted as started by living processes: message id to (note, worker id)."""
+        """Return what is noted as started by living processes: message id to (note, worker id).
+
+        Of several notes for one message the newest delivery's counts: a stopped process may still
+        show the one it has lost.
+        """
         presence = self.presence
         found: dict[int, tuple[Note, int]] = {}
         for entry in presence.entries():
-            if not presence.is_free(entry.slot):
-                for note in presence.notes(entry.slot).values():
+            if presence.standing(entry.slot) is not Standing.OWNED:
+                continue
+            for note in presence.notes(entry.slot).values():
+                known = found.get(note.message_id)
+                if known is None or known[0].delivery < note.delivery:
                     found[note.message_id] = (note, entry.worker_id)
         return found
 
@@ -378,12 +426,15 @@ class Consumers:
         Costs no transaction when nobody died and one small read for the leases. If the sweeper
         dies midway, all of a transaction happened or nothing, and the next one goes on.
         """
-        lost = [one for entry in self._dead_entries() for one in self._sweep_slot(entry)]
+        presence = self.presence
+        lost = [
+            one for entry in self._dead_entries() for one in self._sweep_slot(entry.slot, presence)
+        ]
         lease_now_ms = self._clock.lease_ms()
         if self._database.read(
             lambda c: c.execute(sql.ANY_OVERDUE, {"lease_now_ms": lease_now_ms}).fetchone()
         ):
-            lost += self._database.write(self._sweep_overdue)
+            lost += self._database.write(lambda c: self._sweep_overdue(c, presence))
         self._wake_for(lost)
         return lost
 
@@ -411,15 +462,18 @@ class Consumers:
         an orderly shutdown that ran out of grace.
         """
         presence = self.presence
-        entry = next((e for e in presence.entries() if e.worker_id == worker_id), None)
-        notes = presence.notes(entry.slot) if entry and count else {}
-        lost = self._database.write(
-            lambda c: self._end(c, worker_id, notes, faults, orderly=not count)
-        )
-        if entry is not None and presence.take(entry.slot):
-            if presence.entry(entry.slot).worker_id == worker_id:
-                presence.clear_entry(entry.slot)
-            presence.give_back(entry.slot)
+
+        def work(connection: sqlite3.Connection) -> tuple[list[Lost], int | None]:
+            worker = next((w for w in _registered(connection) if w.id == worker_id), None)
+            slot = None if worker is None else _slot_of(worker, presence)
+            notes = presence.notes(slot).values() if slot is not None and count else ()
+            return self._end(connection, worker_id, notes, faults, orderly=not count), slot
+
+        lost, slot = self._database.write(work)
+        if slot is not None and presence.take(slot):
+            if presence.entry(slot).worker_id == worker_id:
+                presence.clear_entry(slot)
+            presence.give_back(slot)
         self._wake_for(lost)
         return lost
 
@@ -427,14 +481,13 @@ class Consumers:
         presence = self.presence
         return [entry for entry in presence.entries() if presence.is_free(entry.slot)]
 
-    def _sweep_slot(self, entry: Entry) -> list[Lost]:
+    def _sweep_slot(self, slot: int, presence: PresenceFile) -> list[Lost]:
         """End the dead owner of a slot while holding its lock."""
-        presence = self.presence
-        if not presence.take(entry.slot):
+        if not presence.take(slot):
             return []
         try:
-            owner = presence.entry(entry.slot).worker_id
-            notes = presence.notes(entry.slot)
+            owner = presence.entry(slot).worker_id
+            notes = presence.notes(slot).values()
 
             def work(connection: sqlite3.Connection) -> list[Lost]:
                 return [
@@ -442,62 +495,59 @@ class Consumers:
                     for worker in _registered(connection)
                     # The slot must match, too: an id from a rolled back registration may have
                     # been given to somebody else in another slot.
-                    if worker.id == owner
-                    and worker.slot == entry.slot
-                    and worker.presence == presence.identity
+                    if worker.id == owner and _slot_of(worker, presence) == slot
                     for one in self._end(connection, worker.id, notes)
                 ]
 
             lost = self._database.write(work)
-            presence.clear_entry(entry.slot)
+            presence.clear_entry(slot)
             return lost
         finally:
-            presence.give_back(entry.slot)
+            presence.give_back(slot)
 
     def _sweep_worker(self, worker: Worker, presence: PresenceFile) -> list[Lost]:
-        if (
-            worker.presence == presence.identity
-            and presence.entry(worker.slot).worker_id == worker.id
-        ):
-            return self._sweep_slot(presence.entry(worker.slot))
-        return self._database.write(lambda c: self._end(c, worker.id, {}))
+        slot = _slot_of(worker, presence)
+        if slot is not None:
+            return self._sweep_slot(slot, presence)
+        return self._database.write(lambda c: self._end(c, worker.id, ()))
 
     def _presence_of(self, worker: Worker, presence: PresenceFile) -> Presence:
         if worker.presence != presence.identity:
             # Another boot's processes are gone with their kernel; another file's are not known.
             return Presence.UNKNOWN if worker.boot == self._clock.boot() else Presence.DEAD
-        if presence.is_free(worker.slot) or presence.entry(worker.slot).worker_id != worker.id:
+        slot = _slot_of(worker, presence)
+        if slot is None or presence.standing(slot) is not Standing.OWNED:
             return Presence.DEAD
         return Presence.ALIVE
 
-    def _sweep_overdue(self, connection: sqlite3.Connection) -> list[Lost]:
-        presence = self.presence
-        notes = {
-            note.message_id: note
-            for entry in presence.entries()
-            for note in presence.notes(entry.slot).values()
-        }
+    def _sweep_overdue(self, connection: sqlite3.Connection, presence: PresenceFile) -> list[Lost]:
+        notes = [
+            note for entry in presence.entries() for note in presence.notes(entry.slot).values()
+        ]
         rows = connection.execute(sql.OVERDUE, {"lease_now_ms": self._clock.lease_ms()}).fetchall()
         fault = Fault(
             "LeaseOver", "the worker neither ended the job nor extended its lease in time"
         )
+        started = _by_delivery(notes)
         return [
-            self._lose(connection, Held(*row), notes, {row[0]: ("lost", fault)}) for row in rows
+            self._lose(connection, Held(*row), started, {row[0]: ("lost", fault)}) for row in rows
         ]
 
     def _end(
         self,
         connection: sqlite3.Connection,
         worker_id: int,
-        notes: Mapping[int, Note],
+        notes: Iterable[Note],
         faults: Mapping[int, tuple[str, Fault]] | None = None,
         *,
         orderly: bool = False,
     ) -> list[Lost]:
         """Mark a worker ended and give back what it holds; `orderly` counts nothing."""
         rows = connection.execute(sql.HELD_BY_WORKER, {"worker_id": worker_id}).fetchall()
+        started = _by_delivery(notes)
         lost = [
-            self._lose(connection, Held(*row), notes, faults or {}, orderly=orderly) for row in rows
+            self._lose(connection, Held(*row), started, faults or {}, orderly=orderly)
+            for row in rows
         ]
         connection.execute(
             sql.END_WORKER, {"worker_id": worker_id, "now_ms": self._clock.wall_ms()}
@@ -508,14 +558,14 @@ class Consumers:
         self,
         connection: sqlite3.Connection,
         held: Held,
-        notes: Mapping[int, Note],
+        started: Mapping[tuple[int, int], Note],
         faults: Mapping[int, tuple[str, Fault]],
         *,
         orderly: bool = False,
     ) -> Lost:
         """End one delivery for somebody who cannot any more."""
-        note = notes.get(held.message_id)
-        counted = not orderly and note is not None and note.delivery == held.delivery
+        note = started.get((held.message_id, held.delivery))
+        counted = not orderly and note is not None
         # Nobody can tell whether it was started: its consumer notes no starts, or a reboot may
         # have lost the note.
         blind = (
@@ -564,26 +614,56 @@ class Consumers:
     # -- forking ------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Hold the mutex, so that the child does not inherit it taken by another thread."""
-        self._mutex.acquire()
+        """Hold the mutex, so that no registration is half done in the child."""
+        # One step, as in `database`: a signal handler may raise.
+        self._fork_holds.extend(map(self._mutex.acquire, (True,)))
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        self._mutex.release()
+        if self._fork_holds:
+            self._fork_holds.pop()
+            self._mutex.release()
 
     def after_fork_in_child(self) -> None:
         """Be nobody yet: the parent's slot, lock and FIFO are not ours."""
-        self._mutex = threading.Lock()
-        if self._bell is not None:
-            self._bell.close()
+        self._mutex, self._asleep_mutex = threading.RLock(), threading.Lock()
+        self._fork_holds.clear()
+        self._asleep.clear()
+        bell = self._bell
         self._presence, self._slot, self._bell, self._worker_id = None, None, None, 0
+        if bell is not None:
+            bell.close()
 
 
 def _registered(connection: sqlite3.Connection) -> list[Worker]:
-    return [
-        Worker(*fields, queues=tuple(json.loads(queues)), started_at_ms=started_at_ms)
-        for *fields, queues, started_at_ms in connection.execute(sql.REGISTERED_WORKERS).fetchall()
-    ]
+    """Return every process that registered and was not ended."""
+    found = [Worker(*row) for row in connection.execute(sql.REGISTERED_WORKERS).fetchall()]
+    return [replace(one, queues=tuple(json.loads(str(one.queues)))) for one in found]
+
+
+def _named_presence(connection: sqlite3.Connection) -> str | None:
+    """Return the identity of the presence file that the database names as its own."""
+    row = connection.execute(sql.GET_META, {"key": _PRESENCE_KEY}).fetchone()
+    return row[0] if row else None
+
+
+def _slot_of(worker: Worker, presence: PresenceFile) -> int | None:
+    """Return the slot of a worker as long as the slot, too, names the worker."""
+    if worker.presence != presence.identity or not 0 <= worker.slot < SLOTS:
+        return None
+    return worker.slot if presence.entry(worker.slot).worker_id == worker.id else None
+
+
+def _by_delivery(notes: Iterable[Note]) -> dict[tuple[int, int], Note]:
+    """Index notes by (message id, delivery): an older delivery's note says nothing of this one."""
+    return {(note.message_id, note.delivery): note for note in notes}
+
+
+def _translated(error: OSError, path: Path) -> Unavailable:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
+        message = f"{error.filename or path}: {error.strerror}; free space or mend the disk"
+        return DiskFault(message)
+    return CannotOpen(f"cannot use {error.filename or path}: {error.strerror}")
 
 
 def _loss_wait_s(earlier_losses: int) -> float:

@@ -8,7 +8,9 @@ keep data safe live here, and each was learned from a loss:
 * A read transaction never becomes a write transaction: after another process's commit SQLite
   refuses that at once, whatever the timeout (SQLITE_BUSY_SNAPSHOT).
 * Locks are taken inside the `try` and given back in nested `finally`s. An exception raised by
-  a signal handler between "acquire" and "try" would otherwise leak the lock.
+  a signal handler between "acquire" and "try" would otherwise leak the lock. See `_acquire` for
+  the other half: CPython runs signal handlers after a call and on entering a function, so the
+  cleaning up consists of calls of C functions, each in a `finally` of its own.
 * A durable commit is WAL at synchronous=NORMAL, then our own fdatasync of the `-wal` file after
   the lock is given up, so that processes share flushes. The flush begins after the COMMIT, the
   descriptor belongs to the log of the connection that committed, and that connection stays open
@@ -17,11 +19,15 @@ keep data safe live here, and each was learned from a loss:
   holds no locks, and its commits vanish without an error. See `forking`.
 * Cursors never leave a transaction function: a half-read one survives `close()` and keeps the
   file's descriptors.
+* Nothing here opens the database file but SQLite: closing any other descriptor of it would drop
+  SQLite's locks in this process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import sqlite3
 import sys
@@ -53,20 +59,28 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-APPLICATION_ID = (
-    0x53514C51  # "SQLQ", in the file's header (sqlite.org/pragma.html#pragma_application_id)
-)
+# "SQLQ", in the file's header (sqlite.org/pragma.html#pragma_application_id)
+APPLICATION_ID = 0x53514C51
 SCHEMA_VERSION = 1
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_S = 30.0
 # A connection that is not ours may hold SQLite's write lock. We wait for it in slices and give
 # the writer lock up in between, so that a foreign program never stops all our processes at once.
-FOREIGN_SLICE_MS = 1000
+FOREIGN_SLICE_S = 1.0
 LOOK_AT_PATH_EVERY_S = 1.0
 
 # Migrations by the version they lead to; version 1 is schema.sql. Each runs in one transaction
 # together with the new user_version, under the writer lock, after an online backup.
 MIGRATIONS: dict[int, str] = {}
+
+# SQLite's way of saying that a statement or a value of ours is wrong: never worth another try.
+_MISTAKES = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    sqlite3.NotSupportedError,
+)
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 class Database:
@@ -99,26 +113,30 @@ class Database:
         self._writing: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
         self._wal: int | None = None
+        # The files that must stay where they are, as long as they are open.
         self._identity: files.FileIdentity | None = None
+        self._companions: dict[Path, files.FileIdentity] = {}
         self._looked_at_s = 0.0
         self._commits = 0
         self._flushed = 0
         self._flush_wanted = 0
-        self._flush_failed = False
+        self._lost_commits: list[range] = []
         self._closed = False
+        self._poisoned: str | None = None
+        self._fork_trouble: str | None = None
+        self._fork_holds: list[list[bool]] = []
         self.write_transactions = 0
         self.read_transactions = 0
         self._reset_mutexes()
         forking.guard(self)
 
     def _reset_mutexes(self) -> None:
-        # Reentrant only so that a mutex can say whether this thread holds it; a second entry is
-        # refused in `write`.
+        # Always taken in this order. Reentrant only so that a mutex can say whether this thread
+        # holds it; a second entry is refused.
         self._write_mutex = threading.RLock()
         self._read_mutex = threading.RLock()
         self._flush_mutex = threading.RLock()
         self._pid = os.getpid()
-        self._poisoned: str | None = None
 
     # -- transactions ---------------------------------------------------------------------------
 
@@ -135,23 +153,19 @@ class Database:
         timeout, DiskFault, SchemaChanged, FileReplaced, ForkedStore. If the process dies midway,
         nothing of the transaction is in the file, or all of it.
         """
-        deadline_s = time.monotonic() + self._busy_timeout_s
-        while True:
-            try:
-                result, commit = self._write_once(work, deadline_s, durable=durable)
-                break
-            except sqlite3.OperationalError as error:
-                if not _is_locked(error):
-                    raise _translated(error, self.path) from error
-                if time.monotonic() >= deadline_s:
-                    message = (
-                        f"a program that is not sqlqueue holds SQLite's write lock on {self.path}; "
-                        "find and end it (for example an open sqlite3 shell with BEGIN)"
-                    )
-                    raise Busy(message) from error
+        result, commit = self._with_writer(
+            lambda connection: self._transaction(connection, work, durable=durable)
+        )
         if durable:
             self._flush(commit)
         return result
+
+    def open(self) -> None:
+        """Open and check the file now, as the first transaction would.
+
+        Unlike a write it does not wait for a foreign program that holds SQLite's write lock.
+        """
+        self._with_writer(_nothing)
 
     def read(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run `work` in one new read transaction and return its result.
@@ -159,85 +173,131 @@ class Database:
         It sees every commit made before the call. It must be short: while it runs, no checkpoint
         can shorten the log. Never waits for the writer lock once the file is open.
         """
-        while self._reading is None:
-            # The first transaction opens and checks the file under the writer lock. Outside the
-            # read mutex: whoever forks or closes takes the write mutex first.
-            self.write(_nothing)
-            self._open_reader()
-        try:
-            self._read_mutex.acquire()
-            self._refuse_fork()
+        deadline_s = time.monotonic() + self._busy_timeout_s
+        while True:
+            self._refuse_unusable()
+            try:
+                if self._reading is None:
+                    # Outside the read mutex: whoever forks or closes takes the write mutex first.
+                    if self._writing is None:
+                        self.open()
+                    self._open_reader()
+                return self._read_once(work)
+            except _NotOpen:
+                continue
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, _MISTAKES):
+                    raise
+                if not _is_locked(error) or time.monotonic() >= deadline_s:
+                    raise self._explained(error) from error
+
+    def _read_once(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        if _owned(self._read_mutex):
+            message = "a read inside a read of the same thread; finish the outer one first"
+            raise InsideTransaction(message)
+        with self._read_mutex:
+            self._refuse_unusable()
             connection = self._reading
             if connection is None:  # a fork in another thread closed it just now
-                message = f"the store of {self.path} was closed while it was read; read again"
-                raise Busy(message)
+                raise _NotOpen
+            self._look_at_path_sometimes()
             self.read_transactions += 1
             try:
                 connection.execute("BEGIN")
-                return work(connection)
+                _refuse_migrated(connection)
+                result = _without_cursor(work(connection))
+                self._refuse_unusable()  # `work` may have forked: then the child stops here
+                return result
             finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            raise _translated(error, self.path) from error
-        finally:
-            _release(self._read_mutex)
+                reading = self._reading
+                if reading is not None and reading.in_transaction:
+                    reading.execute("ROLLBACK")
 
-    def _write_once(
+    def _with_writer(self, step: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `step` on the writing connection under the writer lock, waiting for others."""
+        deadline_s = time.monotonic() + self._busy_timeout_s
+        while True:
+            try:
+                return self._with_writer_once(step, deadline_s)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, _MISTAKES):
+                    raise
+                if not _is_locked(error):
+                    raise self._explained(error) from error
+                if time.monotonic() >= deadline_s:
+                    message = (
+                        f"a program that is not sqlqueue holds SQLite's write lock on {self.path}; "
+                        "find and end it (for example an open sqlite3 shell with BEGIN)"
+                    )
+                    raise Busy(message) from error
+
+    def _with_writer_once(
+        self, step: Callable[[sqlite3.Connection], Result], deadline_s: float
+    ) -> Result:
+        self._refuse_unusable()
+        mutex = self._write_mutex
+        if _owned(mutex) or _owned(self._read_mutex):
+            message = "a write inside a transaction of the same thread; finish the outer one first"
+            raise InsideTransaction(message)
+        held: list[bool] = []
+        try:
+            _acquire(mutex, held, wait_s=max(deadline_s - time.monotonic(), 0.001))
+            if not held[0]:
+                message = "other threads of this process kept the writer busy"
+                raise Busy(message, holder=os.getpid())
+            self._refuse_unusable()
+            return step(self._locked_writer(deadline_s))
+        finally:
+            # Only calls of C functions, each in a finally of its own: see the module's docstring.
+            if held and held[0]:
+                try:
+                    try:
+                        writing = self._writing
+                        if writing is not None and writing.in_transaction:
+                            writing.execute("ROLLBACK")
+                    finally:
+                        lock = self._lock
+                        if lock is not None:
+                            fcntl.flock(lock.descriptor, fcntl.LOCK_UN)
+                finally:
+                    mutex.release()
+
+    def _transaction(
         self,
+        connection: sqlite3.Connection,
         work: Callable[[sqlite3.Connection], Result],
-        deadline_s: float,
         *,
         durable: bool,
     ) -> tuple[Result, int]:
-        if _owned(self._write_mutex):
-            message = "a write inside a write of the same thread; finish the outer one first"
-            raise InsideTransaction(message)
-        try:
-            if not self._write_mutex.acquire(timeout=max(deadline_s - time.monotonic(), 0.001)):
-                message = "other threads of this process kept the writer busy"
-                raise Busy(message, holder=os.getpid())
-            self._refuse_fork()
-            connection = self._locked_writer(deadline_s)
-            if durable and self._flush_failed:
-                self._recover_from_failed_flush(connection)
-            self.write_transactions += 1
-            connection.execute("BEGIN IMMEDIATE")
-            _refuse_migrated(connection)
-            result = work(connection)
-            connection.execute("COMMIT")
-            self._commits += 1
-            if durable:
-                self._flush_wanted = self._commits
-            return result, self._commits
-        finally:
-            self._leave_write()
+        """Commit `work`; return its result and the number of the commit in this process."""
+        if durable:
+            self._empty_suspect_log(connection)
+        self.write_transactions += 1
+        connection.execute("BEGIN IMMEDIATE")
+        _refuse_migrated(connection)
+        result = _without_cursor(work(connection))
+        # `work` may have forked: the child comes by here, too, and must not commit the parent's
+        # transaction.
+        self._refuse_unusable()
+        connection.execute("COMMIT")
+        self._commits += 1
+        if durable:
+            self._flush_wanted = self._commits
+        return result, self._commits
 
     def _locked_writer(self, deadline_s: float) -> sqlite3.Connection:
         """Take the writer lock and return the open writing connection."""
-        if self._lock is None:
-            self._prepare_files()
-        lock = self._lock
-        if lock is None:  # pragma: no cover - _prepare_files sets it or raises
-            raise AssertionError
-        lock.take(deadline_s)
-        self._look_at_path()
-        if self._writing is None:
-            self._writing = self._open_writer()
-        return self._writing
-
-    def _leave_write(self) -> None:
-        if not _owned(self._write_mutex):
-            return
         try:
-            if self._writing is not None and self._writing.in_transaction:
-                self._writing.execute("ROLLBACK")
-        finally:
-            try:
-                if self._lock is not None:
-                    self._lock.drop()
-            finally:
-                _release(self._write_mutex)
+            if self._lock is None:
+                self._lock = self._prepare_files()
+            self._lock.take(deadline_s)
+            self._look_at_path_sometimes()
+            if self._writing is None:
+                return self._open_writer()
+        except OSError as error:
+            raise _translated_os_error(error, self.path) from error
+        else:
+            return self._writing
 
     # -- durability -----------------------------------------------------------------------------
 
@@ -246,87 +306,135 @@ class Database:
 
         Threads share flushes: who waited behind one that *began* after his own commit is done.
         A failed flush means "not published" and is never retried into success: Linux reports
-        the error once and then calls the lost pages clean (fsync(2), "errseq").
+        the error once and then calls the lost pages clean (fsync(2), "errseq"). So it fails for
+        every commit that was to be in it, and for those after it, which a log with a hole in it
+        would hide from recovery, until the log has been emptied.
         """
+        held: list[bool] = []
         try:
-            self._flush_mutex.acquire()
+            _acquire(self._flush_mutex, held)
+            if any(commit in lost for lost in self._lost_commits):
+                raise self._flush_fault("in another thread")
             if self._flushed >= commit:
                 return
+            if self._lock is not None and self._lock.log_is_suspect:
+                raise self._flush_fault("in another process")
             self._flush_now()
         finally:
-            _release(self._flush_mutex)
+            if held:
+                self._flush_mutex.release()
 
     def _flush_now(self) -> None:
+        """Flush the log; the caller holds the flush mutex."""
         target, descriptor = self._commits, self._wal
         try:
             if descriptor is None:
                 raise OSError(errno.EBADF, "the log was closed first")  # noqa: TRY301
             _sync_data(descriptor)
         except OSError as error:
-            self._flush_failed = True
-            message = (
-                f"flushing {self.path}-wal failed ({error.strerror}): the message may or may "
-                "not be stored; publish it again with the same job_id"
-            )
-            raise DiskFault(message) from error
+            if self._lock is not None:
+                self._lock.log_is_suspect = True
+            self._lost_commits.append(range(self._flushed + 1, self._commits + 1))
+            raise self._flush_fault(str(error.strerror)) from error
         self._flushed = target
 
-    def _recover_from_failed_flush(self, connection: sqlite3.Connection) -> None:
-        """Move everything out of the log whose flush failed, or refuse.
+    def _flush_fault(self, why: str) -> DiskFault:
+        return DiskFault(
+            f"flushing {self.path}-wal failed ({why}): the message may or may not be stored; "
+            "publish it again with the same job_id"
+        )
+
+    def _empty_suspect_log(self, connection: sqlite3.Connection) -> None:
+        """Move everything out of a log of which a flush failed, or refuse.
 
         Frames after a lost one would be unreadable after a power cut even if they were flushed,
         because a log is only valid up to its first bad frame.
         """
-        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            message = f"{self.path}: an earlier flush failed and the log cannot be emptied yet"
-            raise DiskFault(message)
-        self._flush_failed = False
+        lock = self._lock
+        if lock is None or not lock.log_is_suspect:
+            return
+        with self._flush_mutex:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                message = f"{self.path}: an earlier flush failed and the log cannot be emptied yet"
+                raise DiskFault(message)
+            self._lost_commits.append(range(self._flushed + 1, self._commits + 1))
+            lock.log_is_suspect = False
 
     # -- opening --------------------------------------------------------------------------------
 
-    def _prepare_files(self) -> None:
+    def _prepare_files(self) -> WriterLock:
+        self._look_at_path()
         files.refuse_unsafe(self.path, create=self._create)
-        try:
-            files.create_private_directory(self.run_directory)
-            self._lock = WriterLock(self.run_directory / "writer.lock")
-        except OSError as error:
-            message = f"cannot prepare {self.run_directory}: {error.strerror}"
-            raise CannotOpen(message) from error
+        files.create_private_directory(self.run_directory)
+        return WriterLock(self.run_directory / "writer.lock")
 
     def _open_writer(self) -> sqlite3.Connection:
         """Open, check, and if need be create or migrate the file. Runs under the writer lock."""
+        self._look_at_path()  # a fork closed it: is it still the same file?
         files.refuse_unsafe(self.path, create=self._create)
-        existed = files.identity_of(self.path) is not None
-        if existed and self.path.lstat().st_size == 0 and self.presence_path.exists():
+        size = files.size_of(self.path)
+        if size == 1:  # SQLite takes it for empty (unixFileSize in os_unix.c) and writes over it
+            raise ForeignDatabase(_not_sqlite_text(self.path))
+        if not size:
+            self._refuse_remains(size)
+        if size is None:
+            # Side files of a database that was removed would speak of workers it never knew.
+            self.presence_path.unlink(missing_ok=True)
+            files.create_private_file(self.path)
+        identity = files.identity_of(self.path)
+        if identity is not None and forking.was_inherited(identity):
+            forking.refuse(
+                self.path,
+                "the parent had another SQLite connection to the file open while forking; close it "
+                "before the fork",
+            )
+        connection = self._connect()
+        try:
+            self._adopt(connection)
+            self._refuse_another(identity)
+            # The names of database and log must survive a power cut, too.
+            files.sync_directory(self.path.parent)
+            companions = {
+                path: found
+                for path in (Path(f"{self.path}-wal"), Path(f"{self.path}-shm"))
+                if (found := files.identity_of(path)) is not None
+            }
+            self._looked_at_s = time.monotonic()
+            # The log exists once something was read.
+            wal = os.open(f"{self.path}-wal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except BaseException:
+            connection.close()
+            raise
+        self._wal = wal
+        self._companions = companions
+        self._identity = identity
+        self._writing = connection
+        return connection
+
+    def _refuse_another(self, identity: files.FileIdentity | None) -> None:
+        if files.identity_of(self.path) != identity:
+            raise FileReplaced(_replaced_text(self.path, "replaced while it was opened"))
+
+    def _refuse_remains(self, size: int | None) -> None:
+        """Refuse to start afresh where remains show that there was a queue.
+
+        SQLite would delete the log, and with it jobs that were acknowledged.
+        """
+        found = "missing" if size is None else "empty"
+        log = Path(f"{self.path}-wal")
+        if log_size := files.size_of(log):
+            message = (
+                f"{self.path} is {found}, but its log {log} holds {log_size} bytes: the database "
+                "was moved, removed or truncated. Put it back, or remove the log to start afresh"
+            )
+            raise FileReplaced(message)
+        if size is not None and self.presence_path.exists():
             message = (
                 f"{self.path} is empty although it held a queue: it was truncated. Restore a "
                 f"backup, or remove {self.run_directory} to start afresh"
             )
             raise FileReplaced(message)
-        if not existed:
-            # Side files of a database that was removed would speak of workers it never knew.
-            self.presence_path.unlink(missing_ok=True)
-            files.create_private_file(self.path)
-        identity = files.identity_of(self.path)
-        connection = self._connect()
-        try:
-            self._adopt(connection)
-            if self._identity is not None and self._identity != identity:
-                raise FileReplaced(_replaced_text(self.path))
-            # The log exists once something was read. Its own name must survive a power cut, too.
-            wal = os.open(f"{self.path}-wal", os.O_RDWR | os.O_CLOEXEC)
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise _translated(error, self.path) from error
-        except BaseException:
-            connection.close()
-            raise
-        files.sync_directory(self.path.parent)
-        self._wal = wal
-        self._identity = identity
-        self._looked_at_s = time.monotonic()
-        return connection
 
     def _open_reader(self) -> None:
         with self._write_mutex, self._read_mutex:
@@ -343,11 +451,12 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            f"file:{quote(str(self.path))}?mode=rw",
+            # Quoted as bytes, because a path need not be valid Unicode.
+            f"file:{quote(os.fsencode(self.path))}?mode=rw",
             uri=True,
             isolation_level=None,  # transactions are ours alone
             check_same_thread=False,  # the mutexes see to that
-            timeout=FOREIGN_SLICE_MS / 1000,
+            timeout=min(FOREIGN_SLICE_S, self._busy_timeout_s),
             cached_statements=256,
         )
         try:
@@ -366,7 +475,7 @@ class Database:
                 "PRAGMA journal_size_limit = 16777216",
             ):
                 connection.execute(pragma).fetchall()
-            if hasattr(connection, "setconfig"):  # Python 3.12
+            if sys.version_info >= (3, 12):
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)  # noqa: FBT003
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DML, False)  # noqa: FBT003
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_DQS_DDL, False)  # noqa: FBT003
@@ -422,29 +531,60 @@ class Database:
         """Return where the presence file of this database lies."""
         return self.run_directory / "presence"
 
-    def _look_at_path(self) -> None:
-        """Notice that the file was moved or replaced: a renamed file still accepts writes."""
-        if self._writing is None:
-            return
-        now_s = time.monotonic()
-        if abs(now_s - self._looked_at_s) < LOOK_AT_PATH_EVERY_S:
-            return
-        self.look_at_path()
-        self._looked_at_s = now_s
-
     def look_at_path(self) -> None:
-        """Raise FileReplaced unless the path still leads to the open file."""
-        if self._identity is not None and files.identity_of(self.path) != self._identity:
-            raise FileReplaced(_replaced_text(self.path))
+        """Raise FileReplaced unless the paths still lead to the files that are open.
+
+        A renamed file still accepts writes. What becomes of the log, the shared memory and the
+        writer lock matters as much: a process that comes later would not meet us there.
+        """
+        try:
+            self._look_at_path()
+        except OSError as error:
+            raise _translated_os_error(error, self.path) from error
+        self._looked_at_s = time.monotonic()
+
+    def _look_at_path_sometimes(self) -> None:
+        if abs(time.monotonic() - self._looked_at_s) >= LOOK_AT_PATH_EVERY_S:
+            self.look_at_path()
+
+    def _look_at_path(self) -> None:
+        if self._identity is None:
+            return
+        companions = self._companions
+        expected = {self.path: self._identity, **companions}
+        if self._lock is not None:
+            expected[self._lock.path] = self._lock.identity
+        for path, identity in expected.items():
+            found = files.identity_of(path)
+            if path in companions and self._companions is not companions:
+                continue  # closed in another thread, and so perhaps removed by SQLite
+            if found is None:
+                raise FileReplaced(_replaced_text(path, "moved or removed"))
+            if found != identity:
+                raise FileReplaced(_replaced_text(path, "replaced by another file"))
+        if files.size_of(self.path) == 0:
+            raise FileReplaced(_replaced_text(self.path, "truncated to zero bytes"))
+
+    def _explained(self, error: sqlite3.DatabaseError) -> TransportError:
+        """Turn SQLite's error into ours; raises FileReplaced when that is what is behind it."""
+        self.look_at_path()
+        return _translated(error, self.path)
 
     # -- closing and forking ----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close every connection, under the writer lock; harmless when closed."""
+        """Close every connection, under the writer lock; harmless when closed.
+
+        Raises Busy when the writer lock is not to be had in time; nothing is closed then.
+        """
         if self._closed:
             return
+        if self._pid != os.getpid() or self._poisoned is not None:
+            self._abandon("it was inherited")  # closing what the parent uses would harm it
+        elif _owned(self._write_mutex) or _owned(self._read_mutex):
+            message = "a store cannot be closed inside a transaction of its own"
+            raise InsideTransaction(message)
         with self._write_mutex, self._read_mutex, self._flush_mutex:
-            self._refuse_fork()
             self._close_connections()
             self._closed = True
             if self._lock is not None:
@@ -457,81 +597,117 @@ class Database:
         if self._writing is None and self._reading is None:
             return
         if self._flush_wanted > self._flushed:
-            self._flush_now()  # another thread committed and has not come to its flush yet
+            # Another thread committed and has not come to its flush yet. It will, and be told.
+            with contextlib.suppress(DiskFault):
+                self._flush_now()
+        lock = self._lock
         try:
-            if self._lock is not None:
-                self._lock.take(time.monotonic() + self._busy_timeout_s)
+            if lock is not None:
+                lock.take(time.monotonic() + self._busy_timeout_s)
+            self._companions = {}  # before SQLite removes them: see `_look_at_path`
             if self._reading is not None:
                 self._reading.close()
                 self._reading = None
             if self._writing is not None:
                 self._writing.close()
                 self._writing = None
+            if self._wal is not None:
+                os.close(self._wal)
+                self._wal = None
         finally:
-            try:
-                if self._wal is not None:
-                    os.close(self._wal)
-                    self._wal = None
-            finally:
-                if self._lock is not None:
-                    self._lock.drop()
+            if lock is not None:
+                fcntl.flock(lock.descriptor, fcntl.LOCK_UN)
 
     def before_fork(self) -> None:
         """Take every mutex and close everything, so that nothing of SQLite is inherited.
 
-        Called by `forking` in the forking thread. What could not be closed is noted: the child
+        Called by `forking` in the forking thread. What could not be closed stays open: the child
         then refuses every call instead of losing its commits silently.
         """
-        inside = _owned(self._write_mutex) or _owned(self._read_mutex)
-        self._write_mutex.acquire()
-        self._read_mutex.acquire()
-        self._flush_mutex.acquire()
+        mutexes = (self._write_mutex, self._read_mutex, self._flush_mutex)
+        inside = any(_owned(mutex) for mutex in mutexes)
+        held: list[bool] = []
+        self._fork_holds.append(held)
+        for mutex in mutexes:
+            _acquire(mutex, held)
         if inside:
-            self._poisoned = "the process forked inside a transaction of this store"
+            self._fork_trouble = "the process forked inside a transaction of this store"
             return
         try:
             self._close_connections()
         except (TransportError, sqlite3.Error, OSError) as error:
-            self._poisoned = f"the parent could not close the database before forking ({error})"
-            return
-        if forking.has_open_descriptor(self.path):
-            self._poisoned = (
-                "the parent had another SQLite connection to the file open while forking; close "
-                "it before the fork"
+            self._fork_trouble = (
+                f"the parent could not close the database before it forked: {error}"
             )
 
     def after_fork_in_parent(self) -> None:
         """Go on as before; connections open again when needed."""
-        self._poisoned = None
-        self._flush_mutex.release()
-        self._read_mutex.release()
-        self._write_mutex.release()
+        self._fork_trouble = None
+        held = self._fork_holds.pop() if self._fork_holds else []
+        mutexes = (self._write_mutex, self._read_mutex, self._flush_mutex)
+        for _, mutex in reversed(list(zip(held, mutexes, strict=False))):
+            mutex.release()
 
     def after_fork_in_child(self) -> None:
         """Start with new mutexes and nothing open; poisoned if something was left open."""
-        poisoned = self._poisoned
+        if self._writing is not None or self._reading is not None:
+            self._abandon(self._fork_trouble or "the parent had it open while it forked")
         self._reset_mutexes()
-        self._poisoned = poisoned
-        self._lock_after_fork()
+        self._fork_holds.clear()
+        self._close_inherited_lock()
 
-    def _lock_after_fork(self) -> None:
+    def _abandon(self, why: str) -> None:
+        """Leave what belongs to the parent open and unused, and refuse every further call."""
+        self._poisoned = self._poisoned or why
+        self._reset_mutexes()
+        for connection in (self._writing, self._reading):
+            if connection is not None:
+                forking.abandon(connection)
+        self._writing = self._reading = self._wal = None
+        self._close_inherited_lock()
+
+    def _close_inherited_lock(self) -> None:
+        """Close it without unlocking: the parent shares the lock, and an unlock would free it.
+
+        Left open it would outlive the parent, if that dies while it holds the lock.
+        """
         if self._lock is not None:
-            # The descriptor is shared with the parent: an unlock here would free its lock.
             self._lock.close()
             self._lock = None
 
-    def _refuse_fork(self) -> None:
+    def _refuse_unusable(self) -> None:
+        if self._pid != os.getpid():
+            self._abandon("the process was forked without Python's fork hooks (from C code?)")
+        if self._poisoned is not None:
+            forking.refuse(self.path, self._poisoned)
         if self._closed:
             message = f"the store of {self.path} is closed"
             raise CannotOpen(message)
-        if self._pid != os.getpid():
-            self._poisoned = "the process was forked without Python's fork hooks (from C code?)"
-        if self._poisoned is not None:
-            forking.refuse(self.path, self._poisoned)
+
+
+class _NotOpen(Exception):
+    """Say that the reading connection was closed a moment ago."""
 
 
 def _nothing(_: sqlite3.Connection) -> None:
-    """Write nothing; the transaction around it opens and checks the file."""
+    """Do nothing with the file but open it."""
+
+
+def _without_cursor(result: Result) -> Result:
+    """Return the result of a transaction, which must not be a cursor: see the module's docstring."""
+    if isinstance(result, sqlite3.Cursor):
+        message = "a transaction returned a cursor; fetch what it holds inside the transaction"
+        raise TypeError(message)
+    return result
+
+
+def _acquire(mutex: threading.RLock, held: list[bool], *, wait_s: float = -1) -> None:
+    """Take a mutex and append to `held` whether that succeeded, as one indivisible step.
+
+    `held.append(mutex.acquire())` would be two calls, and a signal handler that raises between
+    them would leave a mutex that nobody knows to be taken. `extend` makes both inside C code.
+    """
+    held.extend(map(mutex.acquire, (True,), (wait_s,)))
 
 
 def migrate(connection: sqlite3.Connection, path: Path, *, from_version: int) -> None:
@@ -540,6 +716,11 @@ def migrate(connection: sqlite3.Connection, path: Path, *, from_version: int) ->
     Runs under the writer lock. Each step commits with its version; if the process dies midway
     the file opens as the version reached.
     """
+    versions = range(from_version + 1, SCHEMA_VERSION + 1)
+    for version in versions:
+        if version not in MIGRATIONS:
+            message = f"{path} has schema version {from_version}, which has no way to {version}"
+            raise ForeignDatabase(message)
     backup = path.with_name(f"{path.name}.v{from_version}.backup")
     files.create_private_file(backup)
     copy = sqlite3.connect(backup)
@@ -547,12 +728,8 @@ def migrate(connection: sqlite3.Connection, path: Path, *, from_version: int) ->
         connection.backup(copy)
     finally:
         copy.close()
-    for version in range(from_version + 1, SCHEMA_VERSION + 1):
-        step = MIGRATIONS.get(version)
-        if step is None:
-            message = f"{path} has schema version {from_version}, which has no way to {version}"
-            raise ForeignDatabase(message)
-        _run_script(connection, f"{step}\nPRAGMA user_version = {version};")
+    for version in versions:
+        _run_script(connection, f"{MIGRATIONS[version]}\nPRAGMA user_version = {version};")
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:
@@ -580,31 +757,28 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 
 def _sync_data(descriptor: int) -> None:
     if sys.platform == "darwin":  # pragma: no cover - fsync there stops at the drive's cache
-        import fcntl  # noqa: PLC0415
-
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     else:
         os.fdatasync(descriptor)
 
 
-def _owned(mutex: threading.RLock) -> bool:  # type: ignore[valid-type]
+def _owned(mutex: threading.RLock) -> bool:
     return bool(mutex._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001 - the only way to ask
-
-
-def _release(mutex: threading.RLock) -> None:  # type: ignore[valid-type]
-    if _owned(mutex):
-        mutex.release()  # type: ignore[attr-defined]
 
 
 def _is_locked(error: sqlite3.Error) -> bool:
     return "database is locked" in str(error)
 
 
-def _replaced_text(path: Path) -> str:
+def _replaced_text(path: Path, what: str) -> str:
     return (
-        f"{path} was moved, removed or replaced while it was open; what was written since may be "
-        "in the other file. Put the right file back and restart"
+        f"{path} was {what} while the queue was in use; what this process wrote since then may "
+        "be lost to the others. Stop all processes of the queue, put the right file back, restart"
     )
+
+
+def _not_sqlite_text(path: Path) -> str:
+    return f"{path} is not a SQLite database; give another path"
 
 
 def _translated(error: sqlite3.Error, path: Path) -> TransportError:
@@ -613,7 +787,7 @@ def _translated(error: sqlite3.Error, path: Path) -> TransportError:
     if _is_locked(error):
         return Busy(f"{path}: {text}")
     if "not a database" in text:
-        return ForeignDatabase(f"{path} is not a SQLite database; give another path")
+        return ForeignDatabase(_not_sqlite_text(path))
     if "malformed" in text:
         return DiskFault(
             f"{path} is damaged ({text}); stop everything and restore a backup, or try "
@@ -626,6 +800,13 @@ def _translated(error: sqlite3.Error, path: Path) -> TransportError:
     if isinstance(error, sqlite3.OperationalError) and "no such table" in text:
         return ForeignDatabase(f"{path} lacks our tables ({text})")
     return TransportError(f"{path}: {text}")
+
+
+def _translated_os_error(error: OSError, path: Path) -> TransportError:
+    where = error.filename or path
+    if error.errno in _DISK_ERRORS:
+        return DiskFault(f"{where}: {error.strerror}; free space or mend the disk and try again")
+    return CannotOpen(f"cannot open {path}: {where}: {error.strerror}")
 
 
 __all__ = ["APPLICATION_ID", "BUSY_TIMEOUT_S", "SCHEMA_VERSION", "Database", "DatabaseMissing"]

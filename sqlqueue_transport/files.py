@@ -9,8 +9,8 @@ of it would drop SQLite's POSIX locks in this process (sqlite.org/howtocorrupt.h
 from __future__ import annotations
 
 import os
+import re
 import stat
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ NETWORK_FILESYSTEMS = frozenset(
     {
         "9p",
         "afs",
+        "beegfs",
         "ceph",
         "cifs",
         "coda",
@@ -30,11 +31,13 @@ NETWORK_FILESYSTEMS = frozenset(
         "fuseblk",
         "gfs2",
         "glusterfs",
+        "gpfs",
         "lustre",
         "ncpfs",
         "nfs",
         "nfs4",
         "ocfs2",
+        "orangefs",
         "prl_fs",
         "smb3",
         "smbfs",
@@ -44,6 +47,8 @@ NETWORK_FILESYSTEMS = frozenset(
     },
 )
 MOUNT_TABLE = Path("/proc/self/mountinfo")
+# What SQLite keeps beside the file and trusts as much as the file itself.
+COMPANIONS = ("-wal", "-shm", "-journal")
 _OWNER_ONLY = 0o600
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -60,9 +65,17 @@ def identity_of(path: Path) -> FileIdentity | None:
     """Return which file the path leads to now; None when there is none."""
     try:
         found = os.lstat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return FileIdentity(found.st_dev, found.st_ino)
+
+
+def size_of(path: Path) -> int | None:
+    """Return how many bytes the file at the path has; None when there is none."""
+    try:
+        return os.lstat(path).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def resolved_path(path: str | os.PathLike[str]) -> Path:
@@ -81,13 +94,14 @@ def resolved_path(path: str | os.PathLike[str]) -> Path:
         raise CannotOpen(message)
     try:
         parent = given.parent.resolve(strict=True)
+        is_directory = parent.is_dir()
     except FileNotFoundError:
-        message = f"the directory {given.parent.absolute()} does not exist; create it, or choose another path"
+        message = f"the directory {given.parent} does not exist; create it, or choose another path"
         raise CannotOpen(message) from None
     except (OSError, RuntimeError) as error:
         message = f"cannot reach the directory {given.parent}: {error}"
         raise CannotOpen(message) from error
-    if not parent.is_dir():
+    if not is_directory:
         message = f"{parent} is not a directory, so there can be no database in it"
         raise CannotOpen(message)
     return parent / given.name
@@ -98,9 +112,11 @@ def refuse_unsafe(path: Path, *, create: bool) -> None:
 
     With `create`, a missing file is no fault. Nothing is opened or changed.
     """
-    _refuse_filesystem(path.parent)
-    _refuse_directory(path.parent)
     try:
+        _refuse_filesystem(path)
+        _refuse_directory(path.parent)
+        for suffix in COMPANIONS:
+            _refuse_companion(path.with_name(path.name + suffix))
         found = os.lstat(path)
     except FileNotFoundError:
         if create:
@@ -141,6 +157,19 @@ def _refuse_file(path: Path, found: os.stat_result) -> None:
         raise CannotOpen(message)
 
 
+def _refuse_companion(path: Path) -> None:
+    """Refuse a log that somebody else wrote: SQLite would replay it into the database."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    kind = _kind(found.st_mode)
+    if kind or found.st_uid != os.geteuid() or found.st_mode & _OTHERS_MAY_WRITE:
+        what = kind or f"file of user id {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}"
+        message = f"{path} belongs to the database but is a {what}; find out who made it"
+        raise UnsafeFile(message)
+
+
 def _kind(mode: int) -> str:
     if stat.S_ISREG(mode):
         return ""
@@ -165,11 +194,17 @@ def _refuse_directory(directory: Path) -> None:
         raise UnsafeFile(message)
 
 
-def _refuse_filesystem(directory: Path) -> None:
-    kind = filesystem_of(directory)
+def _refuse_filesystem(path: Path) -> None:
+    kind = filesystem_of(path.parent)
     if kind is not None and is_network(kind):
-        message = f"{directory} is on {kind}; SQLite's WAL is not safe there. Use a local disk"
+        message = f"{path.parent} is on {kind}; SQLite's WAL is not safe there. Use a local disk"
         raise NetworkFilesystem(message)
+    if any(mount.point == path for mount in _mounts(MOUNT_TABLE)):
+        message = (
+            f"{path} is mounted as a single file (docker run -v FILE:FILE?); inside and outside "
+            "SQLite would keep two logs and lose data. Mount its directory instead"
+        )
+        raise UnsafeFile(message)
 
 
 def is_network(kind: str) -> bool:
@@ -180,28 +215,53 @@ def is_network(kind: str) -> bool:
 def filesystem_of(directory: Path, *, mount_table: Path | None = None) -> str | None:
     """Return the type of the filesystem that holds `directory`; None when it cannot be told.
 
-    Reads the kernel's mount table (proc_pid_mountinfo(5)): the device number decides, and among
-    several mounts of one device the longest mount point above the directory.
+    Reads the kernel's mount table (proc_pid_mountinfo(5)). The device number decides: it cannot
+    be covered by another mount. Where the table does not know it (btrfs subvolumes), the longest
+    mount point above the directory does.
     """
-    if sys.platform != "linux" and mount_table is None:  # pragma: no cover - no table to read
-        return None
+    mounts = _mounts(mount_table or MOUNT_TABLE)
+    found = directory.stat().st_dev
+    device = f"{os.major(found)}:{os.minor(found)}"
+    best: _Mount | None = None
+    for mount in mounts:
+        if mount.device == device:
+            return mount.kind
+        is_above = mount.point == directory or mount.point in directory.parents
+        # A later line covers an earlier one on the same mount point.
+        if is_above and (best is None or len(mount.point.parts) >= len(best.point.parts)):
+            best = mount
+    return best.kind if best else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    device: str
+    point: Path
+    kind: str
+
+
+def _mounts(mount_table: Path) -> list[_Mount]:
+    """Read a mount table; empty where there is none (macOS)."""
     try:
-        lines = (mount_table or MOUNT_TABLE).read_text(errors="surrogateescape").splitlines()
+        lines = mount_table.read_bytes().splitlines()
     except OSError:
-        return None
-    best: tuple[int, str] | None = None
+        return []
+    mounts: list[_Mount] = []
     for line in lines:
-        before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        if len(fields) < 5 or not after:  # noqa: PLR2004 - columns of the table
+        before, _, after = line.partition(b" - ")
+        fields = before.split(b" ")
+        if len(fields) < 5 or not after:
             continue
-        mount_point = Path(fields[4].encode().decode("unicode_escape"))
-        if mount_point == directory or mount_point in directory.parents:
-            length = len(mount_point.parts)
-            # A later line covers an earlier one on the same mount point.
-            if best is None or length >= best[0]:
-                best = (length, after.split(" ")[0])
-    return best[1] if best else None
+        # Blanks and the like are octal in the table; all other bytes stand as they are.
+        point = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), fields[4])
+        mounts.append(
+            _Mount(
+                device=os.fsdecode(fields[2]),
+                point=Path(os.fsdecode(point)),
+                kind=os.fsdecode(after.split(b" ")[0]),
+            )
+        )
+    return mounts
 
 
 def create_private_file(path: Path) -> None:

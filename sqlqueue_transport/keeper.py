@@ -8,7 +8,9 @@ supervisor extends what its children hold.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport.errors import TransportError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from sqlqueue_transport.store import Store
 
 SWEEP_EVERY_S = 1.0
+# A lease is extended when a quarter of it has passed, so that three attempts may fail.
+_EXTENSIONS_A_LEASE = 4
 
 
 class Keeper:
@@ -31,15 +35,22 @@ class Keeper:
         self._holds_any = holds_any
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._pid = os.getpid()
 
     def ensure_running(self) -> None:
         """Start the thread unless it runs in this very process."""
-        if self._thread is None or not self._thread.is_alive():
-            self._stop = threading.Event()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._stop,), name="sqlqueue-keeper", daemon=True
-            )
-            self._thread.start()
+        if self._pid != os.getpid():  # the fork may have copied the lock taken
+            self._pid, self._starting = os.getpid(), threading.Lock()
+        if self._thread is not None and self._thread.is_alive():
+            return
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                self._stop = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stop,), name="sqlqueue-keeper", daemon=True
+                )
+                self._thread.start()
 
     def stop(self) -> None:
         """Stop the thread and wait for it."""
@@ -48,15 +59,18 @@ class Keeper:
             self._thread.join(timeout=5.0)
 
     def _run(self, stop: threading.Event) -> None:
-        pause_s = min(SWEEP_EVERY_S, self._lease_s / 4)
-        while not stop.wait(pause_s):
+        extend_every_s = self._lease_s / _EXTENSIONS_A_LEASE
+        # What was claimed before the thread ran may have a quarter of its lease behind it.
+        extended_s = time.monotonic() - extend_every_s
+        while not stop.wait(min(SWEEP_EVERY_S, extend_every_s)):
+            consumers = self._store.consumers
             try:
-                self._store.consumers.beat()
-                if self._holds_any():
-                    self._store.consumers.extend_worker(
-                        [self._store.consumers.worker_id], self._lease_s
-                    )
-                self._store.consumers.sweep()
-            except TransportError:
+                consumers.beat()
+                if time.monotonic() - extended_s >= extend_every_s:
+                    if self._holds_any() and consumers.is_registered:
+                        consumers.extend_worker([consumers.worker_id], self._lease_s)
+                    extended_s = time.monotonic()
+                consumers.sweep()
+            except (TransportError, OSError):
                 # The file is busy or gone; the consumer itself will say so on its next call.
                 continue

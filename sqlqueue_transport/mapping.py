@@ -6,6 +6,7 @@ every byte is allocated before it is mapped, and such a file is never truncated.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 
@@ -15,10 +16,19 @@ def map_file(descriptor: int, size: int) -> mmap.mmap:
 
     Raises OSError when the disk is full; the file may then be longer, but is never mapped.
     """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:  # pragma: no cover - macOS: write the zeros ourselves
-        missing = size - os.fstat(descriptor).st_size
-        if missing > 0:
-            os.pwrite(descriptor, bytes(missing), size - missing)
+    _allocate(descriptor, size)
     return mmap.mmap(descriptor, size)
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            # musl does not do by hand what the filesystem cannot do, as glibc does.
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
+                raise
+        else:
+            return
+    while (there := os.fstat(descriptor).st_size) < size:  # macOS has no posix_fallocate
+        os.pwrite(descriptor, bytes(size - there), there)

@@ -32,7 +32,7 @@ _BOUNDED_CODECS: dict[str, Any] = {
 }
 
 
-class Message(KombuMessage):  # type: ignore[misc]  # kombu has no types
+class Message(KombuMessage):
     """Be one delivery, as Kombu's consumers expect it.
 
     Beyond Kombu's attributes it has `delivery`, the row it came from, and `is_settled`: whether
@@ -70,20 +70,20 @@ class Message(KombuMessage):  # type: ignore[misc]  # kombu has no types
             self.delivery_info["consumer_tag"] = consumer_tag
 
     @property
-    def errors(self) -> list[Any]:
+    def errors(self) -> list[Any]:  # type: ignore[override]
         """Return what went wrong in unpacking; Kombu's consumers look here before they decode."""
         if '"compression"' in self.delivery.headers:
             _ = self.body
         return self._errors
 
     @cached_property
-    def headers(self) -> dict[str, Any]:
+    def headers(self) -> dict[str, Any]:  # type: ignore[override]  # read-only is enough
         """Return the application headers."""
         found: dict[str, Any] = json.loads(self.delivery.headers)
         return found
 
     @cached_property
-    def properties(self) -> dict[str, Any]:
+    def properties(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the message properties, Kombu's own bookkeeping included."""
         found: dict[str, Any] = json.loads(self.delivery.properties)
         found["delivery_tag"] = self.delivery_tag

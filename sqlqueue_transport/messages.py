@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sqlqueue_transport.errors import InvalidMessage
 from sqlqueue_transport.lifecycle import Event
 
+LARGEST_ID = 2**63 - 1  # SQLite's; a larger number names no message
 LONGEST_WAIT_S = 10 * 366 * 24 * 3600.0
 
 DELIVERY_BITS = 32
@@ -95,7 +95,7 @@ def split_tag(tag: int) -> tuple[int, int]:
 def storable(text: str | None) -> str | None:
     """Return text as SQLite can hold it: lone surrogates are written as their escapes.
 
-    JSON stays the same JSON by that: there, too, `\\udcff` is how one is written.
+    JSON stays the same JSON by that, because it writes them the same way.
     """
     if text is None or text.isascii():
         return text
@@ -131,11 +131,13 @@ class Outcome:
 
     @classmethod
     def retry(cls, fault: Fault, *, in_s: float, cause: str = "failed") -> Outcome:
-        """Count a failed attempt and run again after `in_s` seconds, at most ten years."""
-        if not 0 <= in_s <= LONGEST_WAIT_S:  # NaN is not, either
-            message = f"a retry in {in_s} s is not possible; give 0 to {LONGEST_WAIT_S:.0f}"
-            raise InvalidMessage(message)
-        return cls(Event.RETRY, fault=fault, retry_in_s=in_s, cause=cause)
+        """Count a failed attempt and run again after `in_s` seconds, at most ten years.
+
+        Less than nothing, or not a number, means at once: the time comes from a task's code, and
+        must not keep its delivery from ending.
+        """
+        wait_s = min(max(0.0, in_s), LONGEST_WAIT_S)  # max(0.0, nan) is 0.0
+        return cls(Event.RETRY, fault=fault, retry_in_s=wait_s, cause=cause)
 
     @classmethod
     def dead(cls, fault: Fault, *, cause: str = "failed") -> Outcome:

@@ -7,7 +7,6 @@ leaves its retry policy there).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DURABILITIES = ("publish", "full", "process")
+SHORTEST_S, LONGEST_S = 0.001, 1e9  # a millisecond is what the file counts in; thirty years
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Options:
         """Refuse values that mean nothing."""
         for name in ("visibility_timeout", "busy_timeout"):
             value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                _refuse(name, value, "give a number of seconds above zero")
+            if not SHORTEST_S <= value <= LONGEST_S:  # NaN is not, either
+                _refuse(name, value, f"give {SHORTEST_S} to {LONGEST_S:.0f} seconds")
         if self.durability not in DURABILITIES:
             _refuse("durability", self.durability, "choose one of " + ", ".join(DURABILITIES))
         if self.max_prefetch < 1:
@@ -66,8 +66,8 @@ class Options:
             value = given[one.name]
             try:
                 chosen[one.name] = _READERS[one.type](value)
-            except (ValueError, TypeError, KeyError):
-                _refuse(one.name, value, f"give a {one.type}")
+            except (ValueError, TypeError, KeyError, OverflowError):
+                _refuse(one.name, value, _HINTS[one.type])
         return cls(**chosen)
 
     @property
@@ -89,7 +89,18 @@ def _flag(value: object) -> bool:
     ]
 
 
-_READERS: dict[Any, Any] = {"float": float, "int": int, "str": str, "bool": _flag}
+def _whole(value: object) -> int:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    return int(str(value)) if isinstance(value, str) else int(value)  # type: ignore[call-overload]
+
+
+_READERS: dict[Any, Any] = {"float": float, "int": _whole, "str": str, "bool": _flag}
+_HINTS: dict[Any, str] = {
+    "float": "give a number of seconds",
+    "int": "give a whole number",
+    "bool": "give true or false",
+}
 
 
 def _refuse(name: str, value: object, hint: str) -> None:

@@ -11,6 +11,10 @@ its last owner, and a sweeper holds the lock while it gives back the owner's del
 file's identity is recorded in the database: under another identity, presence is unknown and
 only the lease's end counts.
 
+Who takes a slot locks two bytes of it at once, and an owner gives the second back before its
+registration commits. So one can tell an owner from a process that is sweeping or registering,
+and looking needs no lock of its own that could be in somebody's way (fcntl(2), F_GETLK).
+
 Layout: a page of header with one byte flag per slot, then a fixed entry per slot. An entry ends
 in notes, one for each job that may run at once; a note carries a check sum, so that a torn one
 reads as none. The file is allocated in full before it is mapped, and never truncated.
@@ -19,8 +23,11 @@ reads as none. The file is allocated in full before it is mapped, and never trun
 from __future__ import annotations
 
 import fcntl
+import functools
+import hashlib
 import os
 import struct
+import sys
 import threading
 import uuid
 from dataclasses import dataclass
@@ -32,31 +39,35 @@ from sqlqueue_transport.errors import CannotOpen, FileReplaced
 from sqlqueue_transport.mapping import map_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 SLOTS = 512
 NOTES = 48
-_MAGIC = b"SQLQPRS1"
+_KIND = b"SQLQPRS"
+_MAGIC = _KIND + b"2"
 _HEADER = struct.Struct("<8sII16s")
 _SLEEPING_AT = 1024  # one byte a slot: "wake me"
 _USED_AT = 2048  # one byte a slot: somebody registered here
 _ENTRIES_AT = 4096
-_ENTRY = struct.Struct(
-    "<QQQQqQQ"
-)  # worker, pid, heartbeat, queue mask, wake at, jobs ended, parent
+# worker, pid, heartbeat, queue mask, wake at, jobs ended, parent
+_ENTRY = struct.Struct("<QQQQqQQ")
 _ENTRY_SIZE = 2048
+_QUEUE_NAMES_AT = 56
+_QUEUE_NAMES = struct.Struct("<8Q")
 _NOTES_AT = 128
 _NOTE = struct.Struct("<QQQQQ")  # message, delivery, started, deadline, check
 _SIZE = _ENTRIES_AT + SLOTS * _ENTRY_SIZE
 _MASK_64 = (1 << 64) - 1
 
 _HEARTBEAT_AT = 16
-_QUEUES_AT = 24
+_QUEUE_MASK_AT = 24
 _WAKE_AT = 32
 _ENDED_AT = 40
 _U64 = struct.Struct("<Q")
 _I64 = struct.Struct("<q")
+# struct flock: start, length and pid, type and whence stand where each system has them.
+_FLOCK = struct.Struct("@qqihh") if sys.platform == "darwin" else struct.Struct("@hhqqi")
 
 
 class Presence(str, Enum):
@@ -65,6 +76,14 @@ class Presence(str, Enum):
     ALIVE = "alive"
     DEAD = "dead"
     UNKNOWN = "unknown"
+
+
+class Standing(str, Enum):
+    """Who holds a slot's lock: nobody, a process that sweeps or registers, or its owner."""
+
+    FREE = "free"
+    CHANGING = "changing"
+    OWNED = "owned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,7 @@ class Entry:
 
 
 _open_files: dict[tuple[int, int], PresenceFile] = {}
+_inherited: list[PresenceFile] = []
 _opening = threading.Lock()
 
 
@@ -103,32 +123,41 @@ class PresenceFile:
         self.path = path
         self._descriptor = descriptor
         self._memory = map_file(descriptor, _SIZE)
-        self._mutex = threading.Lock()
-        self._held: set[int] = set()
-        magic, slots, notes, identity = _HEADER.unpack_from(self._memory, 0)
-        if (magic, slots, notes) != (_MAGIC, SLOTS, NOTES):
-            message = (
-                f"{path} is not a presence file of this version; stop all workers and remove it"
-            )
-            raise CannotOpen(message)
-        self.identity = identity.hex()
+        self._mutex = threading.RLock()
+        # The slots this process has locked: True once it owns one, False while it changes it.
+        self._held: dict[int, bool] = {}
+        self.identity = self._memory[16:32].hex()
         forking.guard(self)
 
     @classmethod
     def attach(cls, path: Path) -> PresenceFile | None:
-        """Open an existing file once per process; None when there is none."""
+        """Open an existing file once per process; None when there is none, or only rubbish.
+
+        Raises CannotOpen when another version of this software made it.
+        """
         with _opening:
             identity = files.identity_of(path)
             if identity is None:
                 return None
-            key = (identity.device, identity.inode)
-            known = _open_files.get(key)
-            if known is None:
-                # Looked up first: opening a second time and closing that would drop our locks.
-                flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-                known = cls(path, os.open(path, flags))
-                _open_files[key] = known
-            return known
+            # Looked up first: opening a second time and closing that would drop our locks.
+            known = _open_files.get((identity.device, identity.inode))
+            if known is not None:
+                return known
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            found = os.fstat(descriptor)
+            known = _open_files.get((found.st_dev, found.st_ino))
+            if known is not None:  # renamed over the path just now
+                return known  # and the descriptor stays open, for the same reason
+            try:
+                is_ours = _is_of_this_version(descriptor, path)
+            except CannotOpen:
+                os.close(descriptor)  # harmless: nothing in it was ever locked by this process
+                raise
+            if not is_ours:
+                os.close(descriptor)
+                return None
+            made = _open_files[found.st_dev, found.st_ino] = cls(path, descriptor)
+            return made
 
     @classmethod
     def create(cls, path: Path) -> PresenceFile:
@@ -137,16 +166,20 @@ class PresenceFile:
         It is made under another name and renamed, so that nobody ever maps half a header.
         """
         making = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        files.create_private_file(making)
-        descriptor = os.open(making, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            memory = map_file(descriptor, _SIZE)
-            _HEADER.pack_into(memory, 0, _MAGIC, SLOTS, NOTES, uuid.uuid4().bytes)
-            memory.flush()
-            memory.close()
-        finally:
-            os.close(descriptor)
-        making.rename(path)
+            files.create_private_file(making)
+            descriptor = os.open(making, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                memory = map_file(descriptor, _SIZE)
+                _HEADER.pack_into(memory, 0, _MAGIC, SLOTS, NOTES, uuid.uuid4().bytes)
+                memory.flush()
+                memory.close()
+            finally:
+                os.close(descriptor)
+            making.rename(path)
+        except BaseException:
+            making.unlink(missing_ok=True)
+            raise
         made = cls.attach(path)
         if made is None:
             message = f"{path} vanished while it was made"
@@ -170,29 +203,51 @@ class PresenceFile:
         raise CannotOpen(message)
 
     def take(self, slot: int) -> bool:
-        """Lock a slot if nobody, in no process, holds it."""
+        """Lock a slot if nobody, in no process, holds it; say whether that succeeded."""
         with self._mutex:
             if slot in self._held:
                 return False  # a process's own lock does not exclude it
             try:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _entry_at(slot))
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, _entry_at(slot))
             except (BlockingIOError, PermissionError):
                 return False
-            self._held.add(slot)
+            self._held[slot] = False
             return True
+
+    def own(self, slot: int) -> None:
+        """Become the owner of a slot this process has taken, from now until its death."""
+        with self._mutex:
+            self._held[slot] = True
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _entry_at(slot) + 1)
 
     def give_back(self, slot: int) -> None:
         """Unlock a slot."""
         with self._mutex:
-            self._held.discard(slot)
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _entry_at(slot))
+            self._held.pop(slot, None)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 2, _entry_at(slot))
+
+    def standing(self, slot: int) -> Standing:
+        """Say who holds the slot at this moment, without taking part."""
+        with self._mutex:
+            if slot in self._held:
+                return Standing.OWNED if self._held[slot] else Standing.CHANGING
+        if not self._is_locked(_entry_at(slot)):
+            return Standing.FREE
+        return Standing.CHANGING if self._is_locked(_entry_at(slot) + 1) else Standing.OWNED
 
     def is_free(self, slot: int) -> bool:
         """Say whether nobody holds the slot at this moment."""
-        if not self.take(slot):
-            return False
-        self.give_back(slot)
-        return True
+        return self.standing(slot) is Standing.FREE
+
+    def _is_locked(self, position: int) -> bool:
+        """Ask the kernel whether another process holds a lock on one byte."""
+        if sys.platform == "darwin":  # pragma: no cover - not run in CI
+            wanted = _FLOCK.pack(position, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+            answer = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, wanted)
+            return bool(_FLOCK.unpack(answer)[3] != fcntl.F_UNLCK)
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, position, 1, 0)
+        answer = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, wanted)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def write_entry(
         self, slot: int, *, worker_id: int, pid: int, heartbeat_ms: int, parent_id: int
@@ -239,7 +294,7 @@ class PresenceFile:
         """Note a start, before user code runs. If the process dies midway, it reads as none."""
         _NOTE.pack_into(
             self._memory,
-            _entry_at(slot) + _NOTES_AT + place * _NOTE.size,
+            _note_at(slot, place),
             note.message_id,
             note.delivery,
             note.started_ms,
@@ -249,15 +304,14 @@ class PresenceFile:
 
     def clear_note(self, slot: int, place: int) -> None:
         """Forget a start, once its settlement is committed."""
-        at = _entry_at(slot) + _NOTES_AT + place * _NOTE.size
+        at = _note_at(slot, place)
         self._memory[at : at + _NOTE.size] = bytes(_NOTE.size)
 
     def notes(self, slot: int) -> dict[int, Note]:
         """Return the starts noted in a slot, by message id."""
         found: dict[int, Note] = {}
-        at = _entry_at(slot) + _NOTES_AT
         for place in range(NOTES):
-            *fields, check = _NOTE.unpack_from(self._memory, at + place * _NOTE.size)
+            *fields, check = _NOTE.unpack_from(self._memory, _note_at(slot, place))
             if check:
                 note = Note(*fields)
                 if check == _check(note):
@@ -266,10 +320,18 @@ class PresenceFile:
 
     # -- sleeping and waking ---------------------------------------------------------------------------
 
-    def raise_flag(self, slot: int, queue_mask: int, wake_at_ms: int) -> None:
+    def raise_flag(self, slot: int, queues: Sequence[str], wake_at_ms: int) -> None:
         """Ask to be woken for these queues, and for anything due before `wake_at_ms`."""
         at = _entry_at(slot)
-        _U64.pack_into(self._memory, at + _QUEUES_AT, queue_mask)
+        names = [_fingerprint(queue) for queue in queues]
+        mask = 0
+        for name in names:
+            mask |= _bit(name)
+        # More queues than there is room for: then only the mask says which, and not for sure.
+        room = _QUEUE_NAMES.size // 8
+        known = [*names, *[0] * (room - len(names))] if len(names) <= room else [0] * room
+        _QUEUE_NAMES.pack_into(self._memory, at + _QUEUE_NAMES_AT, *known)
+        _U64.pack_into(self._memory, at + _QUEUE_MASK_AT, mask)
         _I64.pack_into(self._memory, at + _WAKE_AT, wake_at_ms)
         self._memory[_SLEEPING_AT + slot] = 1
 
@@ -279,15 +341,24 @@ class PresenceFile:
         self._memory[_SLEEPING_AT + slot] = 0
         return stood
 
-    def sleepers(self, queue_mask: int, due_ms: int | None) -> Iterator[int]:
-        """Yield slots that asked to be woken for such a message. Next to free when nobody sleeps."""
+    def sleepers(self, queue: str, due_ms: int | None) -> Iterator[tuple[int, bool]]:
+        """Yield slots that asked to be woken for such a message. Next to free when nobody sleeps.
+
+        With each, say whether it surely consumes that queue: one that consumes many queues may
+        be woken in vain, and then somebody else has to be woken as well.
+        """
         for slot in self._flagged(_SLEEPING_AT):
             at = _entry_at(slot)
-            if not _U64.unpack_from(self._memory, at + _QUEUES_AT)[0] & queue_mask:
+            name = _fingerprint(queue)
+            if not _U64.unpack_from(self._memory, at + _QUEUE_MASK_AT)[0] & _bit(name):
                 continue
             if due_ms is not None and due_ms >= _I64.unpack_from(self._memory, at + _WAKE_AT)[0]:
                 continue
-            yield slot
+            names = _QUEUE_NAMES.unpack_from(self._memory, at + _QUEUE_NAMES_AT)
+            if name in names:
+                yield slot, True
+            elif not any(names):
+                yield slot, False
 
     def _flagged(self, start: int) -> Iterator[int]:
         position = start - 1
@@ -297,31 +368,66 @@ class PresenceFile:
     # -- forking --------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Hold the mutex, so that the child does not inherit it taken by another thread."""
-        self._mutex.acquire()
+        """Have nothing to close: the locks are not inherited, and the file must stay open."""
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
-        self._mutex.release()
 
     def after_fork_in_child(self) -> None:
-        """Forget the parent's locks: they are not inherited. A new file object will be made."""
-        self._mutex = threading.Lock()
+        """Forget the parent's locks: they are not inherited. A new object will be made."""
+        self._mutex = threading.RLock()
         self._held.clear()
-        _open_files.clear()
 
 
-def mask_of(queue: str) -> int:
-    """Return the bit by which sleepers and publishers of a queue find each other.
+def _forget_open_files() -> None:
+    global _opening  # noqa: PLW0603 - the fork may have copied it taken
+    _opening = threading.Lock()
+    # Kept, because a memory map has a descriptor of its own. Whenever that would be closed, the
+    # locks which this process has taken in the meantime would be lost.
+    _inherited.extend(_open_files.values())
+    _open_files.clear()
 
-    Two queues may share a bit: then a wake-up is in vain, never missing. Stable across
-    processes, which `hash` is not.
+
+os.register_at_fork(after_in_child=_forget_open_files)
+
+
+def _is_of_this_version(descriptor: int, path: Path) -> bool:
+    """Say whether it is a presence file at all; refuse one of another version."""
+    header = os.pread(descriptor, _HEADER.size, 0)
+    if len(header) < _HEADER.size or not header.startswith(_KIND):
+        return False
+    magic, slots, notes, _ = _HEADER.unpack(header)
+    if (magic, slots, notes) != (_MAGIC, SLOTS, NOTES):
+        message = (
+            f"{path} is the presence file of another version of sqlqueue; stop all workers, "
+            "remove it, and start again"
+        )
+        raise CannotOpen(message)
+    return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _fingerprint(queue: str) -> int:
+    """Return 64 bits by which sleepers and publishers of a queue find each other.
+
+    Stable across processes, which `hash` is not. Never 0, which means "no queue".
     """
-    return 1 << (sum(queue.encode()) + len(queue)) % 64
+    return int.from_bytes(hashlib.blake2b(queue.encode(), digest_size=8).digest(), "little") or 1
+
+
+def _bit(fingerprint: int) -> int:
+    return 1 << fingerprint % 64
 
 
 def _entry_at(slot: int) -> int:
     return _ENTRIES_AT + slot * _ENTRY_SIZE
+
+
+def _note_at(slot: int, place: int) -> int:
+    if not 0 <= place < NOTES:
+        message = f"place {place} for a running job: there are {NOTES}, from 0"
+        raise IndexError(message)
+    return _entry_at(slot) + _NOTES_AT + place * _NOTE.size
 
 
 def _check(note: Note) -> int:

@@ -6,10 +6,11 @@ takes 50 ms, a key 0.1). Every call is one short read transaction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport.lifecycle import State
+from sqlqueue_transport.messages import LARGEST_ID, storable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,7 +33,7 @@ _JOB_COLUMNS = """
 SELECT
   m.id, m.job_id, m.task, m.queue, m.state, m.priority, m.run, m.attempts, m.max_attempts,
   m.delivery, m.enqueued_at_ms, m.due_at_ms, m.expires_at_ms, m.started_at_ms, m.finished_at_ms,
-  w.name, m.worker_id, m.error_type, m.error_message, m.lease_until_ms
+  w.name, m.error_type, m.error_message, m.lease_until_ms
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
 WHERE """
@@ -56,21 +57,33 @@ SELECT at_ms, actor, action, reason, before, after FROM audit WHERE message_id =
 _MESSAGES_OF_JOB = """
 SELECT id FROM message WHERE job_id = :job_id AND job_id IS NOT NULL ORDER BY id DESC
 """
+# One branch for each partial index: a state IN (…) of them all would walk over the history.
 _QUEUES = """
-SELECT
-  queue,
-  sum(state = 'pending'),
-  sum(state IN ('scheduled', 'failed')),
-  sum(state = 'processing'),
-  min(CASE WHEN state = 'pending' THEN coalesce(due_at_ms, enqueued_at_ms) END)
-FROM message
-WHERE state IN ('pending', 'scheduled', 'failed', 'processing')
+SELECT queue, sum(pending), sum(later), sum(processing), min(since_ms)
+FROM (
+  SELECT queue, count(*) AS pending, 0 AS later, 0 AS processing,
+    min(coalesce(due_at_ms, enqueued_at_ms)) AS since_ms
+  FROM message WHERE state = 'pending' GROUP BY queue
+  UNION ALL
+  SELECT queue, 0, count(*), 0, NULL
+  FROM message WHERE state IN ('scheduled', 'failed') GROUP BY queue
+  UNION ALL
+  SELECT queue, 0, 0, count(*), NULL
+  FROM message WHERE state = 'processing' GROUP BY queue
+)
 GROUP BY queue
 """
 _QUEUE_NAMES = "SELECT name FROM queue"
+# Asked again and again by a worker that waits for the end.
 _UNFINISHED = """
-SELECT min(coalesce(due_at_ms, 0)) FROM message
-WHERE queue = :queue AND state IN ('pending', 'scheduled', 'failed', 'processing')
+SELECT min(due_at_ms)
+FROM (
+  SELECT 0 AS due_at_ms
+  WHERE EXISTS (SELECT 1 FROM message WHERE state = 'pending' AND queue = :queue)
+    OR EXISTS (SELECT 1 FROM message WHERE state = 'processing' AND queue = :queue)
+  UNION ALL
+  SELECT min(due_at_ms) FROM message WHERE state IN ('scheduled', 'failed') AND queue = :queue
+)
 """
 
 # Each must find nothing; what it finds is a broken promise of the schema or of this software.
@@ -137,8 +150,8 @@ class JobRow:
     worker: str | None
     error_type: str | None
     error_message: str | None
-    lease_left_ms: int | None
-    is_started: bool
+    lease_left_ms: int | None = None
+    is_started: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +247,7 @@ class Reading:
         values["limit"] = limit
         if before is not None:
             where += " AND m.id < :before"
-            values["before"] = before
+            values["before"] = min(before, LARGEST_ID)
         query = _JOB_COLUMNS + where + _NEWEST_FIRST
         rows = self._database.read(lambda c: c.execute(query, values).fetchall())
         return self._job_rows(rows)
@@ -242,14 +255,16 @@ class Reading:
     def message_ids_of(self, job_id: str) -> list[int]:
         """Return the messages that carry a job id, newest first."""
         rows = self._database.read(
-            lambda c: c.execute(_MESSAGES_OF_JOB, {"job_id": job_id}).fetchall()
+            lambda c: c.execute(_MESSAGES_OF_JOB, {"job_id": storable(job_id)}).fetchall()
         )
         return [message_id for (message_id,) in rows]
 
     def job(self, message_id: int) -> JobDetail | None:
         """Return one job whole; None when there is no such message."""
+        if message_id > LARGEST_ID:
+            return None
 
-        def work(connection: sqlite3.Connection) -> tuple[list[object], ...] | None:
+        def work(connection: sqlite3.Connection) -> tuple[list[Any], ...] | None:
             row = connection.execute(_JOB_COLUMNS + "m.id = :id", {"id": message_id}).fetchone()
             if row is None:
                 return None
@@ -265,11 +280,17 @@ class Reading:
         if found is None:
             return None
         rows, detail, attempts, audit = found
+        headers, properties, body, content_type, content_encoding, result = detail
         return JobDetail(
-            self._job_rows(rows)[0],  # type: ignore[arg-type]
-            *detail,  # type: ignore[arg-type]
-            attempts=tuple(AttemptRow(*row) for row in attempts),  # type: ignore[misc]
-            audit=tuple(AuditRow(*row) for row in audit),  # type: ignore[misc]
+            row=self._job_rows(rows)[0],
+            headers=headers,
+            properties=properties,
+            body=body,
+            content_type=content_type,
+            content_encoding=content_encoding,
+            result=result,
+            attempts=tuple(AttemptRow(*row) for row in attempts),
+            audit=tuple(AuditRow(*row) for row in audit),
         )
 
     def queues(self) -> list[QueueRow]:
@@ -284,7 +305,10 @@ class Reading:
         return self._database.read(work)
 
     def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
-        """Return when the first unfinished message of these queues is due; None: nothing is left."""
+        """Return when the first unfinished message of these queues is due; None: nothing is left.
+
+        0 means that one is ready or running.
+        """
 
         def work(connection: sqlite3.Connection) -> int | None:
             dues = [
@@ -322,24 +346,20 @@ class Reading:
 
         return self._database.read(work)
 
-    def _job_rows(self, rows: Sequence[tuple[object, ...]]) -> list[JobRow]:
+    def _job_rows(self, rows: Sequence[tuple[Any, ...]]) -> list[JobRow]:
         lease_now_ms = self._clock.lease_ms()
         running = self._consumers.running() if rows else {}
         found = []
-        for row in rows:
-            (*fields, worker, _worker_id, error_type, error_message, lease_until_ms) = row
-            message_id, delivery = fields[0], fields[9]
-            noted = running.get(message_id)  # type: ignore[call-overload]
-            is_started = bool(
-                noted and noted[0].delivery == delivery and fields[4] == State.PROCESSING.value
-            )
-            fields[4] = State(fields[4])
-            # The count in the row is raised when an attempt ends; the one that runs is noted.
-            fields[7] = int(str(fields[7])) + is_started
-            left = None if lease_until_ms is None else int(str(lease_until_ms)) - lease_now_ms
-            found.append(
-                JobRow(*fields, worker, error_type, error_message, left, is_started)  # type: ignore[arg-type]
-            )
+        for given in rows:
+            lease_until_ms = given[-1]
+            left_ms = None if lease_until_ms is None else lease_until_ms - lease_now_ms
+            row = JobRow(*given[:-1])
+            row = replace(row, state=State(row.state), lease_left_ms=left_ms)
+            noted = running.get(row.message_id)
+            if noted and noted[0].delivery == row.delivery and row.state is State.PROCESSING:
+                # The count in the row is raised when an attempt ends; the one that runs is noted.
+                row = replace(row, attempts=row.attempts + 1, is_started=True)
+            found.append(row)
         return found
 
 
@@ -352,25 +372,30 @@ def _where(chosen: JobFilter, lease_now_ms: int) -> tuple[str, dict[str, object]
         clauses.append("m.state IN (" + names + ")")
     if chosen.queue is not None:
         clauses.append("m.queue = :queue")
-        values["queue"] = chosen.queue
+        values["queue"] = storable(chosen.queue)
     if chosen.task is not None:
         clauses.append("m.task = :task")
-        values["task"] = chosen.task
+        values["task"] = storable(chosen.task)
     if chosen.worker is not None:
         clauses.append(
             "(w.name = :worker OR substr(w.name, 1, length(:worker) + 1) = :worker || '/')"
         )
-        values["worker"] = chosen.worker
+        values["worker"] = storable(chosen.worker)
     if chosen.error is not None:
         clauses.append("instr(m.error_type || ': ' || m.error_message, :error) > 0")
-        values["error"] = chosen.error
+        values["error"] = storable(chosen.error)
     if chosen.since_ms is not None:
         clauses.append("coalesce(m.finished_at_ms, m.started_at_ms, m.enqueued_at_ms) >= :since_ms")
         values["since_ms"] = chosen.since_ms
     if chosen.job_ids:
-        clauses.append("m.job_id IN (" + _bind_each(values, "job", chosen.job_ids) + ")")
+        clauses.append(
+            "m.job_id IN ("
+            + _bind_each(values, "job", [storable(one) for one in chosen.job_ids])
+            + ")"
+        )
     if chosen.message_ids:
-        clauses.append("m.id IN (" + _bind_each(values, "message", chosen.message_ids) + ")")
+        known = [one for one in chosen.message_ids if one <= LARGEST_ID]
+        clauses.append("m.id IN (" + _bind_each(values, "message", known) + ")")
     if chosen.stalled:
         clauses.append("m.state = 'processing' AND m.lease_until_ms <= :lease_now_ms")
         values["lease_now_ms"] = lease_now_ms

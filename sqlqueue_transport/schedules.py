@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sqlqueue_transport.messages import storable
+
 if TYPE_CHECKING:
     import sqlite3
 
@@ -79,13 +81,16 @@ class Schedules:
         next_due_ms: int | None,
         error: str | None = None,
     ) -> int:
-        """Write down what a beat knows of an entry; return when the entry was first seen."""
+        """Write down what a beat knows of an entry; return when the entry was first seen.
+
+        If the process dies midway the old description stands, or none.
+        """
         values = {
             "entry": entry,
-            "description": description,
-            "target": target,
+            "description": storable(description),
+            "target": storable(target),
             "next_due_ms": next_due_ms,
-            "error": error,
+            "error": storable(error),  # a producer's error may quote any file name
             "now_ms": self._clock.wall_ms(),
         }
 

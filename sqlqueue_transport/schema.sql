@@ -67,7 +67,7 @@ CREATE TABLE message (
   unique_key       TEXT,              -- a caller's own job_id: stored once
   run              INTEGER NOT NULL DEFAULT 1,   -- raised by every requeue of an operator
   attempts         INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- counted in this run
-  max_attempts     INTEGER,           -- NULL: the consumer's default
+  max_attempts     INTEGER CHECK (max_attempts >= 0),  -- NULL: the consumer's default; 0: no limit
   delivery         INTEGER NOT NULL DEFAULT 0,   -- the fencing token: raised by every claim
   unnoted_losses   INTEGER NOT NULL DEFAULT 0,   -- deliveries lost with no record of a start
   worker_id        INTEGER,           -- of the newest delivery; no foreign key: pruning workers must not scan messages
@@ -88,7 +88,7 @@ CREATE TABLE message (
   error_type       TEXT,              -- of the newest failed attempt, or an operator's decision
   error_message    TEXT,
   CHECK ((state = 'processing') = (lease_until_ms IS NOT NULL)),
-  CHECK (state <> 'processing' OR worker_id IS NOT NULL),
+  CHECK (state <> 'processing' OR (worker_id IS NOT NULL AND started_at_ms IS NOT NULL AND delivery > 0)),
   CHECK (state NOT IN ('scheduled', 'failed') OR due_at_ms IS NOT NULL),
   CHECK ((state IN ('done', 'permanently_failed', 'cancelled', 'expired')) = (finished_at_ms IS NOT NULL))
 ) STRICT;

@@ -187,13 +187,14 @@ WHERE ended_at_ms IS NULL
 ORDER BY id
 """
 
+# "+m.id": to sort by the bare id SQLite would walk over the whole table instead of the few leases.
 HELD_BY_WORKER = """
 SELECT m.id, m.delivery, m.job_id, m.task, m.queue, m.run, m.attempts, m.max_attempts,
   m.unnoted_losses, coalesce(w.name, ''), coalesce(w.kind, ''), coalesce(w.boot, '')
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
 WHERE m.state = 'processing' AND m.worker_id = :worker_id
-ORDER BY m.id
+ORDER BY +m.id
 """
 
 ANY_OVERDUE = """
@@ -206,7 +207,7 @@ SELECT m.id, m.delivery, m.job_id, m.task, m.queue, m.run, m.attempts, m.max_att
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
 WHERE m.state = 'processing' AND m.lease_until_ms <= :lease_now_ms
-ORDER BY m.id
+ORDER BY m.lease_until_ms
 LIMIT 200
 """
 

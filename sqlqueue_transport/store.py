@@ -176,10 +176,36 @@ class Store:
         This process is registered as a plain client if it is not yet. With `no_ack` the messages
         are done at once. Raises WorkerSwept when this process was taken for dead; the settlements
         are then still applied or refused one by one by a later `settle`. If the process dies
-        midway, nothing happened, or all of it; then its claims come back with its presence.
+        midway, nothing happened, or all of it; then its claims come back with its presence. With
+        no queues or a limit of 0 it is the same as `settle`, also for who was taken for dead.
         """
+        if limit <= 0 or not queues:
+            return Claim(refused=self.settle(settlements, durable=durable))
         if not settlements and not self.has_work(queues):
             return Claim()
+        claim = self._claim_once(
+            queues, limit, lease_s, settlements, durable=durable, no_ack=no_ack
+        )
+        while claim.more and not (claim.deliveries or settlements):
+            # So many expired messages lay in front that one transaction did not get through. Not
+            # with settlements: they are committed, and an error now would hide it.
+            claim = self._claim_once(queues, limit, lease_s, (), durable=False, no_ack=no_ack)
+        if claim.more:
+            # A publisher wakes one sleeper per message it sees; several may have met the same
+            # sleeper. Whoever finds more than he takes passes the word on.
+            self._wake([(queue, None) for queue in queues])
+        return claim
+
+    def _claim_once(
+        self,
+        queues: Sequence[str],
+        limit: int,
+        lease_s: float,
+        settlements: Sequence[Settlement],
+        *,
+        durable: bool,
+        no_ack: bool,
+    ) -> Claim:
         worker_id = self.consumers.worker_id
         waiting: list[tuple[str, int | None]] = []
 
@@ -212,14 +238,6 @@ class Store:
 
         claim = self.database.write(work, durable=durable and bool(settlements))
         self._wake(waiting)
-        if claim.more and limit > 0 and not claim.deliveries:
-            # So many expired messages lay in front that one transaction did not get through.
-            again = self.claim(queues, limit, lease_s=lease_s, no_ack=no_ack)
-            return Claim(again.deliveries, claim.refused, again.more)
-        if claim.more:
-            # A publisher wakes one sleeper per message it sees; several may have met the same
-            # sleeper. Whoever finds more than he takes passes the word on.
-            self._wake([(queue, None) for queue in queues])
         return claim
 
     def settle(

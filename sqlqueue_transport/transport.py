@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
 _SCHEME = "sqlqueue://"
 
 
-class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
+class Transport(virtual.Transport):
     """Connect Kombu to a queue file; see the package's docstring for what it can do."""
 
+    client: Any
     Channel = Channel
     can_parse_url = True
     default_port = None
@@ -34,9 +34,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
     driver_name = "sqlite3"
     # What may be waited out and tried again. Programming errors are not among them: Celery's
     # event loop swallows everything that is.
-    connection_errors = (*virtual.Transport.connection_errors, Unavailable)
+    connection_errors: Any = (
+        *virtual.Transport.connection_errors,
+        Unavailable,
+    )
     # A late acknowledgement is the delivery's fault, not the connection's.
-    channel_errors = (*virtual.Transport.channel_errors, LeaseLost)
+    channel_errors: Any = (*virtual.Transport.channel_errors, LeaseLost)
     implements = virtual.Transport.implements.extend(
         asynchronous=False,
         batch_publish=True,
@@ -90,11 +93,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
             if store is not None:
                 close_store(store)
 
-    def verify_connection(self, connection: Any) -> bool:  # noqa: ARG002 - Kombu's signature
+    def verify_connection(self, connection: Any) -> bool:
         """Say whether the store is open."""
         return self._store is not None
 
-    def drain_events(self, connection: Any, timeout: float | None = None) -> None:  # noqa: ARG002
+    def drain_events(  # type: ignore[override]  # as in Kombu's own transports
+        self, connection: Any, timeout: float | None = None
+    ) -> None:
         """Deliver one message, or wait for it; `timeout` in seconds, None for ever, 0 not at all.
 
         Raises socket.timeout when nothing came, as Kombu expects. The wait is a sleep that a
@@ -105,15 +110,15 @@ class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
         while not self._deliver_one():
             left_s = LONGEST_SLEEP_S if deadline_s is None else deadline_s - time.monotonic()
             if left_s <= 0:
-                raise socket.timeout
+                raise TimeoutError
             if deadline_s is None and not any(one.is_consuming for one in list(self.channels)):
                 # Nothing can ever come; the base would spin here.
-                raise socket.timeout
+                raise TimeoutError
             self._sleep(left_s)
 
     def _deliver_one(self) -> bool:
         """Let the channels, in turns, deliver one message between them."""
-        channels = list(self.channels)
+        channels = [one for one in list(self.channels) if one.is_consuming]
         if not channels:
             return False
         first = next(self._turns) % len(channels)
@@ -160,7 +165,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]  # kombu has no types
             )
         self._keeper.ensure_running()
 
-    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: ARG002, FBT001, FBT002
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: FBT001, FBT002
         """Return the URL as it is: a path holds no secret."""
         # None after a failover: Kombu has then taken the URL to pieces.
         return uri or f"{_SCHEME}/{quote(self.client.virtual_host or '')}"

@@ -9,12 +9,13 @@ socket's path ends at 107 bytes, and not abstract ones, because containers do no
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
+import stat
+import threading
 from typing import TYPE_CHECKING
-
-from sqlqueue_transport.files import sync_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,41 +24,61 @@ _WORD = b"!"
 
 
 class Bell:
-    """Be the FIFO on which one consumer sleeps. `ring` may be called from a signal handler."""
+    """Be the FIFO on which one process sleeps. `ring` may be called from a signal handler."""
 
     def __init__(self, path: Path) -> None:
-        """Make the FIFO, or take over the one a dead predecessor left in this slot."""
+        """Make the FIFO, or take over the one a dead predecessor left in this slot.
+
+        It need not survive a power cut, so nothing is flushed.
+        """
         try:
             os.mkfifo(path, 0o600)
-            sync_directory(path.parent)
         except FileExistsError:
-            pass
+            if not stat.S_ISFIFO(os.lstat(path).st_mode):
+                path.unlink()
+                os.mkfifo(path, 0o600)
         # Reading and writing, so that opening never blocks and the FIFO never reads as closed.
         self.descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self.descriptor, select.POLLIN)
+        self._changed = threading.Condition()
+        self._somebody_listens = False
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until somebody rings, at most `timeout_s`; say whether somebody did."""
-        if not self._poll.poll(max(timeout_s, 0.0) * 1000):
-            return False
-        self.silence()
-        return True
+        """Sleep until somebody rings, at most `timeout_s`; say whether somebody may have.
+
+        Of several threads one listens for all: whoever reads the byte would otherwise take it
+        from the thread it was meant for. When it stops listening, the others wake as well.
+        """
+        timeout_s = max(timeout_s, 0.0)
+        is_listening = False
+        try:
+            with self._changed:
+                if self._somebody_listens:
+                    return self._changed.wait(timeout_s)
+                self._somebody_listens = is_listening = True
+            if not self._poll.poll(timeout_s * 1000):
+                return False
+            self.silence()
+            return True
+        finally:
+            if is_listening:
+                with self._changed:
+                    self._somebody_listens = False
+                    self._changed.notify_all()
 
     def silence(self) -> None:
         """Forget what was rung so far."""
         try:
-            while len(os.read(self.descriptor, 4096)) == 4096:  # noqa: PLR2004
+            while len(os.read(self.descriptor, 4096)) == 4096:
                 pass
         except BlockingIOError:
             pass
 
     def ring(self) -> None:
         """Wake the owner itself: for signal handlers and other threads of the process."""
-        try:
+        with contextlib.suppress(BlockingIOError):  # full: it is awake already
             os.write(self.descriptor, _WORD)
-        except BlockingIOError:
-            pass  # full: it is awake already
 
     def close(self) -> None:
         """Close the FIFO; its name stays for the slot's next owner."""
@@ -71,10 +92,9 @@ def bell_path(run_directory: Path, slot: int) -> Path:
 
 def ring(run_directory: Path, slot: int) -> bool:
     """Wake the owner of a slot; False when nobody listens there any more."""
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(
-            bell_path(run_directory, slot), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )
+        descriptor = os.open(bell_path(run_directory, slot), flags)
     except FileNotFoundError:
         return False
     except OSError as error:

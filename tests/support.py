@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_started: list[subprocess.Popen[str]] = []
 
 
 class FakeClock:
@@ -66,8 +68,8 @@ def wait_until(
 def run_python(code: str, *args: object, **popen: Any) -> subprocess.Popen[str]:
     """Start a Python process on `code`, in which `args` are `sys.argv[1:]`.
 
-    Its stdin, stdout and stderr are pipes of text unless `popen` says otherwise. Kill it in the
-    end, or let `finish` wait for it.
+    Its stdin, stdout and stderr are pipes of text unless `popen` says otherwise. `end_processes`,
+    which a fixture may call, ends what is left of it.
     """
     environment = {**os.environ, **popen.pop("env", {})}
     environment["PYTHONPATH"] = os.pathsep.join(
@@ -80,11 +82,24 @@ def run_python(code: str, *args: object, **popen: Any) -> subprocess.Popen[str]:
         "text": True,
         "bufsize": 1,
     }
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
         env=environment,
         **{**defaults, **popen},
     )
+    _started.append(process)
+    return process
+
+
+def end_processes() -> None:
+    """Kill what `run_python` started and nobody waited for, and close the pipes of all."""
+    while _started:
+        process = _started.pop()
+        kill(process)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def finish(process: subprocess.Popen[str], *, deadline_s: float = 30) -> str:
@@ -129,3 +144,17 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     if process.poll() is None:
         process.send_signal(number)
         process.wait(timeout=30)
+
+
+def open_names(path: Path, *, process: int | str = "self") -> list[str]:
+    """Return the open files of a process whose names begin with `path`, one a descriptor."""
+    names = []
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            names.append(str(descriptor.readlink()))
+    return sorted(name for name in names if name.startswith(str(path)))
+
+
+def database_names(path: Path, *, process: int | str = "self") -> list[str]:
+    """Return the open files of a process that belong to SQLite: database, log, shared memory."""
+    return [name for name in open_names(path, process=process) if "-run/" not in name]

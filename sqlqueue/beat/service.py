@@ -4,29 +4,33 @@ Any number of beats may run. They agree on every tick's time to the millisecond 
 the file takes each (entry, tick) once. A beat that loses the race has done its work in vain, and a
 beat killed before its commit has enqueued nothing: the next look finds the tick still due.
 Producers run here, in the beat's own process, so producing never waits for a worker.
+
+The schedule follows the wall clock. When that was set back, ticks come again which the file has
+already, and are passed over; a tick from a future that was taken back holds nobody up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
-import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sqlqueue.beat.schedule import Cron, Tick, due_ticks
+from sqlqueue.errors import ConfigError, SqlQueueError
+from sqlqueue.execute import fault_of
+from sqlqueue.log import get_logger
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
-from sqlqueue_transport.errors import FileReplaced, SchemaChanged
+from sqlqueue_transport.errors import FileReplaced, InvalidMessage, SchemaChanged
 from sqlqueue_transport.messages import TickOf
 
-from sqlqueue.beat.schedule import Tick, due_ticks
-from sqlqueue.errors import ConfigError, SqlQueueError
-from sqlqueue.log import get_logger
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from sqlqueue.app import SqlQueue
-    from sqlqueue.beat.schedule import Entry
+    from sqlqueue.beat.schedule import Entry, When
     from sqlqueue.task import Signature
 
 __all__ = ["Beat", "run_beat"]
@@ -34,6 +38,24 @@ __all__ = ["Beat", "run_beat"]
 log = get_logger(__name__)
 
 _LONGEST_BACKOFF_S: Final = 60.0
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_EXIT_FAILED: Final = 1
+_EXIT_SCHEMA: Final = 6
+_EXIT_STOPPED: Final = 130
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far this beat is with one entry.
+
+    `done_ms` is the newest moment up to which every tick was enqueued or given up. After
+    `failures` in a row the entry rests until `not_before_ms`, on the lease clock: a wall clock that
+    is set back must not prolong it.
+    """
+
+    done_ms: int
+    failures: int = 0
+    not_before_ms: int = 0
 
 
 class Beat:
@@ -56,70 +78,78 @@ class Beat:
         self._name = name
         self._clock = clock
         self._left = max_ticks
-        self._entries = app.entries
-        if not self._entries:
+        self.entries = app.entries
+        if not self.entries:
             raise ConfigError(
                 f"the application {app.name!r} has no schedule: decorate a function with"
                 " @app.producer(every=…), call app.periodic(…), or add a [beat.NAME] table"
             )
-        self._last_ms: dict[str, int] = {}
-        self._failures: dict[str, int] = {}
-        self._not_before_ms: dict[str, int] = {}
-        for entry in self._entries.values():
-            first_seen_ms = self._describe(entry)
-            self._last_ms[entry.name] = first_seen_ms - 1
+        # A tick at the very moment an entry was first seen is due: hence the millisecond before.
+        self._progress = {
+            name: _Progress(done_ms=self._describe(entry) - 1)
+            for name, entry in self.entries.items()
+        }
 
     @property
     def is_over(self) -> bool:
         """Say whether the beat has enqueued all the ticks it was to."""
         return self._left == 0
 
-    def turn(self) -> int:
-        """Enqueue everything that is due and return when to look again, in UTC milliseconds.
+    def turn(self) -> float:
+        """Enqueue everything that is due and return after how many seconds to look again.
 
         An entry whose producer fails is reported and tried again with back-off; the others go on.
         Raises the transport's errors when the store cannot be used: nothing is lost, what was due
         stays due. If the process dies midway, a tick is enqueued whole or not at all.
         """
-        wake_ms: list[int] = []
-        for entry in self._entries.values():
-            now_ms = self._clock.wall_ms()
-            wait_until_ms = self._not_before_ms.get(entry.name, 0)
-            if now_ms >= wait_until_ms:
-                self._run_due(entry, now_ms)
-            wake_ms.append(
-                max(
-                    entry.when.next_after(self._clock.wall_ms()),
-                    self._not_before_ms.get(entry.name, 0),
-                )
-            )
+        for entry in self.entries.values():
+            if self._rest_ms(entry) <= 0:
+                self._run_due(entry, self._clock.wall_ms())
             if self.is_over:
                 break
-        return min(wake_ms)
+        now_ms = self._clock.wall_ms()
+        pauses_ms = (
+            max(entry.when.next_after(now_ms) - now_ms, self._rest_ms(entry))
+            for entry in self.entries.values()
+        )
+        return min(pauses_ms) / 1000
+
+    def _rest_ms(self, entry: Entry[Signature]) -> int:
+        return self._progress[entry.name].not_before_ms - self._clock.lease_ms()
 
     def _run_due(self, entry: Entry[Signature], now_ms: int) -> None:
+        progress = self._progress[entry.name]
+        progress.done_ms = min(progress.done_ms, now_ms)  # the clock may have gone back
+        if entry.when.next_after(progress.done_ms) > now_ms:
+            return  # without asking the store
         enqueued_ms = self._backend.last_tick_ms(entry.name)
-        last_ms = max(self._last_ms[entry.name], enqueued_ms or 0)
+        if enqueued_ms is not None and enqueued_ms <= now_ms:
+            progress.done_ms = max(progress.done_ms, enqueued_ms)
         late_ms = round(self._app.conf.beat_max_interval * 1000)
-        for due_ms in due_ticks(entry, last_due_ms=last_ms, now_ms=now_ms, max_late_ms=late_ms):
+        for due_ms in due_ticks(
+            entry, last_due_ms=progress.done_ms, now_ms=now_ms, max_late_ms=late_ms
+        ):
             if self.is_over or not self._run_tick(entry, Tick(entry.name, due_ms)):
                 return
         # What the policy left out stays out, also when a later look has another "newest".
-        self._last_ms[entry.name] = max(last_ms, min(now_ms, self._clock.wall_ms()))
+        progress.done_ms = now_ms
 
     def _run_tick(self, entry: Entry[Signature], tick: Tick) -> bool:
-        """Enqueue one tick; False when the entry has to wait and be tried again."""
+        """Enqueue one tick; False when the entry has to rest and be tried again."""
         try:
-            publications = [self._app.publication(call) for call in self._calls(entry, tick)]
-        except Exception as error:  # noqa: BLE001 - a producer is user code
+            publications = [self._app.publication(call) for call in _calls(entry, tick)]
+        except BaseException as error:  # noqa: BLE001 - a producer is user code, and may sys.exit()
             self._note_failure(entry, tick, error)
             return False
-        is_ours = self._backend.publish(
-            publications, tick=TickOf(tick.entry, tick.due_ms, self._name)
-        )
-        self._failures.pop(entry.name, None)
+        try:
+            is_ours = self._backend.publish(
+                publications, tick=TickOf(tick.entry, tick.due_ms, self._name)
+            )
+        except InvalidMessage as error:
+            self._note_failure(entry, tick, error)
+            return False
+        self._progress[entry.name].failures = 0
         if is_ours:
-            self._describe(entry)
             if self._left is not None:
                 self._left -= 1
             log.info(
@@ -128,18 +158,16 @@ class Beat:
                 due=tick.due.isoformat(timespec="milliseconds"),
                 jobs=len(publications),
             )
+            self._describe(entry)
         return True
 
-    def _calls(self, entry: Entry[Signature], tick: Tick) -> Iterable[Signature]:
-        if entry.produce is not None:
-            return list(entry.produce(tick))
-        return [entry.signature] if entry.signature is not None else []
-
-    def _note_failure(self, entry: Entry[Signature], tick: Tick, error: Exception) -> None:
-        failures = self._failures[entry.name] = self._failures.get(entry.name, 0) + 1
-        wait_s = min(2.0 ** (failures - 1), _LONGEST_BACKOFF_S)
-        self._not_before_ms[entry.name] = self._clock.wall_ms() + round(wait_s * 1000)
-        text = f"{type(error).__name__}: {error}"
+    def _note_failure(self, entry: Entry[Signature], tick: Tick, error: BaseException) -> None:
+        progress = self._progress[entry.name]
+        progress.failures += 1
+        wait_s = min(2.0 ** min(progress.failures - 1, 10), _LONGEST_BACKOFF_S)
+        progress.not_before_ms = self._clock.lease_ms() + round(wait_s * 1000)
+        fault = fault_of(error)
+        text = f"{fault.type}: {fault.message}"
         log.error(
             "producer_failed",
             entry=entry.name,
@@ -154,7 +182,7 @@ class Beat:
         target = entry.signature.task if entry.signature else _function_name(entry)
         return self._backend.describe_entry(
             entry.name,
-            description=str(entry.when),
+            description=_in_words(entry.when),
             target=target,
             next_due_ms=entry.when.next_after(self._clock.wall_ms()),
             error=error,
@@ -168,53 +196,95 @@ def run_beat(
     max_interval_s: float | None = None,
     max_ticks: int | None = None,
 ) -> int:
-    """Run a beat in the calling thread until SIGTERM or SIGINT; return the exit code.
+    """Run a beat in the main thread until SIGTERM or SIGINT; return the exit code.
 
     `max_interval_s` is its longest sleep; None means the setting `beat_max_interval`. A running
-    producer is finished first; a second signal ends the process at once.
+    producer is finished first; a second signal ends the process at once. Raises ConfigError, the
+    transport's CannotOpen, and NotAvailable for a broker that keeps no schedule.
     """
     longest_s = app.conf.beat_max_interval if max_interval_s is None else max_interval_s
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    stopped: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        stopped.append(number)
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-
-    waking = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
     backend = app.backend
     code = 0
     try:
         beat = Beat(app, name=name, max_ticks=max_ticks)
         backend.register(name=name, kind="beat")
-        log.info("beat_started", beat=name, pid=os.getpid(), entries=sorted(app.entries))
-        while not stopped and not beat.is_over:
-            try:
-                backend.beat()
-                sleep_s = beat.turn() / 1000 - time.time()
-            except (FileReplaced, SchemaChanged):
-                raise
-            except backend.connection_errors as error:
-                log.warning("store_busy", error=str(error))
-                sleep_s = 1.0
-            if not stopped and not beat.is_over:
-                select.select([reading], [], [], min(max(sleep_s, 0.0), longest_s))
+        log.info("beat_started", beat=name, pid=os.getpid(), entries=sorted(beat.entries))
+        with _stopping_by_signal() as stopping:
+            while not stopping.is_set and not beat.is_over:
+                try:
+                    backend.beat()
+                    pause_s = beat.turn()
+                except (FileReplaced, SchemaChanged):
+                    raise
+                except backend.connection_errors as error:
+                    log.warning("store_busy", error=str(error))
+                    pause_s = 1.0
+                if not beat.is_over:
+                    stopping.sleep(min(max(pause_s, 0.0), longest_s))
     except (FileReplaced, SchemaChanged) as error:
-        log.error("store_gone", beat=name, error=str(error))
-        code = 1
+        log.error("store_gone", beat=name, error=str(error))  # noqa: TRY400 - no bug of ours
+        code = _EXIT_SCHEMA if isinstance(error, SchemaChanged) else _EXIT_FAILED
     finally:
-        signal.set_wakeup_fd(waking)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        os.close(reading)
-        os.close(writing)
-    backend.leave()
-    app.close()
+        # Where the store is gone there is nothing to give back.
+        with contextlib.suppress(*backend.connection_errors):
+            backend.leave()
+        with contextlib.suppress(*backend.connection_errors):
+            app.close()
     log.info("beat_stopped", beat=name, exit_code=code)
     return code
+
+
+class _Stopping:
+    """Be a flag that a signal sets, and a sleep that any signal ends."""
+
+    def __init__(self, reading: int) -> None:
+        self.is_set = False
+        self._reading = reading
+
+    def on_signal(self, *_: object) -> None:
+        self.is_set = True
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: os._exit(_EXIT_STOPPED))
+
+    def sleep(self, seconds: float) -> None:
+        # The signal may come between any look at the flag and the sleep: then a byte lies here.
+        if not self.is_set:
+            select.select([self._reading], [], [], seconds)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._reading, 4096)
+
+
+@contextlib.contextmanager
+def _stopping_by_signal() -> Iterator[_Stopping]:
+    reading, writing = os.pipe()
+    for descriptor in (reading, writing):
+        os.set_blocking(descriptor, False)
+    stopping = _Stopping(reading)
+    waking = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, stopping.on_signal) for number in _SIGNALS}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(waking)
+        os.close(reading)
+        os.close(writing)
+
+
+def _calls(entry: Entry[Signature], tick: Tick) -> list[Signature]:
+    if entry.produce is None:
+        return [entry.signature] if entry.signature is not None else []
+    calls = entry.produce(tick)
+    if calls is None:
+        raise TypeError("the producer returned None; yield calls, such as task.s(...)")
+    return list(calls)
+
+
+def _in_words(when: When) -> str:
+    if isinstance(when, Cron):
+        return f"{when.expression} {when.timezone}"
+    return f"every {when.every_ms / 1000:g}s"
 
 
 def _function_name(entry: Entry[Signature]) -> str:

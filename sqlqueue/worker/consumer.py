@@ -10,13 +10,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
-from sqlqueue_transport.lifecycle import Event
-from sqlqueue_transport.messages import Outcome
-
 from sqlqueue import execute
 from sqlqueue.backend import IDLE_S
 from sqlqueue.log import bound_job, get_logger
+from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
+from sqlqueue_transport.lifecycle import Event
+from sqlqueue_transport.messages import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,6 +61,7 @@ class Consumer:
         self._burst = burst
         self._left = max_jobs
         self._stopping = False
+        self._is_swept = False
         self._said_waiting = False
 
     def stop(self) -> None:
@@ -80,7 +80,7 @@ class Consumer:
             elif self._must_stop or (self._burst and self._nothing_is_left()):
                 return
             else:
-                self._backend.wait(self._queues, _BURST_LOOK_S if self._burst else IDLE_S)
+                self._idle()
 
     @property
     def _must_stop(self) -> bool:
@@ -93,67 +93,79 @@ class Consumer:
         again because the disk was full for a minute.
         """
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while settlements or not self._must_stop:
             try:
+                if self._is_swept:
+                    self._backend.leave()
+                    self._register()
+                    self._is_swept = False
                 found, refused = self._backend.claim(
                     self._queues, 0 if self._must_stop else 1, settlements
                 )
             except WorkerSwept:
-                # Taken for dead: nothing was claimed and the settlement is judged on its own.
+                # Nothing was settled or claimed. What we held was given back, so that the
+                # settlement will be refused, under whatever name we come again.
                 log.warning("worker_swept", worker=self._name)
-                refused = self._backend.settle(settlements)
-                self._register()
-                found = []
+                self._is_swept = True
             except (FileReplaced, SchemaChanged):
                 raise
             except self._backend.connection_errors as error:
                 log.warning("store_busy", error=str(error), retry_in_s=pause_s)
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-                continue
-            if settlements:
-                self._backend.note_end(_PLACE)
-            for lost in refused:
-                log.warning(
-                    "lease_lost",
-                    job_id=execute.job_id_of(lost),
-                    task=execute.task_name_of(lost),
-                    queue=lost.queue,
-                    delivery=lost.delivery,
-                )
-            return found[0] if found else None
+            else:
+                if settlements:
+                    self._backend.note_end(_PLACE)
+                for lost in refused:
+                    _log_lost(lost)
+                return found[0] if found else None
+        return None
 
     def _work(self, taken: Taken) -> Outcome:
         if self._stopping:
+            log.info("job_released", job_id=execute.job_id_of(taken), queue=taken.queue)
             return Outcome.release()
         if self._left is not None:
             self._left -= 1
         prepared = execute.prepare(self._app, taken, worker=self._name)
         if isinstance(prepared, Outcome):
-            self._backend.note_start(_PLACE, taken, 0)
-            with bound_job(
-                job_id=execute.job_id_of(taken),
-                task=execute.task_name_of(taken),
-                queue=taken.queue,
-                attempt=taken.attempts + 1,
-            ):
-                _log_outcome(prepared, took_s=0.0)
-            return prepared
-        request = prepared.request
+            limit_s, most = 0.0, taken.max_attempts
+        else:
+            limit_s, most = prepared.time_limit_s, prepared.request.max_attempts
         # Before user code: from here on a death of this process counts the attempt.
-        self._backend.note_start(_PLACE, taken, prepared.time_limit_s)
+        self._backend.note_start(_PLACE, taken, limit_s)
         with bound_job(
-            job_id=request.id,
-            task=request.task,
-            queue=request.queue,
-            attempt=request.attempt,
-            max_attempts=request.max_attempts,
+            job_id=execute.job_id_of(taken),
+            task=execute.task_name_of(taken),
+            queue=taken.queue,
+            attempt=taken.attempts + 1,
+            max_attempts=most or None,
         ):
-            log.info("job_started", worker=self._name)
             began_s = time.monotonic()
-            outcome = execute.run(prepared)
+            if isinstance(prepared, Outcome):
+                outcome = prepared
+            else:
+                log.info("job_started", worker=self._name)
+                outcome = execute.run(prepared)
             _log_outcome(outcome, took_s=time.monotonic() - began_s)
         return outcome
+
+    def _idle(self) -> None:
+        """Sleep until there may be work.
+
+        Each sleep begins with a look at the store: it is the safety poll, for the case that the
+        publisher who should have woken us was killed, and no other look is needed.
+        """
+        longest_s = _BURST_LOOK_S if self._burst else IDLE_S
+        try:
+            while not self._backend.wait(self._queues, longest_s):
+                if self._must_stop or self._burst:
+                    return
+        except (FileReplaced, SchemaChanged):
+            raise
+        except self._backend.connection_errors as error:
+            log.warning("store_busy", error=str(error), retry_in_s=_FIRST_PAUSE_S)
+            time.sleep(_FIRST_PAUSE_S)
 
     def _nothing_is_left(self) -> bool:
         try:
@@ -168,6 +180,16 @@ class Consumer:
             in_s = max(due_ms / 1000 - time.time(), 0.0)
             log.info("burst_waiting", worker=self._name, next_due_in_s=round(in_s, 3))
         return False
+
+
+def _log_lost(lost: Taken) -> None:
+    log.warning(
+        "lease_lost",
+        job_id=execute.job_id_of(lost),
+        task=execute.task_name_of(lost),
+        queue=lost.queue,
+        delivery=lost.delivery,
+    )
 
 
 def _log_outcome(outcome: Outcome, *, took_s: float) -> None:

@@ -1,28 +1,36 @@
 """A worker of one process and one thread: for any broker, for debugging, for a single-task box.
 
-There is no supervisor, so nothing ends a job by force: time limits are not enforced here. Leases
-are extended by a thread of this process.
+There is no supervisor, so nothing ends a job by force: neither time limits nor the grace time are
+enforced here. Leases are extended, and the dead swept after, by a thread of this process.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-from typing import TYPE_CHECKING
-
-from sqlqueue_transport.errors import FileReplaced, SchemaChanged
+from typing import TYPE_CHECKING, Final
 
 from sqlqueue.backend import open_backend
 from sqlqueue.log import get_logger
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
+from sqlqueue_transport.errors import FileReplaced, SchemaChanged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend
 
 __all__ = ["run_solo"]
 
 log = get_logger(__name__)
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_EXIT_FAILED: Final = 1
+_EXIT_SCHEMA: Final = 6
+_EXIT_STOPPED: Final = 130
 
 
 def run_solo(
@@ -37,14 +45,14 @@ def run_solo(
     """Run jobs in the calling thread until stopped; return the exit code.
 
     `backend` is for brokers that live in this process (`memory://`); None opens the settings'.
-    The first SIGTERM or SIGINT lets the running job finish, the second interrupts it.
+    The first SIGTERM or SIGINT lets the running job finish, the second ends the process at once,
+    and with it the attempt. Raises the transport's CannotOpen.
     """
     own = backend if backend is not None else open_backend(app.conf, keep_leases=True)
 
     def register() -> None:
         own.register(name=name, kind="worker", queues=app.queues, slots=1)
 
-    register()
     consumer = Consumer(
         app,
         own,
@@ -54,27 +62,41 @@ def run_solo(
         burst=burst,
         max_jobs=max_jobs,
     )
-    if handle_signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: _stop_once(consumer))
-    heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))
-    log.info("worker_started", worker=name, pool="solo", queues=list(app.queues))
     code = 0
     try:
-        consumer.run()
+        register()
+        own.keep_watch()
+        heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))
+        log.info("worker_started", worker=name, pool="solo", queues=list(app.queues))
+        try:
+            with _stopping_by_signal(consumer) if handle_signals else contextlib.nullcontext():
+                consumer.run()
+        finally:
+            heartbeat.stop()
     except (FileReplaced, SchemaChanged) as error:
-        log.error("store_gone", worker=name, error=str(error))
-        code = 1
+        log.error("store_gone", worker=name, error=str(error))  # noqa: TRY400 - no bug of ours
+        code = _EXIT_SCHEMA if isinstance(error, SchemaChanged) else _EXIT_FAILED
     finally:
-        heartbeat.stop()
-        own.leave()
+        # Where the store is gone there is nothing to give back.
+        with contextlib.suppress(*own.connection_errors):
+            own.leave()
         if backend is None:
-            own.close()
+            with contextlib.suppress(*own.connection_errors):
+                own.close()
     log.info("worker_stopped", worker=name, exit_code=code)
     return code
 
 
-def _stop_once(consumer: Consumer) -> None:
-    consumer.stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+@contextlib.contextmanager
+def _stopping_by_signal(consumer: Consumer) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        consumer.stop()
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: os._exit(_EXIT_STOPPED))
+
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

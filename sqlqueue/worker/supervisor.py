@@ -285,7 +285,8 @@ class Supervisor:
 
     def _fill_places(self) -> None:
         for index in self._wanted():
-            if time.monotonic() >= self._places[index].not_before_s:
+            # Asked each time: a signal may have come while an earlier child was forked.
+            if not self._draining and time.monotonic() >= self._places[index].not_before_s:
                 self._fork_child(index)
 
     def _fork_child(self, index: int) -> None:
@@ -306,8 +307,9 @@ class Supervisor:
         pid = os.fork()
         if not pid:
             _become_child(order, (self._wake_reading, self._wake_writing, self._lifeline_writing))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # Known before signals come in again: the handler tells every child it knows.
         self._children[pid] = Child(index, pid, time.monotonic(), self._places[index].left)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         log.info("child_started", worker=order.name, pid=pid)
 
     def _reap(self) -> None:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -320,6 +321,7 @@ def test_anything_else_is_no_duration(value, reason):
         duration_s(value, name="grace")
 
 
+@hypothesis.settings(deadline=None)
 @given(st.one_of(st.text(), st.text("0123456789.dhms -+_e"), st.floats(), st.integers(), st.none()))
 def test_a_duration_is_finite_or_a_config_error(value):
     try:
@@ -364,6 +366,7 @@ def test_half_a_surrogate_pair_is_refused_as_a_path():
         database_url("\ud800")
 
 
+@hypothesis.settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_url_or_a_config_error(text):
     try:

@@ -128,6 +128,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(PLAIN, max_size=4), st.dictionaries(st.text("abc_", min_size=1), PLAIN, max_size=4))
 def test_what_is_written_is_read_back_as_it_was(args, kwargs):
     envelope = build("a.b", args, kwargs, job_id="7", eta_ms=-1, expires_ms=253_402_300_799_999)
@@ -479,7 +480,7 @@ NAMES = st.sampled_from([*CELERYS["delay"]["headers"], "compression"])
 JSONISH = st.text('[]{}",:0123456789.eE+-\\ud8ntrfalsNI ').map(lambda text: f"[[{text}],{{}},{{}}]")
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(
     ANYTHING | st.dictionaries(NAMES, ANYTHING).map(lambda more: {**HEADERS, **more}),
     st.binary() | ANYTHING | JSONISH | st.lists(ANYTHING, max_size=4).map(repr),
@@ -498,7 +499,7 @@ def test_reading_anything_ends_in_a_call_or_in_undecodable(headers, body, conten
         build(call.task, call.args, call.kwargs, job_id=call.id)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(ANYTHING)
 def test_writing_anything_ends_in_json_or_in_unserializable(value):
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import structlog
 from freezegun import freeze_time
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sqlqueue
@@ -244,6 +244,7 @@ def test_text_of_strangers_can_neither_forge_a_line_nor_move_the_cursor(stderr, 
         assert all(line.startswith("  | ") or not line.strip("=") for line in others)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_escaped_text_is_one_visible_line_and_ordinary_text_is_itself(text):
     shown = escaped(text)

@@ -2,7 +2,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqlqueue.errors import Reject, Retry, TaskDefinitionError
@@ -15,6 +15,7 @@ def test_the_wait_doubles_with_each_failed_attempt_up_to_the_cap():
     assert waits == [1.0, 2.0, 4.0, 8.0, 512.0, 600.0, 600.0]
 
 
+@settings(deadline=None)
 @given(
     st.integers(-5, 2**31),
     st.floats(0, 1e11),

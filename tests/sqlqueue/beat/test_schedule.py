@@ -39,6 +39,7 @@ def test_interval_ticks_are_multiples_since_the_epoch_so_that_beats_agree():
     assert every.next_after(-1) == 0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**12), st.integers(-(10**14), 10**14), st.integers(0, 10**13))
 def test_the_newest_ticks_of_an_interval_are_those_that_next_after_yields(every, after, length):
     schedule = Interval(every)
@@ -242,7 +243,7 @@ def test_a_bad_expression_is_a_config_error_that_says_what_to_write(bad):
     assert any(hint in str(caught.value) for hint in ("Write five fields", "Correct its day"))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text("0123456789*/,-#LW MONSUN", max_size=20) | st.text(max_size=30))
 def test_any_expression_works_or_is_a_config_error(text):
     try:

@@ -1,0 +1,86 @@
+"""`sqlqueue doctor`: is everything in order, and if not, what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sqlqueue.cli import documents, showing
+from sqlqueue.cli.failures import ExitCode, explain
+from sqlqueue.cli.invocation import Command, Invocation, pass_invocation
+from sqlqueue.cli.opening import apply_command_line, inspecting, load, resolved
+from sqlqueue.cli.output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlqueue.health import Check
+
+__all__ = ["doctor"]
+
+_WAIT_S = 10.0  # for the writer lock: who asks for a doctor does not want to wait half a minute
+
+
+@click.command(cls=Command)
+@click.option(
+    "--strict", is_flag=True, help="Check every page of the file; warnings count as unhealthy, too."
+)
+@pass_invocation
+def doctor(invocation: Invocation, strict: bool) -> int:
+    """Examine the queue: file, filesystem, SQLite, leases, workers, queues.
+
+    With -A the application's own checks run, too. Exit code 1 means unhealthy.
+    """
+    output = Output(invocation)
+    found = list(_checks(invocation, strict=strict))
+    bad = {"fail", "warn"} if strict else {"fail"}
+    healthy = not any(check.level.value in bad for check in found)
+    if output.is_table:
+        showing.checks(output, found)
+        output.line("")
+        failed = [check.name for check in found if check.level.value in bad]
+        output.line("Healthy." if healthy else f"Unhealthy: {', '.join(failed)}.")
+    elif invocation.output == "jsonl":
+        output.items(map(documents.check_item, found))
+    else:
+        output.document(
+            {"healthy": healthy, "items": [documents.check_item(check) for check in found]}
+        )
+    return ExitCode.OK if healthy else ExitCode.FAILED
+
+
+def _checks(invocation: Invocation, *, strict: bool) -> Iterator[Check]:
+    from sqlqueue import health
+
+    apply_command_line(invocation)
+    app = load(invocation)
+    path = health.database_path(resolved(app).settings.broker_url)
+    if path is not None and path.parent.exists():
+        lock = health.check_writer_lock(path)
+        if lock.level is health.Level.FAIL:
+            yield lock  # opening the file would only wait behind the holder
+            return
+    try:
+        with inspecting(invocation, app=app, wait_s=_WAIT_S) as inspection:
+            yield from health.examine(
+                inspection, strict=strict, app_checks=None if app is None else app.checks
+            )
+    except Exception as error:
+        known = explain(error)
+        # A file that is not there, is busy, or is of another version is told as by every command;
+        # a file that cannot be used is what a doctor was called for.
+        if known is None or known[0] not in _PATIENTS or not _is_of_the_file(error):
+            raise
+        yield health.Check("database", health.Level.FAIL, known[1])
+
+
+_PATIENTS = frozenset({ExitCode.FAILED, ExitCode.USAGE})
+
+
+def _is_of_the_file(error: Exception) -> bool:
+    from sqlqueue_transport import errors
+
+    return isinstance(
+        error, errors.UnsafeFile | errors.ForeignDatabase | errors.DiskFault | errors.FileReplaced
+    )

@@ -1,0 +1,175 @@
+"""Where data goes: tables for people, JSON for machines, both to standard output; notes to stderr.
+
+Whatever is shown of a job was written by a stranger. Tables take plain text, escape it and make it
+`rich.text.Text`, which no markup is read in; JSON is pure ASCII. rich is imported by the first
+table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sqlqueue.cli.palette import HEADING, MUTED
+from sqlqueue.text import escaped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+
+    from sqlqueue.cli.invocation import Invocation
+
+__all__ = ["Cell", "Column", "Output", "console_for", "dumped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Be a column of a table. Where a terminal is too narrow, the highest `rank` goes first.
+
+    Rank 0 always stays. `flexible` columns may be cut there.
+    """
+
+    title: str
+    rank: int = 0
+    right: bool = False
+    flexible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Be a text with a style; a plain text is a cell without one."""
+
+    text: str
+    style: str = ""
+
+
+class Output:
+    """Print what a command found, in the way that was asked for."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        self._invocation = invocation
+
+    @property
+    def is_table(self) -> bool:
+        """Say whether a person reads it."""
+        return self._invocation.output == "table"
+
+    def document(self, document: dict[str, Any]) -> None:
+        """Print one JSON document: on one line, or indented for eyes on a terminal."""
+        indent = self._invocation.output == "json" and sys.stdout.isatty()
+        click.echo(dumped({"schema": 1, **document}, indent=indent))
+
+    def items(self, items: Iterable[dict[str, Any]], *, following: str | None = None) -> None:
+        """Print a list: one document with a cursor, or a line each for ``-o jsonl``."""
+        if self._invocation.output == "jsonl":
+            for item in items:
+                click.echo(dumped(item))
+            return
+        self.document({"items": list(items), "next": following})
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]]) -> None:
+        """Print a table: on a terminal as wide as that, elsewhere as wide as it has to be."""
+        from rich.table import Table
+        from rich.text import Text
+
+        console = console_for(sys.stdout, self._invocation)
+        cells = [[_as_cell(each) for each in row] for row in rows]
+        kept = _kept(columns, cells, console.width) if console.is_terminal else range(len(columns))
+        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style=HEADING)
+        for index in kept:
+            column = columns[index]
+            table.add_column(
+                Text(column.title),
+                justify="right" if column.right else "left",
+                no_wrap=True,
+                overflow="ellipsis" if column.flexible else "fold",
+            )
+        for row in cells:
+            table.add_row(*[Text(row[index].text, style=row[index].style) for index in kept])
+        self.print(table, console=console)
+
+    def print(self, renderable: object, *, console: Console | None = None) -> None:
+        """Print something of rich's to standard output, without spaces at the ends of lines."""
+        console = console or console_for(sys.stdout, self._invocation)
+        with console.capture() as captured:
+            console.print(renderable)
+        for line in captured.get().splitlines():
+            click.echo(line.rstrip(), color=True)
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print one line of data for people; the text is escaped."""
+        from rich.text import Text
+
+        self.print(Text(escaped(text), style=style, no_wrap=True, overflow="ignore"))
+
+    def pieces(self, pieces: Sequence[str | tuple[str, str]]) -> None:
+        """Print one line of data made of texts and (text, style); all of it is escaped."""
+        from rich.text import Text
+
+        line = Text(no_wrap=True, overflow="ignore")
+        for piece in pieces:
+            text, style = (piece, "") if isinstance(piece, str) else piece
+            line.append(escaped(text), style=style or None)
+        self.print(line)
+
+    def note(self, text: str) -> None:
+        """Tell something on standard error, unless quiet."""
+        if not self._invocation.quiet:
+            click.echo(escaped(text), err=True)
+
+    def empty(self, text: str) -> None:
+        """Say that there is nothing, and what there is instead: data for people."""
+        self.line(text, style=MUTED)
+
+
+def console_for(stream: Any, invocation: Invocation) -> Console:
+    """Return rich's view of a stream: colours only where they are wanted and can be shown."""
+    from rich.console import Console
+
+    is_terminal = False
+    with contextlib.suppress(AttributeError, ValueError):
+        is_terminal = bool(stream.isatty())
+    colorless = invocation.no_color or bool(os.environ.get("NO_COLOR"))
+    if not is_terminal:
+        # Nobody cuts what goes into a file or a pipe.
+        return Console(
+            file=io.StringIO(), width=10_000, color_system=None, force_terminal=False, emoji=False
+        )
+    return Console(file=stream, no_color=colorless, highlight=False, markup=False, emoji=False)
+
+
+def dumped(document: object, *, indent: bool = False) -> str:
+    """Return JSON in plain ASCII: harmless on a terminal, and the same on every one."""
+    text = json.dumps(document, allow_nan=False, indent=2 if indent else None)
+    return text.replace("\x7f", "\\u007f")  # DEL is ASCII, and no letter
+
+
+def _as_cell(given: Cell | str) -> Cell:
+    cell = given if isinstance(given, Cell) else Cell(given)
+    return Cell(escaped(cell.text), cell.style)
+
+
+def _kept(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
+    """Return the columns that fit; what can be cut asks for twelve characters at least."""
+    from rich.cells import cell_len
+
+    def wanted(index: int) -> int:
+        longest = max((cell_len(row[index].text) for row in rows), default=0)
+        longest = max(longest, len(columns[index].title))
+        return min(longest, 12) if columns[index].flexible else longest
+
+    kept = list(range(len(columns)))
+    while sum(wanted(index) + 2 for index in kept) > width:
+        droppable = [index for index in kept if columns[index].rank]
+        if not droppable:
+            break
+        kept.remove(max(droppable, key=lambda index: columns[index].rank))
+    return kept

@@ -1,0 +1,446 @@
+"""How jobs, queues and workers look to people, as tables and pages.
+
+Everything goes through `Output`, which escapes it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from sqlqueue.cli.formats import ago, at, number, took
+from sqlqueue.cli.output import Cell, Column
+from sqlqueue.cli.palette import HEADING, LEVELS, MUTED, STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlqueue.cli.output import Output
+    from sqlqueue.health import Check
+    from sqlqueue.inspection import (
+        DeadGroup,
+        Failure,
+        Inspection,
+        Job,
+        JobFilter,
+        Queue,
+        Stats,
+        Worker,
+    )
+    from sqlqueue.operations import Target
+    from sqlqueue_transport.reading import JobRow
+    from sqlqueue_transport.schedules import ScheduleRow
+
+__all__ = [
+    "checks",
+    "dead_groups",
+    "job",
+    "jobs",
+    "nothing_found",
+    "queues",
+    "schedule",
+    "state_cell",
+    "stats",
+    "targets",
+    "workers",
+]
+
+_MOST_ERROR_CHARS: Final = 160  # of the one line a list has for it
+_MOST_VALUE_CHARS: Final = 2000  # of arguments and results; JSON output has them whole
+_NO_LIMIT: Final = "∞"
+
+
+def state_cell(state: str) -> Cell:
+    """Return a state in its colour."""
+    return Cell(state, STATES.get(state, ""))
+
+
+def stats(output: Output, found: Stats) -> None:
+    """Show the counts, and below them what is not a state."""
+    total = sum(found.states.values())
+    rows: list[list[Cell | str]] = [
+        [state_cell(state.value), number(count)] for state, count in found.states.items()
+    ]
+    rows.append([Cell("all", HEADING), Cell(number(total), HEADING)])
+    output.table([Column("STATE"), Column("JOBS", right=True)], rows)
+    output.line("")
+    if found.stalled:
+        output.line(
+            f"{number(found.stalled)} stalled: in processing, but their lease is over",
+            STATES["stalled"],
+        )
+    waiting = "nothing waits" if found.oldest_pending_s is None else took(found.oldest_pending_s)
+    output.line(f"oldest pending  {waiting}")
+    output.line(f"workers         {found.alive} alive, {found.slots} slots")
+
+
+def jobs(output: Output, rows: Sequence[JobRow], inspection: Inspection) -> None:
+    """Show a page of jobs."""
+    now_ms = inspection.now_ms
+    output.table(
+        [
+            Column("ID"),
+            Column("STATE"),
+            Column("TASK", rank=1, flexible=True),
+            Column("TRY", rank=3, right=True),
+            Column("ENQUEUED", rank=2, right=True),
+            Column("TOOK", rank=4, right=True),
+            Column("QUEUE", rank=6, flexible=True),
+            Column("WORKER", rank=7, flexible=True),
+            Column("ERROR", rank=5, flexible=True),
+        ],
+        [
+            [
+                row.job_id or f"#{row.message_id}",
+                _standing(row),
+                row.task or "",
+                _tries(row.attempts, inspection.max_attempts_of(row)),
+                Cell(ago(row.enqueued_at_ms, now_ms), MUTED),
+                _duration(row, now_ms),
+                row.queue,
+                _last_worker(row),
+                _error_line(row.error_type, row.error_message),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def nothing_found(inspection: Inspection, chosen: JobFilter) -> str:
+    """Say that no job matches, and what there is instead."""
+    found = inspection.stats().states
+    total = sum(found.values())
+    if not total:
+        return "No jobs yet. Enqueue one: sqlqueue call TASK, or task.delay(…) in Python."
+    wanted = " or ".join(state.value for state in chosen.states)
+    narrowed = any((chosen.task, chosen.queue, chosen.worker, chosen.error, chosen.since_ms))
+    what = f"No {wanted} jobs" if wanted else "No stalled jobs" if chosen.stalled else "No jobs"
+    there = ", ".join(
+        f"{number(count)} {state.value}"
+        for state, count in found.items()
+        if count and (narrowed or state not in chosen.states)
+    )
+    return f"{what}{' match' if narrowed else ''}. There are: {there}."
+
+
+def dead_groups(output: Output, groups: Sequence[DeadGroup], *, now_ms: int) -> None:
+    """Show the dead letters by error, with a job to look at for each."""
+    output.table(
+        [
+            Column("JOBS", right=True),
+            Column("NEWEST", right=True),
+            Column("ERROR", flexible=True),
+            Column("TASKS", rank=2, flexible=True),
+            Column("EXAMPLE", rank=1),
+        ],
+        [
+            [
+                Cell(number(group.count), HEADING),
+                Cell(ago(group.newest_at_ms, now_ms), MUTED),
+                _error_line(group.type, group.text),
+                ", ".join(group.tasks),
+                group.example,
+            ]
+            for group in groups
+        ],
+    )
+
+
+def queues(output: Output, found: Sequence[Queue]) -> None:
+    """Show queues; a queue with pending jobs that nobody serves stands out."""
+    output.table(
+        [
+            Column("QUEUE"),
+            Column("PENDING", right=True),
+            Column("LATER", rank=1, right=True),
+            Column("PROCESSING", right=True),
+            Column("OLDEST", right=True),
+            Column("WORKERS", right=True),
+        ],
+        [
+            [
+                queue.name,
+                number(queue.pending),
+                number(queue.later),
+                number(queue.processing),
+                took(queue.oldest_pending_s),
+                Cell(
+                    number(queue.servers),
+                    LEVELS["fail"] if queue.pending and not queue.servers else "",
+                ),
+            ]
+            for queue in found
+        ],
+    )
+
+
+def workers(output: Output, found: Sequence[Worker], *, now_ms: int) -> None:
+    """Show processes, children indented below their worker."""
+    known = {worker.row.id for worker in found}
+    output.table(
+        [
+            Column("NAME"),
+            Column("KIND"),
+            Column("PID", rank=2, right=True),
+            Column("SLOTS", rank=3, right=True),
+            Column("UP", right=True),
+            Column("SIGN OF LIFE", right=True),
+            Column("QUEUES", rank=4, flexible=True),
+            Column("RUNS", rank=1, flexible=True),
+        ],
+        [
+            [
+                f"  {worker.row.name}" if worker.row.parent_id in known else worker.row.name,
+                worker.row.kind,
+                str(worker.row.pid),
+                str(worker.row.slots) if worker.row.slots else "",
+                took((now_ms - worker.row.started_at_ms) / 1000),
+                _sign_of_life(worker),
+                ", ".join(worker.row.queues) if worker.row.parent_id not in known else "",
+                ", ".join(
+                    f"{one.task} {one.job_id or one.message_id} for {_duration(one, now_ms)}"
+                    for one in worker.jobs
+                ),
+            ]
+            for worker in found
+        ],
+    )
+
+
+def schedule(output: Output, found: Sequence[ScheduleRow], *, now_ms: int) -> None:
+    """Show schedule entries."""
+    output.table(
+        [
+            Column("ENTRY"),
+            Column("WHEN"),
+            Column("WHAT", flexible=True),
+            Column("LAST", right=True),
+            Column("NEXT", right=True),
+            Column("TICKS", rank=1, right=True),
+            Column("ERROR", rank=2, flexible=True),
+        ],
+        [
+            [
+                row.entry,
+                row.description,
+                row.target,
+                ago(row.last_due_ms, now_ms) or "never",
+                ago(row.next_due_ms, now_ms),
+                number(row.ticks),
+                Cell(_one_line(row.error or ""), LEVELS["fail"]),
+            ]
+            for row in found
+        ],
+    )
+
+
+def targets(output: Output, found: Sequence[Target]) -> None:
+    """Show the jobs an action is about."""
+    output.table(
+        [
+            Column("ID"),
+            Column("STATE"),
+            Column("TASK", rank=1, flexible=True),
+            Column("QUEUE", rank=2, flexible=True),
+        ],
+        [
+            [target.name, state_cell(target.state.value), target.task or "", target.queue]
+            for target in found
+        ],
+    )
+
+
+def checks(output: Output, found: Sequence[Check]) -> None:
+    """Show what the doctor found: a line each, and problems and ways out below it."""
+    width = max(len(check.name) for check in found)
+    for check in found:
+        output.pieces(
+            [
+                (f"{check.level.value:<4}", LEVELS[check.level.value]),
+                f"  {check.name:<{width}}  ",
+                check.summary,
+            ]
+        )
+        for problem in check.problems[:20]:
+            output.pieces([f"{'':<{width + 8}}", problem])
+        if len(check.problems) > 20:
+            output.pieces([f"{'':<{width + 8}}", f"… and {len(check.problems) - 20} more"])
+        if check.hint:
+            output.pieces([f"{'':<{width + 8}}", (f"→ {check.hint}", MUTED)])
+
+
+# -- one job ---------------------------------------------------------------------------------------------
+
+
+def job(output: Output, found: Job, *, now_ms: int, utc: bool, tracebacks: str) -> None:
+    """Show one job as a page."""
+    row = found.row
+
+    def when(at_ms: int | None) -> str:
+        return f"{at(at_ms, utc=utc)} ({ago(at_ms, now_ms)})" if at_ms is not None else ""
+
+    pairs: list[tuple[str, Cell | str]] = [
+        ("id", row.job_id or ""),
+        ("message", f"#{row.message_id}"),
+        ("task", row.task or ""),
+        ("queue", row.queue),
+        ("state", _standing(row)),
+        ("attempts", _tries(row.attempts, found.max_attempts)),
+        ("priority", str(row.priority)),
+        ("enqueued", when(row.enqueued_at_ms)),
+        ("due", when(row.due_at_ms)),
+        ("expires", when(row.expires_at_ms)),
+        ("started", when(row.started_at_ms)),
+        ("finished", when(row.finished_at_ms)),
+        ("took", _duration(row, now_ms)),
+        ("worker", _last_worker(row)),
+        ("lease", _lease(row)),
+        *_contents(found),
+    ]
+    for name, value in pairs:
+        text, style = (value.text, value.style) if isinstance(value, Cell) else (value, "")
+        if text:
+            output.pieces([(f"{name:<10}", MUTED), (text, style)])
+    if found.others:
+        output.pieces(
+            [
+                (f"{'others':<10}", MUTED),
+                f"older messages with this id: {', '.join(f'#{other}' for other in found.others)}",
+            ]
+        )
+    _history(output, found, utc=utc, tracebacks=tracebacks)
+    if found.audit:
+        output.line("")
+        output.line("What operators did", HEADING)
+        for one in found.audit:
+            reason = f": {one.reason}" if one.reason else ""
+            output.line(
+                f"  {at(one.at_ms, utc=utc)}  {one.action} by {one.actor},"
+                f" {one.before} → {one.after}{reason}"
+            )
+
+
+def _contents(found: Job) -> list[tuple[str, Cell | str]]:
+    if found.arguments.problem:
+        call: tuple[str, Cell | str] = (
+            "arguments",
+            Cell(f"cannot be read: {found.arguments.problem}", LEVELS["fail"]),
+        )
+    else:
+        call = ("arguments", _call_text(found))
+    result = "" if found.row.state.value != "done" else _value_text(found.result)
+    error = found.error
+    return [
+        call,
+        ("result", result),
+        ("error", Cell(_error_text(error), STATES["failed"]) if error else ""),
+    ]
+
+
+def _call_text(found: Job) -> str:
+    args = [_value_text(value) for value in found.arguments.args or ()]
+    kwargs = [
+        f"{key}={_value_text(value)}" for key, value in (found.arguments.kwargs or {}).items()
+    ]
+    return f"({', '.join([*args, *kwargs])})"
+
+
+def _history(output: Output, found: Job, *, utc: bool, tracebacks: str) -> None:
+    if not found.history:
+        return
+    output.line("")
+    output.line("Attempts", HEADING)
+    runs = len({one.run for one in found.history}) > 1
+    output.table(
+        [
+            Column("  RUN" if runs else "  TRY"),
+            Column("OUTCOME"),
+            Column("STARTED"),
+            Column("TOOK", right=True),
+            Column("WORKER", rank=1, flexible=True),
+            Column("ERROR", rank=2, flexible=True),
+        ],
+        [
+            [
+                f"  {one.run}.{one.attempt}" if runs else f"  {one.attempt}",
+                Cell(one.outcome, STATES["done" if one.outcome == "done" else "failed"]),
+                at(one.started_at_ms, utc=utc),
+                _between(one.started_at_ms, one.ended_at_ms),
+                one.worker or "",
+                _error_line(one.error.type, one.error.message) if one.error else "",
+            ]
+            for one in found.history
+        ],
+    )
+    wanted = {"all": found.history, "last": found.history[-1:], "none": ()}[tracebacks]
+    for one in wanted:
+        if one.error is not None and one.error.traceback:
+            output.line("")
+            output.line(f"Traceback of attempt {one.attempt}", HEADING)
+            # Indented, so that no line of it can pass for one of ours.
+            for line in one.error.traceback.rstrip("\n").split("\n"):
+                output.line(f"  {line}")
+
+
+# -- pieces -----------------------------------------------------------------------------------------------
+
+
+def _standing(row: JobRow) -> Cell:
+    if row.lease_left_ms is not None and row.lease_left_ms <= 0:
+        return Cell(f"{row.state.value} (stalled)", STATES["stalled"])
+    return state_cell(row.state.value)
+
+
+def _last_worker(row: JobRow) -> str:
+    return (row.worker or "") if row.started_at_ms is not None else ""
+
+
+def _tries(attempts: int, most: int) -> str:
+    return f"{attempts}/{most or _NO_LIMIT}"
+
+
+def _duration(row: JobRow, now_ms: int) -> str:
+    if row.started_at_ms is None:
+        return ""
+    if row.state.value == "processing":
+        return took(max(now_ms - row.started_at_ms, 0) / 1000)
+    return _between(row.started_at_ms, row.finished_at_ms)
+
+
+def _between(start_ms: int | None, end_ms: int | None) -> str:
+    if start_ms is None or end_ms is None:
+        return ""
+    return took(max(end_ms - start_ms, 0) / 1000)
+
+
+def _lease(row: JobRow) -> str:
+    if row.lease_left_ms is None:
+        return ""
+    left_s = row.lease_left_ms / 1000
+    return f"{took(left_s)} left" if left_s > 0 else f"over for {took(-left_s)}"
+
+
+def _sign_of_life(worker: Worker) -> Cell | str:
+    if not worker.row.is_known_alive or worker.row.heartbeat_age_s is None:
+        return Cell("unknown", LEVELS["warn"])
+    return f"{took(max(worker.row.heartbeat_age_s, 0))} ago"
+
+
+def _error_line(kind: str | None, message: str | None) -> str:
+    if not kind:
+        return ""
+    return _one_line(f"{kind}: {message}" if message else kind)
+
+
+def _error_text(error: Failure) -> str:
+    return _one_line(f"{error.type}: {error.message}" if error.message else error.type, 500)
+
+
+def _one_line(text: str, limit: int = _MOST_ERROR_CHARS) -> str:
+    line = text.strip().split("\n", 1)[0]
+    return line if len(line) <= limit else f"{line[:limit]}…"
+
+
+def _value_text(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MOST_VALUE_CHARS else f"{text[:_MOST_VALUE_CHARS]}…"

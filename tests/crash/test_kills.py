@@ -1,0 +1,202 @@
+"""What a `kill -9` costs: one attempt of the job it hit, a second of time, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from sqlqueue_transport.lifecycle import State
+
+from tests.crash.conftest import Arena, is_running
+from tests.support import wait_until
+
+PROMISED_S = 2.0
+DEADLINE_S = 5 * PROMISED_S
+
+
+def test_a_killed_child_is_replaced_and_its_job_runs_again_at_once(arena: Arena) -> None:
+    job = arena.publish("once_slow", 60)
+    waiting = [arena.publish("work", 0) for _ in range(5)]
+    worker = arena.worker("-c", 1)
+    running = arena.started(job)
+
+    killed_s = time.monotonic()
+    os.kill(running["pid"], signal.SIGKILL)
+    again = arena.started(job, attempt=2, deadline_s=DEADLINE_S)
+    print(f"killed child: its job ran again after {again['at'] - killed_s:.3f} s")
+
+    detail = arena.wait_state(job, State.DONE)
+    assert detail.row.attempts == 2
+    assert [(a.attempt, a.outcome, a.error_type) for a in detail.attempts] == [
+        (1, "lost", "WorkerLost")
+    ]
+    for other in waiting:
+        assert arena.wait_state(other, State.DONE).row.attempts == 1
+    assert again["pid"] != running["pid"]
+    assert worker.poll() is None
+
+
+def test_children_die_with_their_supervisor_and_another_worker_takes_over(arena: Arena) -> None:
+    job = arena.publish("once_slow", 60)
+    worker = arena.worker("-c", 2, "--visibility-timeout", "1h")
+    running = arena.started(job)
+    children = arena.children(worker)
+    assert len(children) == 2
+
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    wait_until(
+        lambda: not any(map(is_running, children)),
+        deadline_s=DEADLINE_S,
+        what="the children to die",
+    )
+    arena.worker("-c", 1)
+    wait_until(lambda: len(arena.logs().split("worker_ready")) > 2, what="the second worker")
+    ready_s = time.monotonic()
+    again = arena.started(job, attempt=2, deadline_s=DEADLINE_S)
+    print(f"killed supervisor: {max(again['at'] - ready_s, 0):.3f} s after a worker was ready")
+    detail = arena.wait_state(job, State.DONE)
+    assert detail.row.attempts == 2
+    assert again["worker"] != running["worker"]
+
+
+def test_a_living_worker_takes_over_from_one_that_was_killed_whole(arena: Arena) -> None:
+    first = arena.worker("-c", 1, "-n", "first")
+    job = arena.publish("once_slow", 60)
+    running = arena.started(job)
+    arena.worker("-c", 1, "-n", "second")
+    wait_until(lambda: arena.logs().count("worker_ready") == 2, what="both workers")
+
+    killed_s = time.monotonic()
+    for pid in (*arena.children(first), first.pid):
+        os.kill(pid, signal.SIGKILL)
+    again = arena.started(job, attempt=2, deadline_s=DEADLINE_S)
+    print(f"killed worker: another one ran its job after {again['at'] - killed_s:.3f} s")
+    assert running["worker"].startswith("first")
+    assert again["worker"].startswith("second")
+    assert arena.wait_state(job, State.DONE).row.attempts == 2
+
+
+def test_a_job_that_kills_its_worker_is_buried_after_five_starts_and_harms_no_neighbour(
+    arena: Arena,
+) -> None:
+    poison = arena.publish("suicide")
+    neighbours = [arena.publish("work", 0.01) for _ in range(50)]
+    arena.worker("-c", 2)
+
+    detail = arena.wait_state(poison, State.PERMANENTLY_FAILED, deadline_s=60)
+    assert detail.row.attempts == 5
+    assert [(a.attempt, a.outcome) for a in detail.attempts] == [(n, "lost") for n in range(1, 6)]
+    for neighbour in neighbours:
+        assert arena.wait_state(neighbour, State.DONE).row.attempts == 1
+    assert sum(line["job"] == poison for line in arena.trace()) == 5
+
+    report = arena.start("requeue", poison, "--yes", "--reason", "try again")
+    assert report.wait(timeout=30) == 0, arena.logs()
+    wait_until(lambda: arena.job(poison).row.run == 2, what="the requeue")
+    wait_until(
+        lambda: len(arena.job(poison).attempts) >= 6, deadline_s=30, what="an attempt of run 2"
+    )
+    assert arena.job(poison).attempts[5].run == 2
+
+
+def test_a_job_that_hangs_in_a_living_child_is_ended_at_its_limit_and_run_again(
+    arena: Arena,
+) -> None:
+    job = arena.publish("hang")
+    arena.worker("-c", 1)
+    detail = arena.wait_state(job, State.PERMANENTLY_FAILED, deadline_s=30)
+    assert [(a.attempt, a.outcome, a.error_type) for a in detail.attempts] == [
+        (1, "timed_out", "TimeLimitExceeded"),
+        (2, "timed_out", "TimeLimitExceeded"),
+    ]
+    assert "time limit of 1 s" in (detail.attempts[0].error_message or "")
+    starts = [line["at"] for line in arena.trace()]
+    assert starts[1] - starts[0] >= 1.0
+
+
+def test_the_time_limit_reaches_c_code_that_holds_the_gil_and_its_subprocesses(
+    arena: Arena,
+) -> None:
+    job = arena.publish("hang_in_c")
+    arena.worker("-c", 1)
+    arena.wait_state(job, State.PERMANENTLY_FAILED, deadline_s=30)
+    grandchild = int((arena.directory / "grandchild.pid").read_text())
+    wait_until(lambda: not is_running(grandchild), what="the task's own subprocess to be ended")
+
+
+def test_a_countdown_longer_than_the_visibility_timeout_runs_once(arena: Arena) -> None:
+    job = arena.publish("work", 0.1, countdown=3)
+    arena.worker("-c", 2, "--visibility-timeout", "1s", "--burst").wait(timeout=60)
+    assert arena.state(job) is State.DONE
+    assert arena.job(job).row.delivery == 1
+    assert [line["event"] for line in arena.trace()] == ["start", "end"]
+
+
+def test_a_long_job_outlives_many_leases_and_runs_once(arena: Arena) -> None:
+    job = arena.publish("work", 4)
+    arena.worker("-c", 2, "--visibility-timeout", "1s")
+    detail = arena.wait_state(job, State.DONE)
+    assert (detail.row.delivery, detail.row.attempts) == (1, 1)
+
+
+@pytest.mark.slow
+def test_every_process_killed_at_random_moments_loses_nothing_and_counts_right(
+    arena: Arena,
+) -> None:
+    """Kill children and whole workers for a while: each job is done, no trace overlaps."""
+    import random
+
+    chosen = random.Random(20261122)
+    jobs = [arena.publish("work", 0.05) for _ in range(300)]
+    workers = [arena.worker("-c", 2) for _ in range(2)]
+    kills = 0
+    give_up_s = time.monotonic() + 25
+    while time.monotonic() < give_up_s:
+        worker = chosen.choice(workers)
+        victims = arena.children(worker) or [worker.pid]
+        if chosen.random() < 0.2:
+            victims = [worker.pid]
+        for pid in victims[:1]:
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+        if worker.pid in victims:
+            worker.wait()
+            workers.remove(worker)
+            workers.append(arena.worker("-c", 2))
+        wait_until(lambda: True)
+        time.sleep(chosen.uniform(0.05, 0.4))  # the moments of the kills are the randomness
+        if all(row.state in {State.DONE, State.PERMANENTLY_FAILED} for row in arena.all_jobs()):
+            break
+    for job in jobs:
+        wait_until(
+            lambda job=job: arena.state(job) in {State.DONE, State.PERMANENTLY_FAILED},
+            deadline_s=60,
+            what=f"job {job}",
+        )
+    print(f"{kills} kills among {len(jobs)} jobs")
+    starts: dict[str, int] = {}
+    for line in arena.trace():
+        if line["event"] == "start":
+            starts[line["job"]] = starts.get(line["job"], 0) + 1
+    for row in arena.all_jobs():
+        assert row.attempts <= 5
+        # A start is counted unless the kill came between the note and the trace's line.
+        assert starts.get(row.job_id or "", 0) <= row.attempts
+        assert row.state is State.DONE or row.attempts == 5
+    assert not overlaps(arena)
+    assert arena.app.backend.store.reading.damage() == []
+
+
+def overlaps(arena: Arena) -> list[str]:
+    """Return jobs of which a later delivery started before an earlier one ended, while it lived."""
+    ends: dict[str, float] = {}
+    found = []
+    for line in arena.trace():
+        if line["event"] == "end":
+            ends[line["job"]] = line["at"]
+        elif line["job"] in ends:
+            found.append(line["job"])  # started again after it had ended well
+    return [job for job in found if arena.job(job).row.attempts == 1]

@@ -1,0 +1,122 @@
+"""Tables and links of the documentation are compared with what they are about."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from sqlqueue.config import Settings, duration_s
+from sqlqueue.errors import SqlQueueError
+from sqlqueue_transport.errors import TransportError
+from sqlqueue_transport.lifecycle import TRANSITIONS, Event, State
+from sqlqueue_transport.options import Options
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def table(page: str, name: str) -> list[list[str]]:
+    """Return the rows of the table behind `<!-- table: NAME -->`, without its head."""
+    text = (ROOT / "docs" / page).read_text().partition(f"<!-- table: {name} -->\n")[2]
+    lines = text.partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def fields_with_defaults(kind: type) -> dict[str, object]:
+    found = {}
+    for one in dataclasses.fields(kind):
+        made = one.default_factory() if one.default is dataclasses.MISSING else one.default
+        found[one.name] = made
+    return found
+
+
+def test_the_table_of_settings_has_every_setting_with_its_default():
+    shown = {row[0].strip("`"): row[1] for row in table("configuration.md", "settings")}
+    settings = fields_with_defaults(Settings)
+
+    assert set(shown) == set(settings)
+    for name, default in settings.items():
+        if name == "worker_concurrency":
+            assert shown[name] == "processors"
+            assert default == os.cpu_count()
+        elif isinstance(default, float):
+            number, unit = shown[name].split()
+            assert duration_s(f"{number}{unit[0]}", name=name) == default, name
+        else:
+            assert shown[name].strip("`").strip('"') == str(default), name
+
+
+def test_the_table_of_transport_options_has_every_option_with_its_default():
+    shown = {row[0].strip("`"): row[1].strip("`") for row in table("transport.md", "options")}
+
+    assert shown == {
+        name: f'"{default}"' if isinstance(default, str) else str(default)
+        for name, default in fields_with_defaults(Options).items()
+    }
+
+
+def test_the_table_of_the_demos_settings_has_every_key():
+    app_module = pytest.importorskip("tasks.app")
+    shown = re.findall(r"`([a-z_]+)`", " ".join(row[0] for row in table("configuration.md", "app")))
+
+    assert set(shown) == {one.name for one in dataclasses.fields(app_module.JobSettings)}
+
+
+def test_the_pages_name_every_state_and_every_error_of_the_transport():
+    lifecycle = (ROOT / "docs" / "lifecycle.md").read_text()
+    transport = (ROOT / "docs" / "transport.md").read_text()
+
+    assert [state.value for state in State if f"| `{state.value}` |" not in lifecycle] == []
+    assert [kind.__name__ for kind in every(TransportError) if kind.__name__ not in transport] == []
+
+
+def every(base: type) -> list[type]:
+    return [base, *(kind for child in base.__subclasses__() for kind in every(child))]
+
+
+@pytest.mark.parametrize("event", [Event.CANCEL, Event.FAIL, Event.REQUEUE])
+def test_the_table_of_operators_actions_names_the_legal_states(event):
+    drawing = (ROOT / "docs" / "lifecycle.md").read_text()
+    line = re.search(rf"{event.value} {{2,}}(.+?)──►", drawing, re.DOTALL)
+
+    assert line is not None
+    named = set(re.findall(r"[a-z_]+", line[1]))
+    assert named == {state.value for state, known in TRANSITIONS if known is event}
+
+
+def test_the_errors_that_pages_name_exist():
+    names = {kind.__name__ for kind in (*every(SqlQueueError), *every(TransportError))}
+    raised = {"Unserializable" + what for what in ("Arguments", "Result")} | {
+        "JobFailed",
+        "JobNotFound",
+        "NotAvailable",
+        "ResultTimeout",
+    }
+
+    assert raised <= names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match("[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what the page's headings are linked by, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower().replace("`", "")).replace(" ", "-")
+        for heading in headings
+    }

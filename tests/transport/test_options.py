@@ -1,0 +1,103 @@
+"""Transport options: what is read, what is refused, and what is none of our business."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport.options import Options
+
+
+def test_nothing_given_means_the_documented_defaults() -> None:
+    assert Options.read({}) == Options(
+        visibility_timeout=3600.0,
+        durability="publish",
+        hold_eta=True,
+        busy_timeout=30.0,
+        create=True,
+        keep_leases=True,
+        max_prefetch=100,
+    )
+
+
+def test_numbers_keep_their_unit_of_seconds_and_text_is_read_as_in_a_url() -> None:
+    options = Options.read(
+        {
+            "visibility_timeout": "2.5",
+            "busy_timeout": 1,
+            "hold_eta": "no",
+            "create": "False",
+            "keep_leases": "0",
+            "max_prefetch": "7",
+            "durability": "full",
+        }
+    )
+    assert options == Options(
+        visibility_timeout=2.5,
+        busy_timeout=1.0,
+        hold_eta=False,
+        create=False,
+        keep_leases=False,
+        max_prefetch=7,
+        durability="full",
+    )
+
+
+def test_unknown_keys_and_none_are_ignored() -> None:
+    """Kombu writes its retry policy into the same dictionary."""
+    given = {
+        "max_retries": 3,
+        "interval_start": 0,
+        "errback": print,
+        "polling_interval": 1,
+        "visibility_timeout": None,
+    }
+    assert Options.read(given) == Options()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("visibility_timeout", 0),
+        ("visibility_timeout", -1),
+        ("visibility_timeout", 0.0004),  # no millisecond: the lease would be over when it begins
+        ("visibility_timeout", float("nan")),
+        ("visibility_timeout", float("inf")),
+        ("visibility_timeout", 1e300),
+        ("visibility_timeout", "an hour"),
+        ("visibility_timeout", []),
+        ("busy_timeout", 0),
+        ("busy_timeout", 1e10),
+        ("durability", "none"),
+        ("durability", 1),
+        ("hold_eta", "perhaps"),
+        ("create", 7),
+        ("max_prefetch", 0),
+        ("max_prefetch", -1),
+        ("max_prefetch", 1.5),
+        ("max_prefetch", "many"),
+        ("max_prefetch", float("inf")),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InvalidMessage, match=f"transport option {name}=") as caught:
+        Options.read({name: value})
+    assert ": " in str(caught.value)
+    assert "give" in str(caught.value) or "choose" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("durability", "publish", "settle"),
+    [("publish", True, False), ("full", True, True), ("process", False, False)],
+)
+def test_durability_says_what_must_be_on_the_disk(
+    durability: str, publish: bool, settle: bool
+) -> None:
+    options = Options(durability=durability)
+    assert (options.sync_publish, options.sync_settle) == (publish, settle)
+
+
+def test_every_option_is_described_in_the_docstring() -> None:
+    for one in fields(Options):
+        assert f"{one.name}:" in (Options.__doc__ or "")

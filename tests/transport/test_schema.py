@@ -1,0 +1,241 @@
+"""The schema: what it refuses to hold, and what it promises to those who read it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlqueue_transport.lifecycle import FINISHED, State
+from sqlqueue_transport.messages import Outcome
+from sqlqueue_transport.store import Store
+
+from tests.support import FakeClock
+from tests.transport.rows import claim_one, ended, publish, put, rows_of
+
+SCHEMA = resources.files("sqlqueue_transport").joinpath("schema.sql").read_text("utf-8")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "queue.db", clock=FakeClock())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[sqlite3.Connection]:
+    """The schema alone, for rows that no store would write."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.executescript(SCHEMA)
+    yield connection
+    connection.close()
+
+
+# -- the view ---------------------------------------------------------------------------------------
+
+
+def test_the_view_jobs_has_exactly_its_documented_columns(store: Store) -> None:
+    assert [name for (name,) in rows_of(store, "SELECT name FROM pragma_table_info('jobs')")] == [
+        "id",
+        "message_id",
+        "task",
+        "queue",
+        "state",
+        "priority",
+        "attempts",
+        "enqueued_at_ms",
+        "due_at_ms",
+        "started_at_ms",
+        "finished_at_ms",
+    ]
+
+
+def test_the_view_shows_the_state_as_text_and_leaves_out_what_is_no_job(store: Store) -> None:
+    message_id = publish(store, job_id="a", priority=3)
+    publish(store, task=None)
+    store.settle([ended(claim_one(store), Outcome.done("null"))])
+
+    now_ms = store.clock.wall_ms()
+    assert rows_of(store, "SELECT * FROM jobs") == [
+        ("a", message_id, "tasks.stamp", "default", "done", 3, 1, now_ms, None, now_ms, now_ms)
+    ]
+
+
+# -- what cannot be ---------------------------------------------------------------------------------
+
+GOOD: dict[str, Any] = {"queue": "q", "state": "pending", "enqueued_at_ms": 1}
+LEASED = {
+    "state": "processing",
+    "lease_until_ms": 5,
+    "worker_id": 1,
+    "started_at_ms": 1,
+    "delivery": 1,
+}
+
+
+def _insert(connection: sqlite3.Connection, table: str, values: dict[str, Any]) -> None:
+    names = ", ".join(values)
+    marks = ", ".join("?" * len(values))
+    connection.execute("BEGIN")
+    try:
+        connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", [*values.values()])
+    finally:
+        connection.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        LEASED,
+        {"state": "scheduled", "due_at_ms": 9},
+        {"state": "failed", "due_at_ms": 9, "attempts": 1},
+        *({"state": state.value, "finished_at_ms": 3} for state in FINISHED),
+        {"priority": 9, "max_attempts": 0},
+    ],
+)
+def test_a_possible_row_is_taken(bare: sqlite3.Connection, fields: dict[str, Any]) -> None:
+    _insert(bare, "message", {**GOOD, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"state": "running"},
+        {"state": None},
+        {"queue": None},
+        {"lease_until_ms": 5},  # a lease on what nobody runs
+        {"state": "done", "finished_at_ms": 1, "lease_until_ms": 5},
+        {**LEASED, "lease_until_ms": None},
+        {**LEASED, "worker_id": None},
+        {**LEASED, "started_at_ms": None},
+        {**LEASED, "delivery": 0},
+        {**LEASED, "finished_at_ms": 1},
+        {"state": "scheduled"},  # due never
+        {"state": "failed"},
+        *({"state": state.value} for state in FINISHED),  # finished, but when?
+        {"finished_at_ms": 1},  # finished, but waiting
+        {"priority": -1},
+        {"priority": 10},
+        {"priority": "high"},
+        {"attempts": -1},
+        {"max_attempts": -1},
+        {"enqueued_at_ms": "today"},
+        {"enqueued_at_ms": float("nan")},
+        {"body": "text"},
+        {"headers": b"{}"},
+        {"headers": None},
+    ],
+)
+def test_an_impossible_row_is_refused(bare: sqlite3.Connection, fields: dict[str, Any]) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        _insert(bare, "message", {**GOOD, **fields})
+
+
+@pytest.mark.parametrize(
+    ("table", "values"),
+    [
+        ("worker", {"name": "w", "kind": "manager", "pid": 1, "host": "h", "boot": "b",
+                    "presence": "p", "slot": 0, "started_at_ms": 1}),
+        ("binding", {"exchange": "e", "routing_key": "k", "queue": "never declared"}),
+        ("body", {"message_id": 4711, "content": b""}),
+        ("body", {"message_id": 4711, "content": None}),
+        ("attempt", {"message_id": 4711, "run": 1, "attempt": 1, "delivery": 1,
+                     "ended_at_ms": 1, "outcome": "failed"}),
+        ("attempt", {"message_id": 4711, "run": 1, "attempt": 1, "delivery": 1,
+                     "ended_at_ms": 1, "outcome": "gave up"}),
+        ("tick", {"entry": None, "due_ms": 1, "at_ms": 1, "beat": "b", "jobs": 1}),
+        ("meta", {"key": "k", "value": None}),
+    ],
+)
+def test_an_impossible_row_beside_the_messages_is_refused(
+    bare: sqlite3.Connection, table: str, values: dict[str, Any]
+) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        _insert(bare, table, values)
+
+
+def test_every_table_is_strict(bare: sqlite3.Connection) -> None:
+    loose = bare.execute(
+        "SELECT name FROM pragma_table_list WHERE type = 'table' AND NOT strict"
+        " AND name NOT LIKE 'sqlite_%'"
+    ).fetchall()
+    assert loose == []
+
+
+def test_the_states_of_the_check_are_the_states_of_the_table(bare: sqlite3.Connection) -> None:
+    for state in State:
+        row = {**GOOD, "state": state.value, "due_at_ms": 1}
+        if state is State.PROCESSING:
+            row |= LEASED
+        elif state in FINISHED:
+            row["finished_at_ms"] = 1
+        _insert(bare, "message", row)
+
+
+# -- what the file is -------------------------------------------------------------------------------
+
+
+def test_an_id_is_never_used_again(store: Store) -> None:
+    """A reused rowid would let a stale ack hit another message."""
+    first = publish(store)
+    newest = publish(store)
+    store.topology.purge("default")
+    assert publish(store) > newest > first
+
+
+def test_deleting_a_message_takes_its_body_and_attempts_along(store: Store) -> None:
+    message_id = publish(store, body=b"x" * 20_000)
+    store.database.write(lambda c: c.execute("DELETE FROM message").rowcount)
+    assert rows_of(store, "SELECT * FROM body WHERE message_id = ?", message_id) == []
+    assert store.reading.damage(full=True) == []
+
+
+def test_the_partial_indexes_hold_only_their_states(store: Store) -> None:
+    """A history of thousands leaves the index of what is ready as small as it was."""
+    for state in State:
+        put(store, state, due="future")
+    for index, states in {
+        "message_ready": 1,
+        "message_lease": 1,
+        "message_due": 2,
+        "message_history": 4,
+    }.items():
+        (predicate,) = rows_of(
+            store,
+            "SELECT substr(sql, instr(sql, 'WHERE')) FROM sqlite_schema WHERE name = ?",
+            index,
+        )
+        ((count,),) = rows_of(
+            store, f"SELECT count(*) FROM message INDEXED BY {index} {predicate[0]}"
+        )
+        assert count == states
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="the sqlite3 shell is not installed")
+def test_the_schema_runs_in_the_sqlite3_shell(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sqlite3", "-bail", tmp_path / "shell.db"],
+        input=SCHEMA + "\nSELECT count(*) FROM jobs;",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "0"
+
+
+def test_a_person_can_read_a_job_with_nothing_but_sqlite(store: Store, tmp_path: Path) -> None:
+    publish(store, queue="Größe", job_id="a'; DROP TABLE message; --")
+    other = sqlite3.connect(f"file:{tmp_path}/queue.db?mode=ro", uri=True)
+    try:
+        found = other.execute("SELECT id, queue, state FROM jobs").fetchall()
+    finally:
+        other.close()
+    assert found == [("a'; DROP TABLE message; --", "Größe", "pending")]

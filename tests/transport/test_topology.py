@@ -1,0 +1,266 @@
+"""Queues, exchanges and bindings: rows in the file, the same for every process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlqueue_transport import topology as topology_module
+from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport.lifecycle import State
+from sqlqueue_transport.messages import Outcome
+from sqlqueue_transport.store import Store
+from sqlqueue_transport.topology import valid_name
+
+from tests.support import FakeClock
+from tests.transport.rows import claim_one, ended, new, publish, put, rows_of, state_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "queue.db", clock=FakeClock())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def other(store: Store) -> Iterator[Store]:
+    opened = Store(store.path, clock=store.clock)
+    yield opened
+    opened.close()
+
+
+# -- queues -----------------------------------------------------------------------------------------
+
+
+def test_a_declared_queue_is_there_for_every_process(store: Store, other: Store) -> None:
+    assert not other.topology.has_queue("a")
+    store.topology.declare_queue("a", durable=False, arguments={"x-max-priority": 9})
+    assert other.topology.has_queue("a")
+    assert rows_of(other, "SELECT durable, arguments FROM queue") == [(0, '{"x-max-priority": 9}')]
+
+
+def test_declaring_again_writes_nothing_and_changes_nothing(store: Store) -> None:
+    store.topology.declare_queue("a", durable=True)
+    before = store.database.write_transactions
+    store.topology.declare_queue("a", durable=False)
+    assert store.database.write_transactions == before
+    assert rows_of(store, "SELECT durable FROM queue") == [(1,)]
+
+
+def test_the_size_counts_what_is_ready_in_this_queue(store: Store) -> None:
+    for state in State:
+        put(store, state, queue="a", due="future")
+    publish(store, "b")
+    assert store.topology.size("a") == 1
+    assert store.topology.size("nobody knows it") == 0
+
+
+def test_consumers_counts_registered_processes_that_live(store: Store, other: Store) -> None:
+    assert store.topology.consumers("a") == 0
+    store.consumers.register(name="w1", kind="child", queues=["a", "b"])
+    other.consumers.register(name="w2", kind="child", queues=["a"])
+    assert (store.topology.consumers("a"), store.topology.consumers("b")) == (2, 1)
+    other.consumers.leave()
+    assert store.topology.consumers("a") == 1
+
+
+def test_a_queues_name_is_data_wherever_it_goes(store: Store) -> None:
+    hostile = "x'; DROP TABLE message; --"
+    store.consumers.register(name="w", kind="child", queues=[hostile, '"]'])
+    store.topology.bind(hostile, "e", hostile)
+    store.publish([new(None, exchange="e", routing_key=hostile)])
+    assert store.topology.size(hostile) == 1
+    assert store.topology.consumers(hostile) == 1
+    assert store.topology.purge(hostile) == 1
+
+
+# -- purging and deleting ---------------------------------------------------------------------------
+
+
+def test_a_purge_deletes_what_is_ready_and_nothing_else(store: Store) -> None:
+    ids = {state: put(store, state, queue="a", due="future") for state in State}
+    untouched = publish(store, "b")
+    assert store.topology.purge("a") == 1
+    left = {message_id for (message_id,) in rows_of(store, "SELECT id FROM message")}
+    assert left == {*ids.values(), untouched} - {ids[State.PENDING]}
+
+
+def test_a_large_purge_goes_in_portions_so_that_nobody_waits_long(store: Store) -> None:
+    count = topology_module.PURGED_AT_ONCE * 2 + 1
+    store.publish([new("a") for _ in range(count)], durable=False)
+    before = store.database.write_transactions
+    assert store.topology.purge("a") == count
+    assert store.database.write_transactions == before + 3
+
+
+def test_a_purge_leaves_what_is_published_meanwhile(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology_module, "PURGED_AT_ONCE", 2)
+    for _ in range(5):
+        publish(store, "a")
+    real_write, late = store.database.write, []
+
+    def write(work, **options):
+        late.append(publish(other, "a"))
+        return real_write(work, **options)
+
+    monkeypatch.setattr(store.database, "write", write)
+    assert store.topology.purge("a") == 5
+    assert [state_of(store, one) for one in late] == [State.PENDING] * 3
+
+
+def test_deleting_a_queue_takes_its_bindings_and_what_waits_in_it(store: Store) -> None:
+    store.topology.bind("a", "e", "k")
+    store.topology.bind("b", "e", "k")
+    ids = {state: put(store, state, queue="a", due="future") for state in State}
+    untouched = publish(store, "b")
+
+    assert store.topology.delete_queue("a") == 1
+
+    assert not store.topology.has_queue("a")
+    assert store.topology.bindings() == [("b", "e", "k")]
+    left = {message_id for (message_id,) in rows_of(store, "SELECT id FROM message")}
+    gone = {ids[state] for state in (State.PENDING, State.SCHEDULED, State.FAILED)}
+    assert left == {*ids.values(), untouched} - gone
+
+
+def test_what_a_consumer_holds_of_a_deleted_queue_stays_his(store: Store) -> None:
+    publish(store, "a")
+    taken = claim_one(store, "a")
+    store.topology.delete_queue("a")
+    assert store.settle([ended(taken, Outcome.done())]) == []
+
+
+def test_an_unbound_queue_is_deleted_too(store: Store) -> None:
+    """Kombu's virtual base deletes a queue binding by binding, so one without any never goes."""
+    store.topology.declare_queue("a")
+    publish(store, "a")
+    assert store.topology.delete_queue("a") == 1
+    assert not store.topology.has_queue("a")
+
+
+def test_a_queue_is_deleted_only_if_the_condition_is_met(store: Store) -> None:
+    store.topology.declare_queue("a")
+    publish(store, "a")
+    assert store.topology.delete_queue("a", if_empty=True) == 0
+    assert store.topology.has_queue("a")
+    assert store.topology.size("a") == 1
+    store.topology.purge("a")
+
+    store.consumers.register(name="w", kind="child", queues=["a"])
+    assert store.topology.delete_queue("a", if_unused=True) == 0
+    assert store.topology.has_queue("a")
+    store.consumers.leave()
+
+    store.topology.delete_queue("a", if_unused=True, if_empty=True)
+    assert not store.topology.has_queue("a")
+
+
+# -- exchanges and bindings -------------------------------------------------------------------------
+
+
+def test_an_exchange_keeps_its_first_type(store: Store, other: Store) -> None:
+    assert store.topology.exchange_type("e") is None
+    assert store.topology.declare_exchange("e", "direct") == "direct"
+    assert other.topology.declare_exchange("e", "topic") == "direct"
+    assert other.topology.exchange_type("e") == "direct"
+
+
+def test_deleting_an_exchange_takes_its_bindings_and_leaves_the_queues(store: Store) -> None:
+    store.topology.declare_exchange("e", "direct")
+    store.topology.bind("a", "e", "k")
+    store.topology.bind("a", "f", "k")
+    publish(store, "a")
+
+    store.topology.delete_exchange("e", if_unused=True)
+    assert store.topology.exchange_type("e") == "direct"
+
+    store.topology.delete_exchange("e")
+    assert store.topology.exchange_type("e") is None
+    assert store.topology.bindings() == [("a", "f", "k")]
+    assert store.topology.has_queue("a")
+    assert store.topology.size("a") == 1
+
+
+def test_binding_makes_the_queue_and_binding_again_writes_nothing(
+    store: Store, other: Store
+) -> None:
+    store.topology.bind("a", "e", "k")
+    assert other.topology.has_queue("a")
+    before = other.database.write_transactions
+    other.topology.bind("a", "e", "k")
+    assert other.database.write_transactions == before
+    assert other.topology.bindings() == [("a", "e", "k")]
+
+
+def test_unbinding_removes_one_binding(store: Store) -> None:
+    for key in ("k", "l"):
+        store.topology.bind("a", "e", key)
+    store.topology.unbind("a", "e", "k")
+    store.topology.unbind("a", "e", "never there")
+    assert store.topology.bindings() == [("a", "e", "l")]
+
+
+def test_a_binding_survives_its_process(store: Store, tmp_path: Path) -> None:
+    store.topology.bind("a", "e", "k")
+    store.close()
+    again = Store(tmp_path / "queue.db", clock=FakeClock())
+    again.publish([new(None, exchange="e", routing_key="k")])
+    assert claim_one(again, "a").exchange == "e"
+    again.close()
+
+
+# -- names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a", "celery", "Größe", "名前", "\u202egnp", "<script>", "[bold]", "=cmd|'/c calc'!A0", "x" * 255],
+)
+def test_a_name_may_be_any_text_that_fits_a_line(store: Store, name: str) -> None:
+    store.topology.bind(name, name, name)
+    assert store.topology.has_queue(name)
+    assert store.topology.bindings() == [(name, name, name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "needs a name"),
+        (None, "needs a name"),
+        (7, "needs a name"),
+        (b"bytes", "needs a name"),
+        ("x" * 256, "too long"),
+        ("ü" * 128, "too long"),  # 256 bytes
+        ("x" * 300, "too long"),
+        ("a\nb", "control characters"),
+        ("a\r\nb", "control characters"),
+        ("\0", "control characters"),
+        ("\x1b[31m", "control characters"),
+        ("\x1b]0;title\x07", "control characters"),
+        ("\x7f", "control characters"),
+        ("\x9b", "control characters"),
+        ("\ud800", "lone surrogate"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_refused_with_the_reason(
+    store: Store, name: object, says: str
+) -> None:
+    for attempt in (
+        lambda: valid_name(name, what="queue"),  # type: ignore[arg-type]
+        lambda: store.topology.declare_queue(name),  # type: ignore[arg-type]
+        lambda: store.topology.has_queue(name),  # type: ignore[arg-type]
+        lambda: store.topology.declare_exchange(name, "direct"),  # type: ignore[arg-type]
+        lambda: store.topology.bind(name, "e", "k"),  # type: ignore[arg-type]
+        lambda: store.topology.bind("q", name, "k"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidMessage, match=says):
+            attempt()
+    if name:
+        with pytest.raises(InvalidMessage, match=says):
+            store.topology.bind("q", "e", name)  # type: ignore[arg-type]
+    assert rows_of(store, "SELECT * FROM queue") == []
+    assert rows_of(store, "SELECT * FROM binding") == []
