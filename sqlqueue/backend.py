@@ -252,12 +252,15 @@ def open_backend(settings: Settings, *, create: bool = True, keep_leases: bool =
             "create": create,
             "keep_leases": keep_leases,
         }
-    connection.connect()
     if is_ours:
+        # Kombu's connect() would sleep two seconds and try again. A file that is missing is still
+        # missing then, and a lock has been waited for already.
+        connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
         return SqliteBackend(connection)
     # Late: who has our broker never needs it.
     from sqlqueue.kombu_backend import KombuBackend  # noqa: PLC0415
 
+    connection.connect()
     return KombuBackend(connection)
 
 

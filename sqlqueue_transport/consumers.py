@@ -179,8 +179,9 @@ class Consumers:
             slot = presence.take_free_slot()
             bell: wakeup.Bell | None = None
             try:
+                lost = self._end_owner(slot, presence) if presence.entry(slot).worker_id else []
                 bell = self._make_bell(slot)
-                worker_id, lost = self._database.write(
+                worker_id = self._database.write(
                     lambda c: self._register(
                         c,
                         presence,
@@ -207,6 +208,9 @@ class Consumers:
                 raise
             self._slot, self._bell, self._worker_id = slot, bell, worker_id
         self._wake_for(lost)
+        if kind == "client":
+            # A framework's worker does so itself; here nobody else may be left to do it.
+            self.sweep_all()
         return worker_id
 
     def _make_bell(self, slot: int) -> wakeup.Bell:
@@ -221,16 +225,11 @@ class Consumers:
         connection: sqlite3.Connection,
         presence: PresenceFile,
         row: dict[str, object],
-    ) -> tuple[int, list[Lost]]:
+    ) -> int:
         slot = row["slot"]
         if not isinstance(slot, int):  # pragma: no cover - set by `register`
             raise TypeError
-        workers = _registered(connection)
-        self._refuse_other_clocks(workers, presence)
-        lost: list[Lost] = []
-        for worker in workers:
-            if worker.slot == slot and worker.presence == presence.identity:
-                lost += self._end(connection, worker.id, presence.notes(slot).values())
+        self._refuse_other_clocks(_registered(connection), presence)
         worker_id = connection.execute(sql.REGISTER_WORKER, row).lastrowid or 0
         # Both before the commit, so that nobody ever sees a registered row whose slot does not
         # name it, or whose process does not own it.
@@ -242,7 +241,7 @@ class Consumers:
             parent_id=int(str(row["parent_id"] or 0)),
         )
         presence.own(slot)
-        return worker_id, lost
+        return worker_id
 
     def leave(self) -> list[Lost]:
         """Release what this process holds, uncounted, and give its slot back; harmless twice."""
@@ -482,28 +481,36 @@ class Consumers:
         return [entry for entry in presence.entries() if presence.is_free(entry.slot)]
 
     def _sweep_slot(self, slot: int, presence: PresenceFile) -> list[Lost]:
-        """End the dead owner of a slot while holding its lock."""
+        """Take a slot whose owner is dead, end the owner, and give the slot back."""
         if not presence.take(slot):
             return []
         try:
-            owner = presence.entry(slot).worker_id
-            notes = presence.notes(slot).values()
-
-            def work(connection: sqlite3.Connection) -> list[Lost]:
-                return [
-                    one
-                    for worker in _registered(connection)
-                    # The slot must match, too: an id from a rolled back registration may have
-                    # been given to somebody else in another slot.
-                    if worker.id == owner and _slot_of(worker, presence) == slot
-                    for one in self._end(connection, worker.id, notes)
-                ]
-
-            lost = self._database.write(work)
-            presence.clear_entry(slot)
-            return lost
+            return self._end_owner(slot, presence)
         finally:
             presence.give_back(slot)
+
+    def _end_owner(self, slot: int, presence: PresenceFile) -> list[Lost]:
+        """End the dead owner of a slot that this process has taken, then clear the slot.
+
+        In this order: if this process dies in between, the next one reads the notes again and
+        finds nothing more to give back.
+        """
+        owner = presence.entry(slot).worker_id
+        notes = presence.notes(slot).values()
+
+        def work(connection: sqlite3.Connection) -> list[Lost]:
+            return [
+                one
+                for worker in _registered(connection)
+                # The slot must match, too: an id from a rolled back registration may have
+                # been given to somebody else in another slot.
+                if worker.id == owner and _slot_of(worker, presence) == slot
+                for one in self._end(connection, worker.id, notes)
+            ]
+
+        lost = self._database.write(work)
+        presence.clear_entry(slot)
+        return lost
 
     def _sweep_worker(self, worker: Worker, presence: PresenceFile) -> list[Lost]:
         slot = _slot_of(worker, presence)

@@ -1,4 +1,9 @@
-"""Remove what is old: bounded work, done by whatever worker is alive."""
+"""Remove what is old: bounded work, done by whatever worker is alive.
+
+Age is told by the wall clock, and a wall clock can be set wrong: ten years ahead, everything would
+be old. So when wall and lease clock disagree by more than an hour since they were last compared,
+nothing is removed for a day, in which somebody may notice.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ if TYPE_CHECKING:
 
 CHUNK = 500  # rows a transaction, so that claims never wait long
 _EVERY_MS = 60_000
+_JUMP_MS = 3_600_000
+_PAUSE_MS = 86_400_000
 _TICKS_KEPT_MS = 30 * 86_400_000
 
 # The partial index of the history is used because its predicate stands here to the letter.
@@ -42,16 +49,21 @@ class Housekeeping:
         """Remember where."""
         self._database = database
         self._clock = clock
-        self._next_ms = 0
+        self._offset_ms = clock.wall_ms() - clock.lease_ms()
+        self._next_ms = 0  # on the lease clock, which does not jump
 
     def prune(self, *, done_s: float, dead_s: float, force: bool = False) -> int:
         """Delete up to a chunk each of done and of dead messages older than this; return how many.
 
         0 keeps for ever. Does nothing more than once a minute unless the last call filled its
-        chunk, or with `force`. If the process dies midway a chunk is gone or still there.
+        chunk, or with `force`, and pauses for a day after a jump of the wall clock. If the process dies midway a chunk is gone or still there.
         """
-        now_ms = self._clock.wall_ms()
-        if now_ms < self._next_ms and not force:
+        now_ms, lease_now_ms = self._clock.wall_ms(), self._clock.lease_ms()
+        offset_ms = now_ms - lease_now_ms
+        if abs(offset_ms - self._offset_ms) > _JUMP_MS:
+            self._next_ms = lease_now_ms + _PAUSE_MS
+        self._offset_ms = offset_ms
+        if lease_now_ms < self._next_ms and not force:
             return 0
 
         def work(connection: sqlite3.Connection) -> int:
@@ -66,5 +78,5 @@ class Housekeeping:
             return count
 
         count = self._database.write(work)
-        self._next_ms = now_ms if count >= CHUNK else now_ms + _EVERY_MS
+        self._next_ms = lease_now_ms + (0 if count >= CHUNK else _EVERY_MS)
         return count

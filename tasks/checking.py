@@ -6,7 +6,7 @@ has its stamp, no job has two, a job that is still to run has its file. Reads on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sqlqueue.text import escaped, quoted
 
@@ -14,8 +14,10 @@ from .app import app, job_settings
 from .stamping import STAMP_TASK, RefusedFile, read_job_file, stamped_jobs, written_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from sqlqueue.inspection import Call, Inspection
 
 __all__ = ["file_problems", "stamped_files"]
 
@@ -61,27 +63,13 @@ def _complaint(directory: Path, job_id: str, *, state: str, name: object) -> str
 
 
 @app.check("stamped files")
-def stamped_files(inspection: StampingJobs) -> Iterator[str]:
+def stamped_files(inspection: Inspection) -> Iterator[str]:
     """Yield what is wrong between the stamping jobs in the file and their job files."""
-    return file_problems(job_settings().directory, _stamping_jobs(inspection))
+    calls = inspection.jobs_with_arguments(task=STAMP_TASK)
+    jobs = ((call.id, call.state, _name_in(call)) for call in calls)
+    return file_problems(job_settings().directory, jobs)
 
 
-class StampingJobs(Protocol):
-    """Name what is needed of an inspection."""
-
-    def jobs_with_arguments(self, *, task: str) -> Iterable[ListedJob]:
-        """Return every job of a task, page by page."""
-
-
-class ListedJob(Protocol):
-    """Name what is needed of a listed job."""
-
-    id: str
-    state: str
-    args: Sequence[object]
-    kwargs: Mapping[str, object]
-
-
-def _stamping_jobs(inspection: StampingJobs) -> Iterator[tuple[str, str, object]]:
-    for job in inspection.jobs_with_arguments(task=STAMP_TASK):
-        yield job.id, job.state, job.args[0] if job.args else job.kwargs.get("name")
+def _name_in(call: Call) -> object:
+    """Return the file's name as the job has it; None where its arguments have none."""
+    return call.args[0] if call.args else call.kwargs.get("name")

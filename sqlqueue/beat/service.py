@@ -107,19 +107,21 @@ class Beat:
                 self._run_due(entry, self._clock.wall_ms())
             if self.is_over:
                 break
-        now_ms = self._clock.wall_ms()
-        pauses_ms = (
-            max(entry.when.next_after(now_ms) - now_ms, self._rest_ms(entry))
-            for entry in self.entries.values()
-        )
-        return min(pauses_ms) / 1000
+        return min(self._pause_ms(entry) for entry in self.entries.values()) / 1000
 
     def _rest_ms(self, entry: Entry[Signature]) -> int:
         return self._progress[entry.name].not_before_ms - self._clock.lease_ms()
 
+    def _pause_ms(self, entry: Entry[Signature]) -> int:
+        if self._progress[entry.name].failures:  # its tick is still due
+            return max(self._rest_ms(entry), 0)
+        now_ms = self._clock.wall_ms()
+        return entry.when.next_after(now_ms) - now_ms
+
     def _run_due(self, entry: Entry[Signature], now_ms: int) -> None:
         progress = self._progress[entry.name]
-        progress.done_ms = min(progress.done_ms, now_ms)  # the clock may have gone back
+        if progress.done_ms > now_ms:  # the clock was set back: start anew, from here
+            progress.done_ms = now_ms - 1
         if entry.when.next_after(progress.done_ms) > now_ms:
             return  # without asking the store
         enqueued_ms = self._backend.last_tick_ms(entry.name)
@@ -222,7 +224,7 @@ def run_beat(
                 if not beat.is_over:
                     stopping.sleep(min(max(pause_s, 0.0), longest_s))
     except (FileReplaced, SchemaChanged) as error:
-        log.error("store_gone", beat=name, error=str(error))  # noqa: TRY400 - no bug of ours
+        log.error("store_gone", beat=name, error=str(error))
         code = _EXIT_SCHEMA if isinstance(error, SchemaChanged) else _EXIT_FAILED
     finally:
         # Where the store is gone there is nothing to give back.

@@ -69,8 +69,10 @@ class Processes:
         code = self.exit_code(name)
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            tail = " | ".join(self._tail(name)) or "its log is empty"
-            raise CommandFailed(f"the demo's {name} {how}. The end of {self._files[name]}: {tail}")
+            raise CommandFailed(
+                f"the demo's {name} {how}. Its log, {self._files[name]}, ends with:",
+                details=self._tail(name) or ["(nothing)"],
+            )
 
     def tell_to_stop(self) -> None:
         """Send SIGTERM to those that run: once to finish, twice to stop at once."""
@@ -100,7 +102,7 @@ class Processes:
             stream.seek(0, os.SEEK_END)
             stream.seek(max(stream.tell() - _TAIL_BYTES, 0))
             lines = stream.read().decode(errors="replace").splitlines()
-            return [line.strip() for line in lines if line.strip()][-_TAIL_LINES:]
+            return [line.strip()[:300] for line in lines if line.strip()][-_TAIL_LINES:]
         return []
 
 

@@ -10,11 +10,15 @@ import os
 import sys
 from enum import IntEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sqlqueue import errors
 from sqlqueue.text import escaped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["CommandFailed", "ExitCode", "explain", "one_line"]
 
@@ -33,11 +37,14 @@ class ExitCode(IntEnum):
 
 
 class CommandFailed(Exception):
-    """End the command with an error line and an exit code."""
+    """End the command with an error line and an exit code; `details` are lines to print below it."""
 
-    def __init__(self, text: str, code: ExitCode = ExitCode.FAILED) -> None:
+    def __init__(
+        self, text: str, code: ExitCode = ExitCode.FAILED, *, details: Sequence[str] = ()
+    ) -> None:
         super().__init__(text)
         self.code = code
+        self.details = tuple(details)
 
 
 def explain(error: BaseException) -> tuple[ExitCode, str] | None:

@@ -57,7 +57,7 @@ def short(seconds: float) -> str:
     for unit, size_s in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= size_s:
             return f"{seconds // size_s:.0f}{unit}"
-    return f"{seconds:.0f}s"
+    return f"{int(seconds)}s"
 
 
 def number(count: int, thing: str = "") -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
     from sqlqueue.cli.invocation import Invocation
 
-__all__ = ["Cell", "Column", "Output", "console_for", "dumped"]
+__all__ = ["Cell", "Column", "Output", "console_for", "dumped", "is_colored"]
+
+_GAP: Final = 2  # between two columns
+_LEAST_FLEXIBLE: Final = 12
+_MOST_FIXED: Final = 40  # a UUID has 36; who makes his own ids longer sees their beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +86,19 @@ class Output:
 
         console = console_for(sys.stdout, self._invocation)
         cells = [[_as_cell(each) for each in row] for row in rows]
-        kept = _kept(columns, cells, console.width) if console.is_terminal else range(len(columns))
-        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style=HEADING)
-        for index in kept:
+        widths = _widths(columns, cells, console.width if console.is_terminal else None)
+        table = Table(box=None, padding=(0, _GAP, 0, 0), show_edge=False, header_style=HEADING)
+        for index, width in widths.items():
             column = columns[index]
             table.add_column(
                 Text(column.title),
                 justify="right" if column.right else "left",
+                width=width,
                 no_wrap=True,
-                overflow="ellipsis" if column.flexible else "fold",
+                overflow="ellipsis",
             )
         for row in cells:
-            table.add_row(*[Text(row[index].text, style=row[index].style) for index in kept])
+            table.add_row(*[Text(row[index].text, style=row[index].style) for index in widths])
         self.print(table, console=console)
 
     def print(self, renderable: object, *, console: Console | None = None) -> None:
@@ -130,20 +135,31 @@ class Output:
         self.line(text, style=MUTED)
 
 
+def is_colored(stream: Any, invocation: Invocation) -> bool:
+    """Say whether colours are wanted on a stream, and can be shown."""
+    if invocation.no_color or os.environ.get("NO_COLOR"):
+        return False
+    with contextlib.suppress(AttributeError, ValueError):
+        return bool(stream.isatty())
+    return False
+
+
 def console_for(stream: Any, invocation: Invocation) -> Console:
     """Return rich's view of a stream: colours only where they are wanted and can be shown."""
     from rich.console import Console
 
-    is_terminal = False
-    with contextlib.suppress(AttributeError, ValueError):
-        is_terminal = bool(stream.isatty())
-    colorless = invocation.no_color or bool(os.environ.get("NO_COLOR"))
-    if not is_terminal:
+    if not stream.isatty():
         # Nobody cuts what goes into a file or a pipe.
         return Console(
             file=io.StringIO(), width=10_000, color_system=None, force_terminal=False, emoji=False
         )
-    return Console(file=stream, no_color=colorless, highlight=False, markup=False, emoji=False)
+    return Console(
+        file=stream,
+        no_color=not is_colored(stream, invocation),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def dumped(document: object, *, indent: bool = False) -> str:
@@ -157,19 +173,37 @@ def _as_cell(given: Cell | str) -> Cell:
     return Cell(escaped(cell.text), cell.style)
 
 
-def _kept(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
-    """Return the columns that fit; what can be cut asks for twelve characters at least."""
+def _widths(
+    columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int | None
+) -> dict[int, int]:
+    """Return the width of each column that is shown; `width` None is as wide as it has to be.
+
+    rich would take from all columns alike, from states and ids, too. Here columns without a word in
+    them go, then columns by rank until the rest fits; what is left over is given to those that were
+    cut, the neediest last.
+    """
     from rich.cells import cell_len
 
-    def wanted(index: int) -> int:
-        longest = max((cell_len(row[index].text) for row in rows), default=0)
-        longest = max(longest, len(columns[index].title))
-        return min(longest, 12) if columns[index].flexible else longest
-
-    kept = list(range(len(columns)))
-    while sum(wanted(index) + 2 for index in kept) > width:
-        droppable = [index for index in kept if columns[index].rank]
+    natural = {
+        index: max(cell_len(column.title), *(cell_len(row[index].text) for row in rows), 0)
+        for index, column in enumerate(columns)
+    }
+    if width is None:
+        return natural
+    least = {
+        index: min(wanted, _LEAST_FLEXIBLE if columns[index].flexible else _MOST_FIXED)
+        for index, wanted in natural.items()
+        if not columns[index].rank or any(row[index].text for row in rows)
+    }
+    while sum(least.values()) + _GAP * len(least) > width:
+        droppable = [index for index in least if columns[index].rank]
         if not droppable:
             break
-        kept.remove(max(droppable, key=lambda index: columns[index].rank))
-    return kept
+        del least[max(droppable, key=lambda index: columns[index].rank)]
+    left = width - sum(least.values()) - _GAP * len(least)
+    needy = sorted(least, key=lambda index: natural[index])
+    for place, index in enumerate(needy):
+        more = min(natural[index] - least[index], max(left, 0) // (len(needy) - place))
+        least[index] += more
+        left -= more
+    return least

@@ -19,6 +19,7 @@ import click
 from sqlqueue.cli.formats import took
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
 from sqlqueue.cli.opening import apply_command_line, load, without_passwords
+from sqlqueue.cli.output import is_colored
 from sqlqueue.text import escaped, quoted
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def worker(
     name = name or f"worker-{os.getpid()}"
     if _is_watched(invocation):
         _greet(
+            invocation,
             f"worker {name}, process {os.getpid()}",
             [
                 ("app", f"{path}: {_some(facts.tasks, 'task', 'tasks')}"),
@@ -191,6 +193,7 @@ def beat(
     name = name or f"beat-{os.getpid()}"
     if _is_watched(invocation):
         _greet(
+            invocation,
             f"beat {name}, process {os.getpid()}",
             [
                 ("app", f"{invocation.app}: {_some(tuple(app.entries), 'entry', 'entries')}"),
@@ -258,11 +261,13 @@ def _is_watched(invocation: Invocation) -> bool:
     return sys.stderr.isatty() and not invocation.quiet
 
 
-def _greet(title: str, lines: Sequence[tuple[str, str]]) -> None:
+def _greet(invocation: Invocation, title: str, lines: Sequence[tuple[str, str]]) -> None:
     """Say on the terminal what was started: for whoever has just typed it."""
-    click.echo(click.style(f"sqlqueue {title} on {socket.gethostname()}", bold=True), err=True)
+    color = is_colored(sys.stderr, invocation)
+    heading = click.style(f"sqlqueue {title} on {socket.gethostname()}", bold=True)
+    click.echo(heading, err=True, color=color)
     for key, value in lines:
-        click.echo(f"  {click.style(f'{key:<8}', dim=True)}{escaped(value)}", err=True)
+        click.echo(f"  {click.style(f'{key:<8}', dim=True)}{escaped(value)}", err=True, color=color)
 
 
 def _some(names: Sequence[str], one: str, many: str) -> str:

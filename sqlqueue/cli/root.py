@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sqlqueue.cli.failures import ExitCode, explain, one_line
+from sqlqueue.cli import output
+from sqlqueue.cli.failures import CommandFailed, ExitCode, explain, one_line
 from sqlqueue.cli.invocation import Group, Invocation
 from sqlqueue.text import escaped
 
@@ -92,7 +93,9 @@ def _told(error: BaseException, invocation: Invocation) -> int:
         code, text = ExitCode.FAILED, f"this is a bug: {type(error).__name__}: {error}"
     else:
         code, text = known
-    color = not invocation.no_color and not os.environ.get("NO_COLOR") and sys.stderr.isatty()
-    label = click.style("error:", fg="red", bold=True) if color else "error:"
+    is_colored = output.is_colored(sys.stderr, invocation)
+    label = click.style("error:", fg="red", bold=True) if is_colored else "error:"
     click.echo(f"{label} {one_line(text)}", err=True)
+    for line in error.details if isinstance(error, CommandFailed) else ():
+        click.echo(f"  {one_line(line)}", err=True)
     return code

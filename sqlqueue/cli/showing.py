@@ -82,12 +82,12 @@ def jobs(output: Output, rows: Sequence[JobRow], inspection: Inspection) -> None
             Column("ID"),
             Column("STATE"),
             Column("TASK", rank=1, flexible=True),
-            Column("TRY", rank=3, right=True),
-            Column("ENQUEUED", rank=2, right=True),
-            Column("TOOK", rank=4, right=True),
+            Column("TRY", rank=2, right=True),
+            Column("ENQUEUED", rank=4, right=True),
+            Column("TOOK", rank=5, right=True),
             Column("QUEUE", rank=6, flexible=True),
             Column("WORKER", rank=7, flexible=True),
-            Column("ERROR", rank=5, flexible=True),
+            Column("ERROR", rank=3, flexible=True),
         ],
         [
             [

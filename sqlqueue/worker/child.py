@@ -15,14 +15,13 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue_transport.errors import FileReplaced, SchemaChanged, TransportError
-
 from sqlqueue.backend import open_backend
 from sqlqueue.errors import SqlQueueError
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
+from sqlqueue_transport.errors import FileReplaced, SchemaChanged, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -64,17 +64,17 @@ def run_solo(
     )
     code = 0
     try:
-        register()
-        own.keep_watch()
-        heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))
-        log.info("worker_started", worker=name, pool="solo", queues=list(app.queues))
-        try:
-            with _stopping_by_signal(consumer) if handle_signals else contextlib.nullcontext():
+        with _stopping_by_signal(consumer) if handle_signals else contextlib.nullcontext():
+            register()
+            own.keep_watch()
+            heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))
+            log.info("worker_started", worker=name, pool="solo", queues=list(app.queues))
+            try:
                 consumer.run()
-        finally:
-            heartbeat.stop()
+            finally:
+                heartbeat.stop()
     except (FileReplaced, SchemaChanged) as error:
-        log.error("store_gone", worker=name, error=str(error))  # noqa: TRY400 - no bug of ours
+        log.error("store_gone", worker=name, error=str(error))
         code = _EXIT_SCHEMA if isinstance(error, SchemaChanged) else _EXIT_FAILED
     finally:
         # Where the store is gone there is nothing to give back.

@@ -24,10 +24,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavailable
-from sqlqueue_transport.messages import Fault
-from sqlqueue_transport.writer_lock import read_holder
-
 from sqlqueue.backend import SqliteBackend, open_backend
 from sqlqueue.config import Settings
 from sqlqueue.errors import AppImportError, ConfigError
@@ -35,6 +31,9 @@ from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.worker import child as child_process
 from sqlqueue.worker.heartbeat import interval_s
+from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavailable
+from sqlqueue_transport.messages import Fault
+from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -169,15 +168,16 @@ class Supervisor:
             os.set_blocking(descriptor, False)
         # A child must not be waited for longer than we look after the others.
         options_of_ours = {**facts.settings.transport_options, "busy_timeout": _LOCK_LIMIT_S / 2}
-        self._backend = open_backend(
+        backend = open_backend(
             dataclasses.replace(facts.settings, transport_options=options_of_ours)
         )
-        if not isinstance(self._backend, SqliteBackend):
-            self._backend.close()
+        if not isinstance(backend, SqliteBackend):
+            backend.close()
             raise ConfigError(
-                f"the pool 'processes' needs a sqlqueue:// broker, not {self._backend.name}; run"
+                f"the pool 'processes' needs a sqlqueue:// broker, not {backend.name}; run"
                 " the worker with '-P solo', and several of them for more concurrency"
             )
+        self._backend = backend
         self._consumers = self._backend.store.consumers
         self._lock_path = self._backend.store.database.run_directory / "writer.lock"
 
@@ -402,9 +402,7 @@ class Supervisor:
             log.error("job_timed_out", message_id=note.message_id, limit_s=limit_s)
         self._end(entry, child, {note.message_id: ("timed_out", fault) for note in over})
 
-    def _end(
-        self, entry: Entry, child: Child | None, faults: dict[int, tuple[str, Fault]]
-    ) -> None:
+    def _end(self, entry: Entry, child: Child | None, faults: dict[int, tuple[str, Fault]]) -> None:
         if child is not None:
             self._places[child.index].left = self._jobs_left(child)
         self._log_lost(self._consumers.end_worker(entry.worker_id, faults=faults))

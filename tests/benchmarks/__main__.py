@@ -22,7 +22,6 @@ from typing import Any
 
 from sqlqueue_transport import Store
 from sqlqueue_transport.messages import NewMessage, Outcome, Settlement
-
 from tests.support import ROOT, wait_until
 
 APP = """

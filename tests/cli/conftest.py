@@ -98,13 +98,13 @@ def run(tmp_path) -> Callable[..., Result]:
 
 @pytest.fixture
 def filled(tmp_path) -> Iterator[Filled]:
-    """A queue.db to fill; close it before the command line looks at it."""
+    """Give a queue.db to fill; close it before the command line looks at it."""
     filled = Filled(tmp_path / "queue.db")
     yield filled
     filled.close()
 
 
-APP = '''
+APP = """
 from sqlqueue import SqlQueue
 
 app = SqlQueue("shop")
@@ -125,12 +125,12 @@ def shelves(inspection):
     for call in inspection.jobs_with_arguments(task="shop.add"):
         if call.args == (666,):
             yield f"job {call.id} wants 666"
-'''
+"""
 
 
 @pytest.fixture
 def shop(tmp_path) -> str:
-    """An application in the working directory; returns what -A takes."""
+    """Put an application into the working directory; return what -A takes."""
     # A name of its own, since modules stay in sys.modules.
     name = f"shop_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(APP)

@@ -8,9 +8,9 @@ import pty
 import socket
 
 import pytest
+
 from sqlqueue_transport import Store
 from sqlqueue_transport.lifecycle import State
-
 from tests.cli.conftest import program
 
 
@@ -45,9 +45,7 @@ def test_waiting_jobs_are_given_up(cli, filled, tmp_path, action, state):
     assert set(states(tmp_path).values()) == {state}
 
 
-def test_more_than_one_job_without_yes_is_refused_where_nobody_can_be_asked(
-    run, filled, tmp_path
-):
+def test_more_than_one_job_without_yes_is_refused_where_nobody_can_be_asked(run, filled, tmp_path):
     filled.dead()
     filled.dead()
     filled.close()

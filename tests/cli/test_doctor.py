@@ -66,7 +66,7 @@ def test_jsonl_is_a_check_a_line(cli, filled):
     assert {json.loads(line)["name"] for line in lines} >= {"integrity", "leases", "queues"}
 
 
-def test_checks_of_the_application_run_with_A(cli, filled, shop):
+def test_checks_of_the_application_run_when_it_is_named(cli, filled, shop):
     job_id = filled.done(task="shop.add", args=(666,))
     filled.close()
     assert "shelves" not in cli("doctor").out

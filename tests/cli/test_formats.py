@@ -30,7 +30,7 @@ def test_machines_get_iso_times_in_utc(at_ms, text):
         (0, "now"),
         (999, "now"),
         (1_000, "1s ago"),
-        (59_999, "60s ago"),
+        (59_999, "59s ago"),
         (60_000, "1m ago"),
         (3_600_000, "1h ago"),
         (172_800_000, "2d ago"),

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from sqlqueue_transport import Outcome
 
 from sqlqueue.operations import Action, Operations
+from sqlqueue_transport import Outcome
 from tests.cli.filling import HOSTILE, RAW
 from tests.support import ROOT
 
@@ -306,7 +306,9 @@ def test_looking_creates_nothing(cli, tmp_path):
 
 @pytest.mark.parametrize("extra", [[], ["--json"], ["-o", "jsonl"]])
 def test_text_of_strangers_cannot_move_the_terminal(cli, filled, extra):
-    filled.dead(HOSTILE, HOSTILE, task=HOSTILE, job_id=HOSTILE, args=(HOSTILE,), kwargs={HOSTILE: 1})
+    filled.dead(
+        HOSTILE, HOSTILE, task=HOSTILE, job_id=HOSTILE, args=(HOSTILE,), kwargs={HOSTILE: 1}
+    )
     filled.done(HOSTILE, task=HOSTILE, job_id="nice")
     filled.publish(queue=HOSTILE, task=HOSTILE)
     filled.store.schedules.describe(

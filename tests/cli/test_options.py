@@ -71,11 +71,11 @@ def test_shared_options_work_in_every_place_and_the_later_wins(cli, filled, tmp_
     ],
 )
 def test_environment_is_weaker_than_what_is_typed_before_the_command(
-    cli, filled, tmp_path, monkeypatch, variables, arguments
+    cli, filled, monkeypatch, variables, arguments
 ):
     filled.close()
-    (tmp_path / "queue.db").rename(tmp_path / "q.db")
-    (tmp_path / "queue.db-run").rename(tmp_path / "q.db-run")
+    filled.path.rename(filled.path.with_name("q.db"))
+    filled.store.database.run_directory.rename(filled.path.with_name("q.db-run"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     result = cli(*arguments.split(), "inspect", "stats")

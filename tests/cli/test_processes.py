@@ -13,7 +13,7 @@ import pytest
 from tests.cli.conftest import program
 from tests.support import wait_until
 
-BEAT = '''
+BEAT = """
 from sqlqueue import SqlQueue, Signature
 
 app = SqlQueue("clock")
@@ -27,7 +27,7 @@ def tick():
 @app.producer(every=0.05, name="fast")
 def produce(tick):
     yield Signature("clock.tick")
-'''
+"""
 
 
 @pytest.fixture

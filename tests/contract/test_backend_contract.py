@@ -43,7 +43,7 @@ A_MOMENT = timedelta(milliseconds=2)
 
 
 @pytest.fixture(autouse=True)
-def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("SQLQUEUE_")]:
         monkeypatch.delenv(name)
@@ -51,7 +51,6 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Kombu keeps the queues of memory:// in the class, for the whole process.
     monkeypatch.setattr(memory.Channel, "queues", {})
     monkeypatch.setattr(memory.Transport, "global_state", type(memory.Transport.global_state)())
-    yield
 
 
 @pytest.fixture(params=["sqlqueue:///queue.db", "memory://"])

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sqlqueue_transport import Store
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.reading import JobDetail, JobFilter
-
 from tests.support import ROOT, wait_until
 
 APP = '''
@@ -93,7 +93,9 @@ class Arena:
         """Open the store anew, as any other process would."""
         return Store(self.directory / "queue.db")
 
-    def start(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, *arguments: object, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start `sqlqueue …` in the arena; its output goes to a log file there."""
         log = self.directory / f"{arguments[0]}-{len(self.processes)}.log"
         environment = {key: value for key, value in os.environ.items() if "SQLQUEUE" not in key}

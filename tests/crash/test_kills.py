@@ -7,8 +7,8 @@ import signal
 import time
 
 import pytest
-from sqlqueue_transport.lifecycle import State
 
+from sqlqueue_transport.lifecycle import State
 from tests.crash.conftest import Arena, is_running
 from tests.support import wait_until
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlqueue_transport.lifecycle import State
 
+from sqlqueue_transport.lifecycle import State
 from tests.crash.conftest import Arena
 from tests.support import ROOT, wait_until
 
@@ -34,7 +34,9 @@ QUICK = {
     "SQLQUEUE_APP_MIN_SECONDS": "0",
     "SQLQUEUE_APP_MAX_SECONDS": "0.002",
 }
-_STAMP = re.compile(r"^\S+Z job=(\S+) attempt=(\d+) duration_s=\d+\.\d{3} worker=\S+$", re.MULTILINE)
+_STAMP = re.compile(
+    r"^\S+Z job=(\S+) attempt=(\d+) duration_s=\d+\.\d{3} worker=\S+$", re.MULTILINE
+)
 
 
 def stamps(path: Path) -> list[str]:

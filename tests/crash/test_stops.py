@@ -6,8 +6,8 @@ import os
 import signal
 
 import pytest
-from sqlqueue_transport.lifecycle import State
 
+from sqlqueue_transport.lifecycle import State
 from tests.crash.conftest import Arena, is_running
 from tests.support import wait_until
 

@@ -28,7 +28,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
-    # Another test runs every command's --help against docs/cli.md.
+    # docs/cli.md has a test of its own: tests/cli/test_docs.py.
     *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if page.stem != "cli"),
 ]
 BLOCK = re.compile(
@@ -44,6 +44,7 @@ VARYING = [
     (r"\bworker-\w+/\d+", "<child>"),
     (r"\bby \S+@\S+ via cli", "by <user>"),
     (r"\b\d+(\.\d+)?m?s ago\b|\bnow(?=[ )])", "<ago>"),
+    (r"\bfor \d+ s\b", "for <duration>"),
     (r"(?<=duration_s=)\d+\.\d+|\b\d+(\.\d+)?m?s\b(?!econd)", "<duration>"),
 ]
 

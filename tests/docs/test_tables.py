@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from sqlqueue.config import Settings, duration_s
-from sqlqueue.errors import SqlQueueError
 from sqlqueue_transport.errors import TransportError
 from sqlqueue_transport.lifecycle import TRANSITIONS, Event, State
 from sqlqueue_transport.options import Options
@@ -88,16 +87,21 @@ def test_the_table_of_operators_actions_names_the_legal_states(event):
     assert named == {state.value for state, known in TRANSITIONS if known is event}
 
 
-def test_the_errors_that_pages_name_exist():
-    names = {kind.__name__ for kind in (*every(SqlQueueError), *every(TransportError))}
-    raised = {"Unserializable" + what for what in ("Arguments", "Result")} | {
-        "JobFailed",
-        "JobNotFound",
-        "NotAvailable",
-        "ResultTimeout",
+def test_the_classes_that_pages_name_occur_in_the_code():
+    code = "\n".join(
+        path.read_text()
+        for directory in ("sqlqueue", "sqlqueue_transport", "tasks", "conf")
+        for path in sorted((ROOT / directory).rglob("*.*"))
+        if path.suffix in {".py", ".service"}
+    )
+    words = {
+        word
+        for page in PAGES
+        for word in re.findall(r"`([A-Z][a-z]+(?:[A-Z][A-Za-z]*)+)", page.read_text())
     }
 
-    assert raised <= names
+    assert len(words) > 10
+    assert sorted(word for word in words if not re.search(rf"\b{word}\b", code)) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -61,9 +61,9 @@ def test_a_task_is_named_after_its_module_and_function(app):
     assert (task.__name__, task.__wrapped__) == ("add", add)
 
 
-def test_calling_a_task_calls_the_function_and_enqueues_nothing(app, task):
+def test_calling_a_task_calls_the_function_and_enqueues_nothing(here, task):
     assert task(2, y=3) == 5
-    assert not os.path.exists("queue.db")
+    assert list(here.iterdir()) == []
 
 
 def test_a_tasks_own_attributes_win_over_those_of_its_function(app):

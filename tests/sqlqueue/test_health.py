@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sqlite3
 import sys
@@ -287,4 +286,4 @@ def test_file_of_a_broker_url(tmp_path):
     assert database_path("redis://host") is None
     with pytest.raises(CannotOpen):
         database_path(f"sqlqueue:///{tmp_path}/missing/q.db")
-    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())

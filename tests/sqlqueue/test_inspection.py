@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from sqlqueue_transport import Fault, Outcome
-from sqlqueue_transport.lifecycle import Event, State
 
 from sqlqueue.backend import open_backend
 from sqlqueue.config import Settings
 from sqlqueue.errors import JobNotFound, NotAvailable
 from sqlqueue.inspection import Inspection, JobFilter
+from sqlqueue_transport import Fault, Outcome
+from sqlqueue_transport.lifecycle import Event, State
 from tests.cli.filling import Filled
 from tests.support import FakeClock
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sqlqueue_transport import Outcome
-from sqlqueue_transport.lifecycle import State
 
 from sqlqueue.inspection import Inspection, JobFilter
 from sqlqueue.operations import Action, Operations
+from sqlqueue_transport import Outcome
+from sqlqueue_transport.lifecycle import State
 from tests.cli.filling import Filled
 from tests.support import FakeClock
 

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.checking import file_problems
-from tasks.stamping import append_stamp
+from sqlqueue.inspection import Inspection
+from tasks import checking
+from tasks.app import JobSettings
+from tasks.checking import file_problems, stamped_files
+from tasks.stamping import STAMP_TASK, append_stamp
+from tests.cli.filling import Filled
 
 NOW = datetime(2026, 11, 22, 5, 11, 7, tzinfo=timezone.utc)
 
@@ -83,3 +87,47 @@ def test_hostile_names_stay_on_one_line(jobs):
     for problem in problems(jobs, ("one", "pending", "\x1b[31m\n" * 1000), ("two", "done", "a\rb")):
         assert problem.isprintable()
         assert len(problem) < 400
+
+
+@pytest.fixture
+def told(jobs, tmp_path, monkeypatch):
+    """Return what `doctor` is told of the jobs that a function puts into a queue."""
+    monkeypatch.setattr(checking, "job_settings", lambda: JobSettings(directory=jobs))
+
+    def told(fill) -> list[str]:
+        filled = Filled(tmp_path / "queue.db")
+        backend = filled.backend()
+        try:
+            fill(filled)
+            return list(stamped_files(Inspection(backend)))
+        finally:
+            backend.close()
+            filled.close()
+
+    return told
+
+
+def test_doctor_compares_the_queue_with_the_files(jobs, told):
+    def fill(filled):
+        job_file(jobs, "a", stamps=["good"])
+        filled.done(task=STAMP_TASK, job_id="good", args=("a",))
+        job_file(jobs, "b", stamps=["by-keyword"])
+        filled.done(task=STAMP_TASK, job_id="by-keyword", args=(), kwargs={"name": "b"})
+        filled.done(task=STAMP_TASK, job_id="bare", args=(job_file(jobs, "c"),))
+        filled.done(task="another task", args=("missing",))
+
+    assert told(fill) == ["job bare (done): its file 'c' carries no stamp of it"]
+
+
+def test_dead_letter_that_nobody_can_read_is_no_problem_of_the_files(jobs, told):
+    def fill(filled):
+        filled.dead("UndecodableMessage", task=STAMP_TASK, body=b"nonsense")
+
+    assert not told(fill)
+
+
+def test_waiting_job_without_a_name_is_told(jobs, told):
+    def fill(filled):
+        filled.publish(task=STAMP_TASK, args=())
+
+    assert len(told(fill)) == 1

@@ -514,6 +514,7 @@ def _run(examples: int, steps: int) -> None:
     )
 
 
+@pytest.mark.timeout(600)  # it takes seconds, but a failure is first made small
 def test_the_store_is_a_dictionary_that_survives() -> None:
     _run(60, 40)
 

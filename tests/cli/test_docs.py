@@ -1,0 +1,78 @@
+"""docs/cli.md is compared with what the command line really has."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+
+from sqlqueue.cli.failures import ExitCode
+from sqlqueue.cli.invocation import Group
+from sqlqueue.cli.root import root
+from sqlqueue.operations import Action
+from tests.support import ROOT
+
+PAGE = (ROOT / "docs" / "cli.md").read_text()
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading."""
+    below = PAGE.partition(f"## {heading}\n")[2]
+    table = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
+    assert table is not None
+    lines = table[0].replace(r"\|", "¦").splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_command_is_in_the_tree():
+    tree = PAGE.partition("```text\n")[2].partition("```")[0]
+    context = click.Context(root)
+    for name in root.list_commands(context):
+        assert re.search(rf"^[├└] {name} ", tree, re.MULTILINE), name
+        command = root.get_command(context, name)
+        if isinstance(command, Group):
+            for below in command.list_commands(click.Context(command)):
+                assert re.search(rf"\b{below}\b", tree), below
+
+
+def test_every_shared_option_is_in_the_table_with_its_variable():
+    shown = {row[0]: row[1] for row in rows("What every command understands")}
+    for param in root.params:
+        if param.name == "help":
+            continue
+        [variables] = [
+            shown[first] for first in shown if {*param.opts} & {*re.findall(r"-[\w-]+", first)}
+        ]
+        for variable in re.findall(r"\[(SQLQUEUE_\w+)\]", str(param.help)):
+            assert f"`{variable}`" in variables
+
+
+def test_every_exit_code_is_in_the_table():
+    assert {int(row[0]) for row in rows("Exit codes")} == {code.value for code in ExitCode}
+
+
+@pytest.mark.parametrize("action", Action)
+def test_states_that_actions_take_are_in_the_table(action):
+    [row] = [row for row in rows("Acting") if row[0] == f"`{action.value}`"]
+    assert set(row[1].split(", ")) == {state.value for state in action.legal_states}
+    usual = {state.value for state in action.usual_states}
+    if row[2] == "all of these":
+        assert usual == set(row[1].split(", "))
+    elif row[2].startswith("all but "):
+        assert usual == set(row[1].split(", ")) - {row[2].removeprefix("all but ")}
+    else:
+        assert usual == {row[2].partition(":")[0]}
+
+
+@pytest.mark.parametrize("option", re.findall(r"`(--[a-z][a-z-]*)", PAGE))
+def test_every_option_the_page_names_exists(option):
+    def options(command):
+        for param in command.params:
+            yield from param.opts
+        if isinstance(command, Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                yield from options(command.get_command(context, name))
+
+    assert option in options(root)
