@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,48 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     if process.poll() is None:
         process.send_signal(number)
         process.wait(timeout=30)
+
+
+def in_forked_child(work: Callable[[], Any], *, die_at_statement: int = 0) -> bool:
+    """Run `work` in a forked child and say whether it came to its end.
+
+    With `die_at_statement` the child kills itself before that statement which SQLite would run,
+    counted from 1 over all connections it opens. Fails when `work` raised.
+    """
+    pid = os.fork()
+    if not pid:
+        code = 1  # nothing of the test may run on in here
+        try:
+            if die_at_statement:
+                _die_at_statement(die_at_statement)
+            work()
+            code = 0
+        except BaseException:  # noqa: BLE001 - whatever it is, the exit code tells
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    exit_code = os.waitstatus_to_exitcode(status)
+    assert exit_code in (0, -signal.SIGKILL), f"the child ended with {exit_code}"
+    return exit_code == 0
+
+
+def _die_at_statement(number: int) -> None:
+    left = number
+    connect = sqlite3.connect
+
+    def on_statement(_: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.set_trace_callback(on_statement)
+        return connection
+
+    sqlite3.connect = traced  # type: ignore[assignment]
 
 
 def open_names(path: Path, *, process: int | str = "self") -> list[str]:

@@ -231,6 +231,14 @@ def test_a_scheduled_message_is_claimed_when_due_and_not_a_millisecond_before(
     assert claim_one(store).message_id == message_id
 
 
+def test_only_what_is_due_is_claimed_beside_what_is_due(store: Store, clock: FakeClock) -> None:
+    due = publish(store, due_at_ms=clock.wall + 1000)
+    publish(store, due_at_ms=clock.wall + 1001)
+    clock.advance(1)
+    claim = store.claim(["default"], 5, lease_s=60)
+    assert [one.message_id for one in claim.deliveries] == [due]
+
+
 def test_a_retry_is_claimed_when_due_and_not_a_millisecond_before(
     store: Store, clock: FakeClock
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import threading
 
 import pytest
@@ -20,7 +19,16 @@ from sqlqueue_transport import (
     consumers,
 )
 from sqlqueue_transport.presence import Note, PresenceFile, Standing
-from tests.support import FakeClock, finish, kill, read_line, run_python, say, wait_until
+from tests.support import (
+    FakeClock,
+    finish,
+    in_forked_child,
+    kill,
+    read_line,
+    run_python,
+    say,
+    wait_until,
+)
 from tests.transport.rows import vanish
 
 WORKER = """
@@ -215,50 +223,36 @@ def test_of_many_sweepers_one_gives_back_and_counts(store, path):
     assert len(ids) == 60
 
 
+def leave_dead_owner(store):
+    """Let a process die that had claimed and noted one message."""
+
+    def work():
+        store.consumers.register(name="victim", kind="child")
+        (delivery,) = claim(store)
+        store.consumers.note_start(0, delivery.message_id, delivery.delivery, 0)
+
+    assert in_forked_child(work)
+
+
 def test_a_sweeper_killed_at_any_statement_leaves_the_rest_to_the_next(path):
-    seen = set()
-    for statement in range(1, 40):
+    seen = []
+    for statement in range(1, 60):
         store = Store(path)
         (message_id,) = publish(store)
-        victim = start(path, take=1, started=1)
-        kill(victim)
-        was_killed = sweep_in_killed_child(store, at=statement)
-        lost = store.consumers.sweep()
-        seen.add(len(lost))
+        leave_dead_owner(store)
+        came_through = in_forked_child(store.consumers.sweep, die_at_statement=statement)
+        seen.append(len(store.consumers.sweep()))
         assert look(store, message_id) == ("failed", 1, 0)
         assert attempts(store, message_id) == [(1, "lost", "WorkerLost")]
         assert list(store.consumers.presence.entries()) == []
         store.database.write(lambda c: c.execute("DELETE FROM message").rowcount)
         store.close()
-        if not was_killed:
+        if came_through:
             break
-    assert seen == {0, 1}
-    assert not was_killed
-
-
-def sweep_in_killed_child(store, *, at):
-    """Sweep in a forked child that kills itself before its `at`th statement; say if it did."""
-    pid = os.fork()
-    if not pid:
-        count = 0
-        connect = sqlite3.connect
-
-        def on_statement(_):
-            nonlocal count
-            count += 1
-            if count == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        def traced(*arguments, **options):
-            connection = connect(*arguments, **options)
-            connection.set_trace_callback(on_statement)
-            return connection
-
-        sqlite3.connect = traced
-        store.consumers.sweep()
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert came_through
+    assert len(seen) > 30
+    assert seen == sorted(seen, reverse=True)  # given back by us until the commit, then by it
+    assert set(seen) == {1, 0}
 
 
 def test_what_is_given_back_wakes_a_sleeper(store, path):
@@ -459,32 +453,22 @@ def test_a_process_killed_while_it_registers_loses_nothing_of_the_slots_last_own
     for statement in range(1, 60):
         store = Store(path)
         (message_id,) = publish(store)
-        kill(start(path, take=1, started=1))
-        was_killed = register_in_killed_child(store, at=statement)
+        leave_dead_owner(store)
+
+        def register(store=store):
+            PresenceFile.take_free_slot = take_slot_zero
+            store.consumers.register(name="w", kind="child")
+
+        came_through = in_forked_child(register, die_at_statement=statement)
         store.consumers.sweep()
-        store.consumers.sweep_all()
         assert look(store, message_id) == ("failed", 1, 0)
         assert store.consumers.alive() == []
         store.database.write(lambda c: c.execute("DELETE FROM message").rowcount)
         store.close()
-        if not was_killed:
+        if came_through:
             break
-    assert statement > 10
-    assert not was_killed
-
-
-def register_in_killed_child(store, *, at):
-    real = store.consumers.sweep
-
-    def register():
-        PresenceFile.take_free_slot = take_slot_zero
-        store.consumers.register(name="w", kind="child")
-
-    store.consumers.sweep = register
-    try:
-        return sweep_in_killed_child(store, at=at)
-    finally:
-        store.consumers.sweep = real
+    assert came_through
+    assert statement > 30
 
 
 def test_a_registration_that_fails_leaves_no_slot_behind(store, monkeypatch):
@@ -613,8 +597,7 @@ def test_the_stale_note_of_a_stopped_process_does_not_hide_the_newer_one(frozen,
     (delivery,) = claim(frozen)
     presence.write_note(stopped, 0, Note(message_id, delivery.delivery - 1, 0, 0))
     frozen.consumers.note_start(0, message_id, delivery.delivery, 0)
-    frozen.consumers._slot, mine = frozen.consumers._slot, frozen.consumers._slot
-    assert (stopped, mine) == (0, 1)
+    assert (stopped, frozen.consumers._slot) == (0, 1)
     presence.write_note(stopped, 1, Note(message_id, delivery.delivery + 1, 0, 0))
     clock.advance(61)
     (lost,) = frozen.consumers.sweep()

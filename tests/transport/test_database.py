@@ -30,7 +30,16 @@ from sqlqueue_transport import (
 from sqlqueue_transport.database import Database
 from sqlqueue_transport.errors import InsideTransaction
 from sqlqueue_transport.writer_lock import read_holder
-from tests.support import database_names, finish, kill, read_line, run_python, say, wait_until
+from tests.support import (
+    database_names,
+    finish,
+    in_forked_child,
+    kill,
+    read_line,
+    run_python,
+    say,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -111,47 +120,18 @@ def test_a_process_killed_while_it_makes_the_file_leaves_one_that_opens(tmp_path
     for statement in range(1, 60):
         path = tmp_path / f"{statement}" / "q.db"
         path.parent.mkdir()
-        ends.append(in_killed_child(lambda path=path: Database(path).open(), at=statement))
+        open_it = lambda path=path: Database(path).open()  # noqa: E731
+        ends.append(in_forked_child(open_it, die_at_statement=statement))
         one = Database(path)
         one.write(lambda c: c.execute("CREATE TABLE t (v)").rowcount)
         one.write(put(statement))
         assert one.read(values) == [statement]
         assert one.read(lambda c: pragma(c, "integrity_check")) == "ok"
         one.close()
-        if not ends[-1]:
+        if ends[-1]:
             break
     assert len(ends) > 25
-    assert not ends[-1]
-
-
-def in_killed_child(work, *, at):
-    """Run `work` in a forked child that kills itself before its `at`th statement; say if it did."""
-    pid = os.fork()
-    if not pid:
-        try:
-            count = 0
-            connect = sqlite3.connect
-
-            def on_statement(_):
-                nonlocal count
-                count += 1
-                if count == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            def traced(*arguments, **options):
-                connection = connect(*arguments, **options)
-                connection.set_trace_callback(on_statement)
-                return connection
-
-            sqlite3.connect = traced
-            work()
-        except BaseException:  # noqa: BLE001 - nothing of pytest may run here
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+    assert ends[-1]
 
 
 # -- transactions -----------------------------------------------------------------------------------
@@ -552,15 +532,17 @@ def test_a_migration_killed_at_any_statement_opens_as_old_or_new(old_file, tmp_p
         directory.mkdir()
         path = directory / "q.db"
         shutil.copy(old_file, path)
-        was_killed = in_killed_child(lambda path=path: Database(path).open(), at=statement)
+        open_it = lambda path=path: Database(path).open()  # noqa: E731
+        came_through = in_forked_child(open_it, die_at_statement=statement)
         seen.add(version_and_sum(path))
         one = Database(path)  # goes on from where the dead one came to
         one.open()
         one.close()
         assert version_and_sum(path) == (3, 5050)
         assert version_and_sum(directory / "q.db.v1.backup")[0] == 1
-        if not was_killed:
+        if came_through:
             break
+    assert came_through
     assert seen == {(1, 4950), (2, 4950), (3, 5050)}
 
 
