@@ -164,7 +164,7 @@ class Running(Protocol):
     def interrupt(self) -> None:
         """End a `wait` from a signal handler or another thread."""
 
-    def note_start(self, place: int, taken: Taken, time_limit_s: float) -> None:
+    def note_start(self, place: int, taken: Taken, time_limit_s: float, max_attempts: int) -> None:
         """Note, before user code runs, that it will: from here on the attempt counts."""
 
     def note_end(self, place: int) -> None:
@@ -408,9 +408,11 @@ class SqliteBackend:
             with contextlib.suppress(OSError):  # closed just now: nobody sleeps on it
                 bell.ring()
 
-    def note_start(self, place: int, taken: Taken, time_limit_s: float) -> None:
+    def note_start(self, place: int, taken: Taken, time_limit_s: float, max_attempts: int) -> None:
         """Note a start in this process's slot; no SQL."""
-        self.store.consumers.note_start(place, taken.message_id, taken.delivery, time_limit_s)
+        self.store.consumers.note_start(
+            place, taken.message_id, taken.delivery, time_limit_s, max_attempts=max_attempts
+        )
 
     def workers(self) -> list[WorkerRow]:
         """List living processes with what they run."""

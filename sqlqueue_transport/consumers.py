@@ -22,7 +22,14 @@ from sqlqueue_transport import forking, wakeup
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.errors import CannotOpen, DiskFault, TransportError, Unavailable
 from sqlqueue_transport.messages import Fault, Lost
-from sqlqueue_transport.presence import SLOTS, Entry, Note, Presence, PresenceFile, Standing
+from sqlqueue_transport.presence import (
+    SLOTS,
+    Entry,
+    Note,
+    Presence,
+    PresenceFile,
+    Standing,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -260,16 +267,27 @@ class Consumers:
         self._wake_for(lost)
         return lost
 
-    def note_start(self, place: int, message_id: int, delivery: int, time_limit_s: float) -> None:
+    def note_start(
+        self,
+        place: int,
+        message_id: int,
+        delivery: int,
+        time_limit_s: float,
+        *,
+        max_attempts: int | None = None,
+    ) -> None:
         """Note, before user code runs, that a delivery starts; a limit of 0 means none.
 
-        From now on a death of this process counts an attempt for it. `place` is below 48 and
-        belongs to one running job at a time.
+        From now on a death of this process counts an attempt for it, and the last of
+        `max_attempts` makes it a dead letter; 0 means no limit, None the message's own number or
+        5. `place` is below `presence.NOTES` and belongs to one running job
+        at a time.
         """
         now_ms = self._clock.lease_ms()
         deadline_ms = now_ms + round(time_limit_s * 1000) if time_limit_s else 0
         slot = self._own_slot()
-        self.presence.write_note(slot, place, Note(message_id, delivery, now_ms, deadline_ms))
+        note = Note(message_id, delivery, now_ms, deadline_ms, max_attempts)
+        self.presence.write_note(slot, place, note)
 
     def note_end(self, place: int) -> None:
         """Forget a start, after its settlement is committed."""
@@ -598,8 +616,8 @@ class Consumers:
             "traceback": fault.traceback,
         }
         dead = False
-        if counted:
-            dead = held.attempts + 1 >= (held.max_attempts or DEFAULT_MAX_ATTEMPTS)
+        if note is not None and counted:
+            dead = 0 < _allowed(note, held) <= held.attempts + 1
             if dead:
                 connection.execute(sql.LOSE_TO_DEAD, values)
             else:
@@ -671,6 +689,13 @@ def _translated(error: OSError, path: Path) -> Unavailable:
         message = f"{error.filename or path}: {error.strerror}; free space or mend the disk"
         return DiskFault(message)
     return CannotOpen(f"cannot use {error.filename or path}: {error.strerror}")
+
+
+def _allowed(note: Note, held: Held) -> int:
+    """Return how many attempts a job may have; 0 means no limit."""
+    if note.max_attempts is not None:
+        return note.max_attempts
+    return DEFAULT_MAX_ATTEMPTS if held.max_attempts is None else held.max_attempts
 
 
 def _loss_wait_s(earlier_losses: int) -> float:

@@ -550,10 +550,10 @@ class Database:
     def _look_at_path(self) -> None:
         if self._identity is None:
             return
-        companions = self._companions
+        companions, lock = self._companions, self._lock
         expected = {self.path: self._identity, **companions}
-        if self._lock is not None:
-            expected[self._lock.path] = self._lock.identity
+        if lock is not None:
+            expected[lock.path] = lock.identity
         for path, identity in expected.items():
             found = files.identity_of(path)
             if path in companions and self._companions is not companions:

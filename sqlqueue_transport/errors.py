@@ -32,7 +32,7 @@ class TransportError(Exception):
     """Be the base of every error this package raises on purpose."""
 
 
-class Unavailable(TransportError):  # noqa: N818 - read as a state: "the store is unavailable"
+class Unavailable(TransportError):
     """Say that the store cannot be used now."""
 
 

@@ -27,6 +27,7 @@ NETWORK_FILESYSTEMS = frozenset(
         "coda",
         "davfs",
         "drvfs",
+        "fakeowner",
         "fuse",
         "fuseblk",
         "gfs2",

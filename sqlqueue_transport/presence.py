@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SLOTS = 512
-NOTES = 48
+NOTES = 40
 _KIND = b"SQLQPRS"
 _MAGIC = _KIND + b"2"
 _HEADER = struct.Struct("<8sII16s")
@@ -56,9 +56,10 @@ _ENTRY_SIZE = 2048
 _QUEUE_NAMES_AT = 56
 _QUEUE_NAMES = struct.Struct("<8Q")
 _NOTES_AT = 128
-_NOTE = struct.Struct("<QQQQQ")  # message, delivery, started, deadline, check
+_NOTE = struct.Struct("<QQQQQQ")  # message, delivery, started, deadline, max attempts, check
 _SIZE = _ENTRIES_AT + SLOTS * _ENTRY_SIZE
 _MASK_64 = (1 << 64) - 1
+_UNSAID = _MASK_64  # no number of attempts was given
 
 _HEARTBEAT_AT = 16
 _QUEUE_MASK_AT = 24
@@ -88,12 +89,17 @@ class Standing(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Say that a delivery was started: lease-clock milliseconds; `deadline_ms` 0 means none."""
+    """Say that a delivery was started: lease-clock milliseconds; `deadline_ms` 0 means none.
+
+    `max_attempts` is how many the job may have in the eyes of who started it, who knows the task;
+    0 means no limit, None that only the message can say.
+    """
 
     message_id: int
     delivery: int
     started_ms: int
     deadline_ms: int
+    max_attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +305,7 @@ class PresenceFile:
             note.delivery,
             note.started_ms,
             note.deadline_ms,
+            _UNSAID if note.max_attempts is None else note.max_attempts,
             _check(note),
         )
 
@@ -313,7 +320,8 @@ class PresenceFile:
         for place in range(NOTES):
             *fields, check = _NOTE.unpack_from(self._memory, _note_at(slot, place))
             if check:
-                note = Note(*fields)
+                *numbers, most = fields
+                note = Note(*numbers, max_attempts=None if most == _UNSAID else most)
                 if check == _check(note):
                     found[note.message_id] = note
         return found
@@ -436,5 +444,6 @@ def _check(note: Note) -> int:
         ^ note.delivery * 0xC2B2AE3D27D4EB4F
         ^ note.started_ms * 0x165667B19E3779F9
         ^ note.deadline_ms * 0x27D4EB2F165667C5
+        ^ (_UNSAID if note.max_attempts is None else note.max_attempts) * 0xFF51AFD7ED558CCD
     )
     return (mixed & _MASK_64) | 1

@@ -129,11 +129,11 @@ class Consumer:
             self._left -= 1
         prepared = execute.prepare(self._app, taken, worker=self._name)
         if isinstance(prepared, Outcome):
-            limit_s, most = 0.0, taken.max_attempts
+            limit_s, most = 0.0, taken.max_attempts or 0
         else:
             limit_s, most = prepared.time_limit_s, prepared.request.max_attempts
         # Before user code: from here on a death of this process counts the attempt.
-        self._backend.note_start(_PLACE, taken, limit_s)
+        self._backend.note_start(_PLACE, taken, limit_s, most)
         with bound_job(
             job_id=execute.job_id_of(taken),
             task=execute.task_name_of(taken),

@@ -10,8 +10,9 @@ from typing import Any
 import freezegun
 import kombu
 import pytest
-import sqlqueue_transport  # registers the scheme
 from kombu.transport import memory
+
+import sqlqueue_transport  # registers the scheme
 
 assert sqlqueue_transport
 

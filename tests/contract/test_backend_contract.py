@@ -239,7 +239,7 @@ def test_starts_ends_and_signs_of_life_are_noted_or_ignored(backend):
     backend.publish([call(1)])
     taken = take(backend)
     backend.beat()
-    backend.note_start(0, taken, 5.0)
+    backend.note_start(0, taken, 5.0, 5)
     assert backend.settle([(taken, Outcome.done())]) == []
     backend.note_end(0)
     backend.interrupt()
@@ -378,7 +378,7 @@ def test_a_message_whose_headers_cannot_be_read_is_claimed_without_them(stored):
 def test_living_processes_are_listed_with_what_they_run(stored):
     stored.publish([call(1)])
     taken = take(stored)
-    stored.note_start(0, taken, 0)
+    stored.note_start(0, taken, 0, 5)
     (row,) = stored.workers()
     assert (row.name, row.kind, row.pid, row.queues) == ("w", "worker", os.getpid(), QUEUES)
     assert (row.slots, row.is_known_alive, row.running) == (1, True, (taken.message_id,))

@@ -18,8 +18,8 @@ from kombu.common import drain_consumer, eventloop, itermessages, maybe_declare
 from kombu.exceptions import ChannelError, ContentDisallowed
 from kombu.mixins import ConsumerMixin, ConsumerProducerMixin
 from kombu.pools import connections, producers, reset
-from sqlqueue_transport.errors import LeaseLost
 
+from sqlqueue_transport.errors import LeaseLost
 from tests.contract.conftest import Broker
 from tests.support import finish, kill, read_line, run_python, say, wait_until
 
@@ -86,9 +86,7 @@ def test_a_get_returns_one_message_or_none(broker: Broker) -> None:
 
 def test_headers_and_properties_travel_along(broker: Broker) -> None:
     connection = broker.connect()
-    _publish(
-        connection, "x", headers={"a": [1, {"b": None}]}, correlation_id="7", reply_to="r"
-    )
+    _publish(connection, "x", headers={"a": [1, {"b": None}]}, correlation_id="7", reply_to="r")
     message = _get(connection)
     assert message.headers == {"a": [1, {"b": None}]}
     assert message.properties["correlation_id"] == "7"
@@ -548,9 +546,7 @@ def test_queues_bindings_and_messages_are_seen_by_every_process(
     channel = sqlqueue.connect().default_channel
     Queue("q", Exchange("e", "direct"), routing_key="k")(channel).declare()
     assert other_process("connection.default_channel.list_bindings()") == "[('q', 'e', 'k')]"
-    other_process(
-        "connection.Producer().publish({'from': 'there'}, exchange='e', routing_key='k')"
-    )
+    other_process("connection.Producer().publish({'from': 'there'}, exchange='e', routing_key='k')")
     message = channel.basic_get("q")
     assert message.payload == {"from": "there"}
     assert other_process("connection.default_channel.basic_get('q')") == "None"

@@ -25,7 +25,7 @@ def claim(app):
     """Take the next job, as a worker does that has started it."""
     app.backend.register(name="w", kind="worker", queues=app.queues, slots=1)
     ((taken,), _) = app.backend.claim(app.queues, 1, [])
-    app.backend.note_start(0, taken, 0)
+    app.backend.note_start(0, taken, 0, 5)
     return taken
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import kombu
+
 import sqlqueue_transport  # registers the scheme
 from sqlqueue_transport.message import Message
 from sqlqueue_transport.store import Store

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sqlqueue_transport import acting as acting_module
 from sqlqueue_transport.acting import Acted
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Outcome
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import (
     FAULT,

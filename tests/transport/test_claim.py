@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sqlqueue_transport import store as store_module
 from sqlqueue_transport.errors import WorkerSwept
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Outcome, make_tag, split_tag
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import (
     FAULT,

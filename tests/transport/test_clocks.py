@@ -8,10 +8,10 @@ from pathlib import Path
 
 import freezegun
 import pytest
+
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import Outcome
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import claim_one, ended, publish, row, state_of, vanish
 

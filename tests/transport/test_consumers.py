@@ -761,3 +761,24 @@ def test_threads_that_register_at_once_are_one_consumer(store):
         thread.join()
     assert len(set(ids)) == 1
     assert len(store.consumers.alive()) == 1
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [(2, "permanently_failed"), (0, "failed")])
+def test_the_note_says_how_many_attempts_a_lost_job_may_have(store, allowed, expected):
+    """The message need not say it: Celery's do not, nor does a call by name. 0 is no limit."""
+    (message_id,) = publish(store)
+
+    def work():
+        store.consumers.register(name="victim", kind="child")
+        (delivery,) = claim(store)
+        store.consumers.note_start(
+            0, delivery.message_id, delivery.delivery, 0, max_attempts=allowed
+        )
+
+    for _ in range(allowed or 7):
+        store.database.write(
+            lambda c: c.execute("UPDATE message SET due_at_ms = 0 WHERE state = 'failed'").rowcount
+        )
+        assert in_forked_child(work)
+        assert len(store.consumers.sweep()) == 1
+    assert look(store, message_id) == (expected, allowed or 7, 0)

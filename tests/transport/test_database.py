@@ -29,7 +29,7 @@ from sqlqueue_transport import (
 )
 from sqlqueue_transport.database import Database
 from sqlqueue_transport.errors import InsideTransaction
-from sqlqueue_transport.writer_lock import read_holder
+from sqlqueue_transport.writer_lock import WriterLock, read_holder
 from tests.support import (
     database_names,
     finish,
@@ -212,6 +212,21 @@ def test_a_write_that_read_first_is_never_refused_as_stale(opened, path):
     other.close()
 
 
+def test_a_write_shuts_out_foreign_writers_before_it_reads(opened, path):
+    """Else what it has read may be stale when it writes: SQLITE_BUSY_SNAPSHOT."""
+    foreign = sqlite3.connect(path, isolation_level=None, timeout=0)
+
+    def work(c):
+        count = len(values(c))
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            foreign.execute("INSERT INTO t VALUES ('foreign')")
+        return put(count)(c)
+
+    opened.write(work)
+    assert opened.read(values) == [0]
+    foreign.close()
+
+
 def test_a_write_inside_a_transaction_of_the_same_thread_is_refused(opened):
     for outer in (opened.write, opened.read):
         with pytest.raises(InsideTransaction):
@@ -325,17 +340,17 @@ def test_the_writer_lock_is_given_up_between_slices_of_a_foreign_lock(
     one = Database(path, busy_timeout_s=10.0)
     waiting = threading.Thread(target=lambda: one.write(put(1)))
     waiting.start()
-    lock = path.with_name("q.db-run") / "writer.lock"
-    seen = set()
-    wait_until(
-        lambda: seen.add(read_holder(lock) is None) or seen == {True, False},
-        what="the lock both held and free",
-        every_s=0.0005,
-    )
+    lock = WriterLock(path.with_name("q.db-run") / "writer.lock")
+    wait_until(lambda: read_holder(lock.path), every_s=0.001)
+    for _ in range(3):
+        lock.take(time.monotonic() + 5.0)  # the foreign program still holds its own
+        lock.drop()
+    assert waiting.is_alive()
     foreign.execute("ROLLBACK")
     waiting.join()
     assert opened.read(values) == [1]
     one.close()
+    lock.close()
 
 
 def test_reading_does_not_wait_for_a_foreign_lock(opened, foreign, path):
@@ -403,6 +418,21 @@ def test_a_file_that_changes_under_us_is_noticed_and_named(path, harm, words):
         one.read(values)
     one._busy_timeout_s = 0.1
     one.close()
+
+
+def test_an_error_of_a_file_that_is_gone_says_so_at_once(opened, path):
+    """Not "damaged" or "disk I/O error", which would send somebody looking for the wrong thing."""
+    opened.write(lambda c: [put("x" * 3000)(c) for _ in range(200)])
+    opened.read(values)
+    assert opened._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+    os.truncate(path, 0)
+
+    def with_a_cold_cache(c):
+        return [c.execute("PRAGMA shrink_memory").fetchall(), values(c)]
+
+    for run in (opened.read, opened.write):
+        with pytest.raises(FileReplaced, match="truncated to zero bytes"):
+            run(with_a_cold_cache)
 
 
 def test_a_change_of_the_file_is_noticed_within_a_second(opened, path):

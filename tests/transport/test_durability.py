@@ -303,26 +303,51 @@ def test_closing_flushes_what_another_thread_has_committed(path, disk):
     again.close()
 
 
-def test_a_flush_that_fails_while_closing_is_told_to_who_waits_for_it(path, disk):
+@pytest.fixture
+def between(path):
+    """Give a Database with a thread that has committed durably and not come to its flush yet."""
     one = Database(path)
     one.write(lambda c: c.execute("CREATE TABLE t (v)").rowcount)
-    one.write(put(0))
-    # The moment between COMMIT and flush: committed, flush wanted, connection still open.
-    flush, met = one._flush, threading.Event()
+    flush, go_on = one._flush, threading.Event()
 
     def late_flush(commit):
-        assert met.wait(10)
+        assert go_on.wait(10)
         flush(commit)
 
     one._flush = late_flush
     publishing = in_thread(lambda: one.write(put(1), durable=True))
     wait_until(lambda: one._flush_wanted)
-    disk.failing = True
+    one.publishing, one.go_on = publishing, go_on.set
+    yield one
     one.close()
+
+
+@pytest.mark.parametrize("way", ["close", "fork"])
+def test_closing_flushes_for_a_thread_that_has_only_committed(between, disk, way):
+    if way == "close":
+        between.close()
+    else:
+        between.before_fork()
+        between.after_fork_in_parent()
+    assert len(disk.flushed) == 1
+    between.go_on()
+    between.publishing.join()
+    assert between.publishing.answers == [1]
+    assert len(disk.flushed) == 1
+
+
+@pytest.mark.parametrize("way", ["close", "fork"])
+def test_a_flush_that_fails_while_closing_is_told_to_who_waits_for_it(between, disk, way):
+    disk.failing = True
+    if way == "close":
+        between.close()
+    else:
+        between.before_fork()
+        between.after_fork_in_parent()
     disk.failing = False
-    met.set()
-    publishing.join()
-    assert isinstance(publishing.answers[0], DiskFault)
+    between.go_on()
+    between.publishing.join()
+    assert isinstance(between.publishing.answers[0], DiskFault)
 
 
 def test_a_store_that_could_not_be_closed_in_time_goes_on_working(one, disk, path):

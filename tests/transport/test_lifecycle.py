@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.lifecycle import (
     FINISHED,
@@ -19,7 +20,6 @@ from sqlqueue_transport.lifecycle import (
 )
 from sqlqueue_transport.messages import Settlement
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import SETTLING, put, row, state_of
 

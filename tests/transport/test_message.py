@@ -13,9 +13,9 @@ import kombu
 import pytest
 from kombu.compression import compress, register
 from kombu.exceptions import ContentDisallowed, MessageStateError
+
 from sqlqueue_transport import message as message_module
 from sqlqueue_transport.message import Message
-
 from tests.transport.broker import connect, get
 
 
@@ -106,9 +106,7 @@ def test_a_body_that_cannot_be_unpacked_is_reported_as_kombu_does(
 ) -> None:
     channel = connection.default_channel
     channel.basic_publish(
-        channel.prepare_message(
-            body, 0, "application/json", "utf-8", {"compression": codec}, {}
-        ),
+        channel.prepare_message(body, 0, "application/json", "utf-8", {"compression": codec}, {}),
         "",
         "q",
     )

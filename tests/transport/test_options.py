@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
+
 from sqlqueue_transport.errors import InvalidMessage
 from sqlqueue_transport.options import Options
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sqlqueue_transport import store as store_module
 from sqlqueue_transport.errors import InvalidMessage
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import NewMessage, Outcome, Published, TickOf
 from sqlqueue_transport.store import INLINE_BODY_BYTES, Store
-
 from tests.support import FakeClock, finish, run_python
 from tests.transport.rows import claim_one, ended, new, publish, row, rows_of, state_of
 
@@ -273,7 +273,9 @@ def test_a_message_no_queue_is_bound_for_is_stored_nowhere(store: Store) -> None
     ],
     ids=repr,
 )
-def test_what_sqlite_cannot_hold_is_an_invalid_message(store: Store, fields: dict[str, Any]) -> None:
+def test_what_sqlite_cannot_hold_is_an_invalid_message(
+    store: Store, fields: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidMessage, match="cannot be stored"):
         store.publish([new(**{"queue": "q", **fields})])
     assert _count(store) == 0

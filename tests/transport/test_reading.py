@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Fault, Outcome
 from sqlqueue_transport.reading import JobFilter, QueueRow
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import FAULT, claim_one, ended, publish, put, rows_of
 

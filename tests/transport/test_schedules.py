@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sqlqueue_transport.messages import TickOf
 from sqlqueue_transport.schedules import ScheduleRow
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock, finish, run_python
 from tests.transport.rows import new, rows_of
 
@@ -54,9 +54,11 @@ def test_threads_that_race_enqueue_each_tick_once(store: Store) -> None:
     won: list[int] = []
 
     def beat(name: str) -> None:
-        for due_ms in range(50):
-            if store.publish([new()], tick=TickOf("a", due_ms, name), durable=False) is not None:
-                won.append(due_ms)
+        won.extend(
+            due_ms
+            for due_ms in range(50)
+            if store.publish([new()], tick=TickOf("a", due_ms, name), durable=False) is not None
+        )
 
     threads = [threading.Thread(target=beat, args=(f"beat-{number}",)) for number in range(3)]
     for thread in threads:
@@ -104,13 +106,19 @@ def test_an_entry_shows_as_it_was_last_described_and_since_when(
     store: Store, clock: FakeClock
 ) -> None:
     since = clock.wall
-    assert store.schedules.describe(
-        "a", description="every 5 s", target="tasks.stamp", next_due_ms=since + 5000
-    ) == since
+    assert (
+        store.schedules.describe(
+            "a", description="every 5 s", target="tasks.stamp", next_due_ms=since + 5000
+        )
+        == since
+    )
     clock.advance(60)
-    assert store.schedules.describe(
-        "a", description="every 10 s", target="tasks.other", next_due_ms=None, error="boom"
-    ) == since
+    assert (
+        store.schedules.describe(
+            "a", description="every 10 s", target="tasks.other", next_due_ms=None, error="boom"
+        )
+        == since
+    )
     for due_ms in (1, 3, 2):
         store.publish([new()], tick=TickOf("a", due_ms, "beat"))
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sqlqueue_transport.lifecycle import FINISHED, State
 from sqlqueue_transport.messages import Outcome
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import claim_one, ended, publish, put, rows_of
 
@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def bare() -> Iterator[sqlite3.Connection]:
-    """The schema alone, for rows that no store would write."""
+    """Run the schema alone, for rows that no store would write."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("PRAGMA foreign_keys = ON")
     connection.executescript(SCHEMA)
@@ -142,15 +142,44 @@ def test_an_impossible_row_is_refused(bare: sqlite3.Connection, fields: dict[str
 @pytest.mark.parametrize(
     ("table", "values"),
     [
-        ("worker", {"name": "w", "kind": "manager", "pid": 1, "host": "h", "boot": "b",
-                    "presence": "p", "slot": 0, "started_at_ms": 1}),
+        (
+            "worker",
+            {
+                "name": "w",
+                "kind": "manager",
+                "pid": 1,
+                "host": "h",
+                "boot": "b",
+                "presence": "p",
+                "slot": 0,
+                "started_at_ms": 1,
+            },
+        ),
         ("binding", {"exchange": "e", "routing_key": "k", "queue": "never declared"}),
         ("body", {"message_id": 4711, "content": b""}),
         ("body", {"message_id": 4711, "content": None}),
-        ("attempt", {"message_id": 4711, "run": 1, "attempt": 1, "delivery": 1,
-                     "ended_at_ms": 1, "outcome": "failed"}),
-        ("attempt", {"message_id": 4711, "run": 1, "attempt": 1, "delivery": 1,
-                     "ended_at_ms": 1, "outcome": "gave up"}),
+        (
+            "attempt",
+            {
+                "message_id": 4711,
+                "run": 1,
+                "attempt": 1,
+                "delivery": 1,
+                "ended_at_ms": 1,
+                "outcome": "failed",
+            },
+        ),
+        (
+            "attempt",
+            {
+                "message_id": 4711,
+                "run": 1,
+                "attempt": 1,
+                "delivery": 1,
+                "ended_at_ms": 1,
+                "outcome": "gave up",
+            },
+        ),
         ("tick", {"entry": None, "due_ms": 1, "at_ms": 1, "beat": "b", "jobs": 1}),
         ("meta", {"key": "k", "value": None}),
     ],

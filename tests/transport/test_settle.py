@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import LONGEST_WAIT_S, Fault, Outcome, Settlement
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import (
     FAULT,
@@ -42,9 +42,7 @@ def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
 
 def _everything(store: Store) -> list[Any]:
     """Return the whole file's contents that a settlement could touch."""
-    return [
-        rows_of(store, f"SELECT * FROM {table} ORDER BY 1") for table in ("message", "attempt")
-    ]
+    return [rows_of(store, f"SELECT * FROM {table} ORDER BY 1") for table in ("message", "attempt")]
 
 
 # -- the outcomes -----------------------------------------------------------------------------------

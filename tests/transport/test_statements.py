@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from sqlqueue_transport import acting, housekeeping, reading, schedules, statements, topology
 from sqlqueue_transport.lifecycle import TRANSITIONS, Event, State
 from sqlqueue_transport.store import Store
-
 from tests.support import FakeClock
 from tests.transport.rows import put, row
 
@@ -104,7 +104,7 @@ def test_every_statement_that_changes_a_state_is_held_by_the_test_above() -> Non
     changing = {
         name
         for name, text in ALL.items()
-        if re.search(r"UPDATE message\s+SET[^;]*?\bstate = ", text.split("WHERE")[0], re.S)
+        if re.search(r"UPDATE message\s+SET[^;]*?\bstate = ", text.split("WHERE")[0], re.DOTALL)
     }
     assert changing == set(CHANGES_STATE)
 
@@ -158,9 +158,7 @@ PLANS = {
         "LIST SUBQUERY",
         "SEARCH message USING INDEX message_due (due_at_ms<?)",
     ],
-    "statements.ANY_OVERDUE": [
-        "SEARCH message USING INDEX message_lease (lease_until_ms<?)"
-    ],
+    "statements.ANY_OVERDUE": ["SEARCH message USING INDEX message_lease (lease_until_ms<?)"],
     "statements.OVERDUE": [
         "SEARCH m USING INDEX message_lease (lease_until_ms<?)",
         "SEARCH w USING INTEGER PRIMARY KEY",

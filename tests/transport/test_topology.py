@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sqlqueue_transport import topology as topology_module
 from sqlqueue_transport.errors import InvalidMessage
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import Outcome
 from sqlqueue_transport.store import Store
 from sqlqueue_transport.topology import valid_name
-
 from tests.support import FakeClock
 from tests.transport.rows import claim_one, ended, new, publish, put, rows_of, state_of
 
@@ -218,7 +218,17 @@ def test_a_binding_survives_its_process(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a", "celery", "Größe", "名前", "\u202egnp", "<script>", "[bold]", "=cmd|'/c calc'!A0", "x" * 255],
+    [
+        "a",
+        "celery",
+        "Größe",
+        "名前",
+        "\u202egnp",
+        "<script>",
+        "[bold]",
+        "=cmd|'/c calc'!A0",
+        "x" * 255,
+    ],
 )
 def test_a_name_may_be_any_text_that_fits_a_line(store: Store, name: str) -> None:
     store.topology.bind(name, name, name)

@@ -16,6 +16,7 @@ import kombu
 import pytest
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.url import parse_url
+
 from sqlqueue_transport import Transport, close_store, open_store
 from sqlqueue_transport.errors import (
     Busy,
@@ -32,7 +33,6 @@ from sqlqueue_transport.errors import (
     WorkerSwept,
 )
 from sqlqueue_transport.transport import path_and_query, split_url
-
 from tests.support import finish, run_python, wait_until
 from tests.transport.broker import connect, get, publish, store_of
 
@@ -131,7 +131,11 @@ def test_what_may_be_waited_out_is_a_connection_error_and_nothing_else() -> None
         ("sqlqueue:///a b.db", "a b.db", {}),
         ("sqlqueue:///a#b.db", "a#b.db", {}),
         ("sqlqueue:///a%2520b.db", "a%20b.db", {}),
-        ("sqlqueue:///q.db?create=no&busy_timeout=2", "q.db", {"create": "no", "busy_timeout": "2"}),
+        (
+            "sqlqueue:///q.db?create=no&busy_timeout=2",
+            "q.db",
+            {"create": "no", "busy_timeout": "2"},
+        ),
         ("sqlqueue:///q.db?", "q.db", {}),
         ("sqlqueue:///a:b@c.db", "a:b@c.db", {}),
     ],
@@ -250,9 +254,7 @@ def _anothers(tmp_path: Path) -> Path:
     "bad",
     [_directory, _missing_parent, _parent_is_a_file, _fifo, _link, _not_sqlite, _anothers],
 )
-def test_a_bad_path_fails_when_connecting_with_a_connection_error(
-    tmp_path: Path, bad: Any
-) -> None:
+def test_a_bad_path_fails_when_connecting_with_a_connection_error(tmp_path: Path, bad: Any) -> None:
     connection = connect(bad(tmp_path))
     with pytest.raises(connection.connection_errors) as caught:
         connection.transport.establish_connection()
