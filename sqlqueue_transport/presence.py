@@ -318,10 +318,12 @@ class PresenceFile:
         """Return the starts noted in a slot, by message id."""
         found: dict[int, Note] = {}
         for place in range(NOTES):
-            *fields, check = _NOTE.unpack_from(self._memory, _note_at(slot, place))
+            message_id, delivery, started_ms, deadline_ms, most, check = _NOTE.unpack_from(
+                self._memory, _note_at(slot, place)
+            )
             if check:
-                *numbers, most = fields
-                note = Note(*numbers, max_attempts=None if most == _UNSAID else most)
+                allowed = None if most == _UNSAID else most
+                note = Note(message_id, delivery, started_ms, deadline_ms, allowed)
                 if check == _check(note):
                     found[note.message_id] = note
         return found

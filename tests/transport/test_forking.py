@@ -630,6 +630,52 @@ def test_hooks_go_by_their_order_and_back(monkeypatch):
     assert calls == [*before, ("parent", 102), ("parent", 101), ("parent", 100)]
 
 
+def test_a_child_is_not_hindered_by_locks_of_threads_it_does_not_have(path):
+    """Another thread of the parent held them at the moment of the fork."""
+    locked, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with forking._guarded_mutex:
+            locked.set()
+            may_go.wait(20)
+
+    class Last:
+        fork_order = 1000
+
+        def before_fork(self):
+            threading.Thread(target=hold).start()
+            assert locked.wait(10)
+
+        def after_fork_in_parent(self):
+            pass
+
+        after_fork_in_child = after_fork_in_parent
+
+    def work():
+        signal.alarm(10)
+        forking.forget(last)
+        grandchildren = []
+        thread = threading.Thread(target=lambda: grandchildren.append(Child(lambda: "fine").text))
+        thread.start()
+        thread.join()
+        return grandchildren
+
+    last = Last()
+    forking.guard(last)
+    children = []
+
+    def fork():
+        children.append(Child(work))
+
+    thread = threading.Thread(target=fork)
+    thread.start()
+    assert locked.wait(10)
+    may_go.set()
+    thread.join()
+    forking.forget(last)
+    assert children[0].text == "['fine']"
+
+
 def test_a_hook_that_raises_does_not_keep_the_others_from_going_on():
     code = """
         import os

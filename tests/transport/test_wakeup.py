@@ -300,6 +300,29 @@ def test_a_killed_sleeper_takes_nobodys_wake_up(store, path):
     assert living.wait()[1]
 
 
+def test_a_killed_sleeper_whose_child_lives_on_takes_nobodys_wake_up(store, path):
+    """The child has inherited the bell, but is nobody that could be woken."""
+    code = SLEEPER.replace(
+        "print(store.consumers._slot, flush=True)",
+        "import os, signal\n"
+        "    child = os.fork() or (os.setsid(), signal.pause())\n"
+        "    print(store.consumers._slot, child, flush=True)",
+    )
+    dead = run_python(code, path, 30.0)
+    slot, child = map(int, read_line(dead).split())
+    try:
+        living = Sleeper(store, path)
+        assert slot < living.slot
+        say(dead, "default")
+        wait_until(lambda: list(store.consumers.presence.sleepers("default", None)))
+        living.sleep("default")
+        kill(dead)
+        publish(store)
+        assert living.wait()[1]
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_a_forked_child_of_a_publisher_wakes_as_well(store, path):
     """It has no presence file open yet, and must not be content with that."""
     sleeper = Sleeper(store, path)
