@@ -28,8 +28,9 @@ setup: $(DEV) ## make .venv with all that development needs
 demo: $(RUNTIME) ## run the demo: a producer and workers stamping files, until ctrl-c
 	@exec $(BIN)/sqlqueue demo $(ARGS)
 
+# Most tests wait for processes they have started, so more of them run at once than there are cores.
 test: $(TEST) ## run the fast tests
-	$(BIN)/pytest -m "not slow and not debian" $(ARGS)
+	$(BIN)/pytest -n 4 -m "not slow and not debian" $(ARGS)
 
 # pytest ends with 5 when it has selected nothing. That is no failure, but no proof either.
 test-all: $(TEST) ## run the tests that are slow or need Debian packages

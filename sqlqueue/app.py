@@ -1,6 +1,6 @@
 """The application: tasks, producers, schedule entries, and the way to the broker.
 
-`task.delay` ends here in `send_task`, which builds the envelope and hands it to the backend.
+`task.delay` ends here in `send_task`, which hands what `calls` has made of it to the backend.
 Settings are resolved at first use, so that the command line can have its say before.
 """
 
@@ -11,7 +11,6 @@ import os
 import threading
 import weakref
 from dataclasses import fields
-from datetime import datetime, timezone
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,11 +27,12 @@ from typing import (
 from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
+from sqlqueue.calls import publication_of, signature_of, valid_priority, valid_queue
 from sqlqueue.config import Resolved, Settings, resolve
 from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
 from sqlqueue.results import AsyncResult
 from sqlqueue.task import Signature, Task, TaskOptions
-from sqlqueue.text import did_you_mean, escaped, quoted
+from sqlqueue.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -183,8 +183,8 @@ class SqlQueue:
         try:
             # Whatever a call could not be published with is refused here, before there is one.
             envelope.build(name, (), {}, job_id="none", time_limit_s=task_options.time_limit)
-            _valid_priority(task_options.priority)
-            _valid_queue(task_options.queue)
+            valid_priority(task_options.priority)
+            valid_queue(task_options.queue)
         except EnvelopeError as error:
             raise TaskDefinitionError(f"task {quoted(name)}: {error}") from None
         if name in self.tasks:
@@ -263,6 +263,8 @@ class SqlQueue:
         """Have `sqlqueue doctor -A` call a function with an Inspection; it yields problems."""
 
         def decorate(function: Check) -> Check:
+            if title in self.checks:
+                raise TaskDefinitionError(f"two checks are called {quoted(title)}; rename one")
             self.checks[title] = function
             return function
 
@@ -355,7 +357,7 @@ class SqlQueue:
         Options are those of `Task.apply_async`. Raises EnvelopeError kinds for what cannot be
         published, and the transport's errors; see `Task.apply_async` for a death midway.
         """
-        one = self.publication(_call(name, args, kwargs, options))
+        one = self.publication(signature_of(name, args, kwargs, options))
         self.backend.publish([one])
         return AsyncResult(str(one.envelope.headers["id"]), lambda: self.backend)
 
@@ -363,33 +365,12 @@ class SqlQueue:
         """Turn a call into what the backend publishes. Raises EnvelopeError kinds."""
         if not isinstance(call, Signature):
             raise EnvelopeError(f"{quoted(call)} is no call; write one as task.s(...)")
-        task = self.tasks.get(call.task)
-        defaults = task.options if task else TaskOptions()
-        for key in call.options:
-            if key not in _CALL_OPTIONS:
-                raise EnvelopeError(
-                    f"call of {call.task}: {quoted(key)} is no option."
-                    f"{did_you_mean(key, _CALL_OPTIONS)}"
-                )
-        options = {key: value for key, value in call.options.items() if value is not None}
-        job_id = options.get("job_id")
-        built = envelope.build(
-            call.task,
-            call.args,
-            call.kwargs,
-            job_id=envelope.new_job_id() if job_id is None else job_id,
-            eta_ms=_eta_ms(call.task, options),
-            expires_ms=_time_ms(call.task, "expires", options.get("expires")),
-            time_limit_s=defaults.time_limit,
-            max_bytes=self.conf.max_message_bytes,
-        )
-        queue = options.get("queue", defaults.queue)
-        return Publication(
-            built,
-            queue=_valid_queue(queue) or self.conf.task_default_queue,
-            priority=_valid_priority(options.get("priority", defaults.priority)) or 0,
-            max_attempts=self.policy_of(task).max_attempts if task else None,
-            unique_key=job_id,
+        known = self.tasks.get(call.task)
+        return publication_of(
+            call,
+            defaults=known.options if known else TaskOptions(),
+            max_attempts=self.policy_of(known).max_attempts if known else None,
+            conf=self.conf,
         )
 
     def result(self, job_id: str) -> AsyncResult[Any]:
@@ -398,12 +379,10 @@ class SqlQueue:
 
 
 _TASK_OPTIONS: Final = ("name", *(field.name for field in fields(TaskOptions)))
-_CALL_OPTIONS: Final = ("countdown", "eta", "expires", "priority", "queue", "job_id")
 _ENTRY_KEYS: Final = (
     *("task", "args", "kwargs", "queue", "priority", "expires"),
     *("every", "cron", "timezone", "catch_up", "catch_up_limit"),
 )
-_LATEST_S: Final = 253_370_764_800  # the year 9999: what datetime, and so Celery, can say
 
 
 def _default_name(function: Callable[..., Any]) -> str:
@@ -415,78 +394,6 @@ def _default_name(function: Callable[..., Any]) -> str:
             " give it a name, such as @app.task(name='tasks.add')."
         )
     return f"{module}.{own}"
-
-
-def _call(
-    name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: dict[str, Any]
-) -> Signature:
-    # What is neither list nor dict is left as it is, for the envelope to refuse: tuple("ab") would
-    # make two arguments of a text.
-    given_args: Any = tuple(args) if isinstance(args, list) else args
-    given_kwargs: Any = {} if kwargs is None else kwargs
-    return Signature(name, given_args, given_kwargs, options)
-
-
-def _eta_ms(task: str, options: Mapping[str, Any]) -> int | None:
-    if "countdown" in options and "eta" in options:
-        raise EnvelopeError(f"call of {task}: give either countdown= or eta=, not both")
-    if "countdown" in options:
-        return _ms_from_now(task, "countdown", options["countdown"])
-    eta = options.get("eta")
-    if eta is not None and not isinstance(eta, datetime):
-        raise EnvelopeError(f"call of {task}: eta={quoted(eta)}; give an aware datetime")
-    return _time_ms(task, "eta", eta)
-
-
-def _time_ms(task: str, name: str, value: object) -> int | None:
-    """Return UTC milliseconds for an aware datetime, or for seconds from now."""
-    if value is None:
-        return None
-    if not isinstance(value, datetime):
-        return _ms_from_now(task, name, value)
-    if value.utcoffset() is None:
-        raise EnvelopeError(
-            f"call of {task}: {name}={value} has no time zone; give an aware datetime, such as"
-            " datetime.now(timezone.utc) + timedelta(minutes=5)"
-        )
-    return round(value.timestamp() * 1000)
-
-
-def _ms_from_now(task: str, name: str, seconds: object) -> int:
-    now_s = datetime.now(timezone.utc).timestamp()
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, (int, float))
-        or not 0 <= seconds <= _LATEST_S - now_s
-    ):
-        raise EnvelopeError(
-            f"call of {task}: {name}={quoted(seconds)}; give seconds from now, 0 or more"
-        )
-    return round((now_s + seconds) * 1000)
-
-
-def _valid_priority(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 9:
-        raise EnvelopeError(f"priority={quoted(value)}; give a whole number from 0 to 9")
-    return value
-
-
-def _valid_queue(value: object) -> str | None:
-    """Check a queue's name by the rule that the settings have, too: lists are parted by commas."""
-    if value is None:
-        return None
-    if (
-        isinstance(value, str)
-        and 0 < len(value) <= 200
-        and value.strip() == escaped(value)
-        and "," not in value
-    ):
-        return value
-    raise EnvelopeError(
-        f"queue={quoted(value)} is no queue name; use 1 to 200 visible characters, no comma"
-    )
 
 
 def _after_fork_in_child() -> None:

@@ -17,7 +17,6 @@ import kombu
 
 from sqlqueue import envelope
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
-from sqlqueue_transport.errors import LeaseLost
 from sqlqueue_transport.messages import Outcome, TickOf
 
 if TYPE_CHECKING:
@@ -382,14 +381,8 @@ class SqliteBackend:
         return [_taken(message) for message in messages], refused
 
     def settle(self, settlements: Sequence[tuple[Taken, Outcome]]) -> list[Taken]:
-        """Settle, each in a transaction, also for a process that was taken for dead."""
-        refused: list[Taken] = []
-        for taken, outcome in settlements:
-            try:
-                self._channel.settle(taken.tag, outcome)
-            except LeaseLost:
-                refused.append(taken)
-        return refused
+        """Settle in one transaction, also for a process that was taken for dead."""
+        return self.claim((), 0, settlements)[1]
 
     def extend(self, taken: Taken, seconds: float) -> bool:
         """Lengthen a lease; False when it is over."""
@@ -397,8 +390,6 @@ class SqliteBackend:
 
     def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
         """Sleep until a publisher wakes us, something is due, or the safety poll."""
-        # A consumer that only reads would never notice that its file was moved or replaced.
-        self.store.database.look_at_path()
         return self.store.consumers.sleep(queues, timeout_s, has_work=self.store.has_work)
 
     def interrupt(self) -> None:

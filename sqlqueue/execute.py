@@ -74,7 +74,7 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
     policy = app.policy_of(task)
     most = policy.max_attempts if taken.max_attempts is None else taken.max_attempts
     if 0 < most <= taken.attempts:
-        # Only where the broker did not know the task's own number, and its worker was lost.
+        # Another worker's application allowed more attempts than ours does.
         return Outcome.dead(Fault("AttemptsExhausted", f"it has had its {most}"), cause="rejected")
     limit = call.time_limit_s
     if limit is None:

@@ -159,7 +159,7 @@ class KombuBackend:
             Publication(
                 again,
                 taken.queue,
-                priority=taken.message.properties.get("priority") or 0,
+                priority=_count(taken.message.properties.get("priority")) or 0,
                 max_attempts=taken.max_attempts,
             )
         )
@@ -200,7 +200,6 @@ class KombuBackend:
 
 def _taken(message: Any, queue: str) -> Taken:
     headers = message.headers or {}
-    retries = headers.get("retries")
     body = message.body
     return Taken(
         tag=message.delivery_tag,
@@ -209,11 +208,15 @@ def _taken(message: Any, queue: str) -> Taken:
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         queue=queue,
-        attempts=retries if isinstance(retries, int) and retries > 0 else 0,
-        max_attempts=message.properties.get(MAX_ATTEMPTS_PROPERTY),
+        attempts=_count(headers.get("retries")) or 0,
+        max_attempts=_count(message.properties.get(MAX_ATTEMPTS_PROPERTY)),
         delivery=1,
         message=message,
     )
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
 
 
 def _time_s(text: object, *, otherwise: float) -> float:

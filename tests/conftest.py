@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+from collections.abc import Generator
 
 import pytest
 
 SLOW_TIMEOUT_S = 600
+
+
+def pytest_configure() -> None:
+    """Let this process open many files: a process keeps the presence file of each queue it used."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(65_536, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,6 +24,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Spell out halves of surrogate pairs in what a test printed.
+
+    Hostile text is printed on purpose, and xdist cannot carry it from its workers as it is.
+    """
+    report = yield
+    report.sections = [(_spelled(title), _spelled(text)) for title, text in report.sections]
+    report.user_properties = [
+        (name, _spelled(value) if isinstance(value, str) else value)
+        for name, value in report.user_properties
+    ]
+    return report
+
+
+def _spelled(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -158,9 +158,9 @@ def test_second_signal_stops_at_once_and_loses_nothing(run, tmp_path):
     process = program(
         *("demo", "--every", "0.2s", "--min-seconds", "60", "--max-seconds", "60"), cwd=tmp_path
     )
-    wait_until(lambda: len(list((tmp_path / "jobs").glob("job-*.txt"))) >= 2, deadline_s=30)
-    process.send_signal(signal.SIGINT)
     log = tmp_path / "logs" / "worker-demo.log"
+    wait_until(lambda: log.exists() and log.read_text().count("job_started") >= 2, deadline_s=30)
+    process.send_signal(signal.SIGINT)
     wait_until(lambda: "worker_draining" in log.read_text(), deadline_s=30)
     _, err = end(process, signal.SIGINT)
     assert process.returncode == 130, err

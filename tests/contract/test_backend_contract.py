@@ -30,6 +30,7 @@ from sqlqueue.config import resolve, set_command_line
 from sqlqueue.envelope import build
 from sqlqueue.kombu_backend import KombuBackend
 from sqlqueue.worker.solo import run_solo
+from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY
 from sqlqueue_transport.errors import WorkerSwept
 from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Fault
@@ -213,15 +214,18 @@ def test_what_has_expired_is_never_handed_out(backend):
         assert take(backend) is None
 
 
-def test_leaving_gives_back_what_was_not_settled(backend, url):
-    backend.publish([call(1)])
-    backend.publish([call(2, eta_ms=round(datetime.now(timezone.utc).timestamp() * 1000) + 60_000)])
-    taken = take(backend)
-    if not isinstance(backend, SqliteBackend):
-        backend.settle([(taken, Outcome.release())])  # a plain broker does it when we disconnect
+def test_leaving_gives_back_what_was_not_settled(backend):
+    later_ms = round(datetime.now(timezone.utc).timestamp() * 1000) + 60_000
+    backend.publish([call(1), call(2, eta_ms=later_ms)])
+    found, _ = backend.claim(QUEUES, 2, [])
+    assert [taken_id(one) for one in found] == ["job-1"]
+    if not isinstance(backend, SqliteBackend):  # a plain broker does it when we disconnect
+        backend.settle([(found[0], Outcome.release())])
     backend.leave()
     backend.register(name="w", kind="worker", queues=QUEUES, slots=1)
-    assert taken_id(take(backend)) == "job-1"
+    first = take(backend)
+    assert taken_id(first) == "job-1"
+    backend.settle([(first, Outcome.done())])
     assert backend.unfinished_since_ms(QUEUES) is not None
 
 
@@ -245,11 +249,10 @@ def test_starts_ends_and_signs_of_life_are_noted_or_ignored(backend):
     backend.interrupt()
 
 
-def test_a_message_that_lies_about_its_headers_is_still_handed_out(backend):
+def test_a_message_that_lies_about_itself_is_still_handed_out(backend):
     # The consumer must get hold of it to put it to the dead letters.
     headers = {"retries": "many", "eta": "soon", "expires": ["never"]}
-    producer = backend._publisher._producer
-    producer.publish(
+    backend._publisher._producer.publish(
         b"\xff",
         routing_key="default",
         headers=headers,
@@ -259,6 +262,20 @@ def test_a_message_that_lies_about_its_headers_is_still_handed_out(backend):
     taken = take(backend)
     assert (taken.attempts, taken.body, taken.headers.get("id")) == (0, b"\xff", None)
     assert take(backend, (taken, Outcome.dead(FAULT, cause="rejected"))) is None
+
+
+@pytest.mark.parametrize("lie", ["many", -1, 1.5, True, None])
+def test_a_plain_broker_takes_no_count_that_is_none(bare, lie):
+    bare._publisher._producer.publish(
+        "[[],{},{}]",
+        routing_key="default",
+        headers={"task": "t", "id": "j", "retries": lie},
+        content_type="application/json",
+        content_encoding="utf-8",
+        **{MAX_ATTEMPTS_PROPERTY: lie},
+    )
+    taken = take(bare)
+    assert (taken.attempts, taken.max_attempts) == (0, None)
 
 
 def test_connection_errors_can_be_caught(backend):

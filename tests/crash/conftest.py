@@ -204,6 +204,8 @@ def arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
     made = Arena(tmp_path)
     made.store.close()
     yield made
+    if hasattr(made, "_app"):
+        made._app.close()
     for process in made.processes:
         if process.poll() is None:
             for pid in (process.pid, *made.children(process)):

@@ -422,10 +422,12 @@ def test_a_closed_application_opens_again_when_it_is_used(app, task):
 
 def test_parent_and_forked_child_publish_side_by_side(app, task):
     task.delay(0)
+    of_the_parent = app.backend
     pid = os.fork()
     if not pid:
         code = 1
         try:
+            assert app.backend is not of_the_parent
             for number in range(1, 6):
                 task.delay(number)
             app.close()
@@ -435,6 +437,7 @@ def test_parent_and_forked_child_publish_side_by_side(app, task):
     for number in range(6, 11):
         task.delay(number)
     assert os.waitpid(pid, 0)[1] == 0
+    assert app.backend is of_the_parent
     assert len(rows(app)) == 11
 
 
@@ -549,6 +552,8 @@ def test_checks_are_kept_by_title(app):
         yield "a problem"
 
     assert app.checks == {"files": files}
+    with pytest.raises(TaskDefinitionError, match="two checks are called 'files'"):
+        app.check("files")(files)
 
 
 # --- the package ----------------------------------------------------------------------------------

@@ -79,10 +79,11 @@ def test_a_queue_is_declared_once_and_not_with_every_publish(opened):
     backend = opened()
     calls = [Publication(build("t", [], {}, job_id=f"j{n}"), "mail") for n in range(3)]
     backend.publish(calls[:1])
-    before = backend.store.database.write_transactions
+    database = backend.store.database
+    writes, reads = database.write_transactions, database.read_transactions
     backend.publish(calls[1:2])
     backend.publish(calls[2:])
-    assert backend.store.database.write_transactions - before == 2
+    assert (database.write_transactions - writes, database.read_transactions - reads) == (2, 0)
     (queue,) = backend.queues()
     assert (queue.name, queue.pending) == ("mail", 3)
 

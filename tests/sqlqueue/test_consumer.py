@@ -52,7 +52,7 @@ class Place:
             with contextlib.closing(backend):
                 consumer.run()
 
-        thread = threading.Thread(target=work)
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         self.running.append((consumer, thread))
         return consumer, thread
@@ -66,13 +66,24 @@ class Place:
 
 
 @pytest.fixture
-def place(app):
-    made = Place(app)
-    yield made
-    for consumer, thread in made.running:
+def places():
+    """Make places; their consumers are stopped in the end."""
+    made = []
+
+    def make(app):
+        made.append(Place(app))
+        return made[-1]
+
+    yield make
+    for consumer, thread in [pair for place in made for pair in place.running]:
         consumer.stop()
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def place(app, places):
+    return places(app)
 
 
 # --- what commits when ----------------------------------------------------------------------------
@@ -172,9 +183,9 @@ def test_a_refused_settlement_is_logged_and_changes_nothing(app, place, events):
     assert (result.state, result.error) == ("permanently_failed", "FailedByOperator: enough")
 
 
-def test_a_busy_store_is_waited_out_and_the_settlement_kept(make_app, events, here):
+def test_a_busy_store_is_waited_out_and_the_settlement_kept(make_app, places, events, here):
     app = make_app(transport_options={"busy_timeout": 0.1})
-    place = Place(app)
+    place = places(app)
     blocker = """
         import sqlite3, sys
         connection = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -207,7 +218,6 @@ def test_a_busy_store_is_waited_out_and_the_settlement_kept(make_app, events, he
     assert [one.get(timeout=0) for one in results] == [1, 2]
     assert [one.attempts for one in results] == [1, 1]
     assert events("lease_lost") == []
-    app.close()
 
 
 def test_a_fault_while_idle_is_waited_out(app, place, events, monkeypatch):
@@ -480,19 +490,18 @@ def test_a_burst_waits_for_what_another_process_holds(app, place, here):
     assert result.get(timeout=0) == 7
 
 
-def test_a_burst_cares_for_its_own_queues_only(make_app):
-    app = make_app(worker_queues=["mine"])
-    Place(app).backend.publish([])
-    app.send_task("t", queue="others")
-    Place(app).run(burst=True)
-    assert Place(app).states == ["pending"]
+def test_a_burst_cares_for_its_own_queues_only(make_app, places):
+    place = places(make_app(worker_queues=["mine"]))
+    place.app.send_task("t", queue="others")
+    place.run(burst=True)
+    assert place.states == ["pending"]
 
 
-def test_a_job_with_a_countdown_beyond_the_lease_runs_once(make_app):
+def test_a_job_with_a_countdown_beyond_the_lease_runs_once(make_app, places):
     app = make_app(visibility_timeout=0.05)
     starts = []
     app.task(name="t")(lambda: starts.append(1)).apply_async(countdown=0.3)
-    place = Place(app)
+    place = places(app)
     place.run(burst=True)
     assert (starts, place.states) == ([1], ["done"])
 

@@ -376,7 +376,7 @@ def test_a_result_is_written_as_compact_json():
         (b"[[],{},{}]" + b" " * 1_048_567, "its body is 1,048,577 bytes; the limit is 1,048,576"),
         (b"[[],{},{}]" + b" " * 1_048_566, None),
         (bytearray(b"[[],{},{}]"), None),
-        (memoryview(b"[[],{},{}]"), None),
+        pytest.param(memoryview(b"[[],{},{}]"), None, id="a memoryview"),
     ],
     ids=lambda value: repr(value)[:40],
 )

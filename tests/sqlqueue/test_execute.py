@@ -320,8 +320,7 @@ def test_attempts_of_the_message_beat_those_of_the_task(app):
 
 
 def test_attempts_that_were_used_up_elsewhere_are_not_exceeded(app):
-    # A message of somebody who did not know the task's number: the broker allows its own default
-    # to lost attempts, and so it can come once too often.
+    # The message names no number, and another worker's application allows more than ours.
     app.task(name="t", max_attempts=2)(lambda: pytest.fail("it must not run"))
     outcome = prepare(app, taken(attempts=2), worker="w")
     assert (outcome.event, outcome.fault.type) == (Event.EXHAUST, "AttemptsExhausted")

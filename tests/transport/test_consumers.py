@@ -664,6 +664,24 @@ def test_without_its_presence_file_a_process_is_unknown_until_its_lease_is_over(
     one.close()
 
 
+def test_a_sweep_ends_who_died_in_a_slot_not_who_has_that_slot_in_a_lost_file(path, clock):
+    one = Store(path, clock=clock)
+    (message_id,) = publish(one)
+    unknown = one.consumers.register(name="unknown", kind="child")
+    claim(one)
+    (path.with_name("q.db-run") / "presence").unlink()
+    another = Store(path, clock=clock)
+    another.consumers.register(name="dead", kind="child")
+    assert one.consumers._slot == another.consumers._slot == 0
+    vanish(another)
+    third = Store(path, clock=clock)
+    assert third.consumers.sweep() == third.consumers.sweep_all() == []
+    assert [worker.id for worker, _ in third.consumers.alive()] == [unknown]
+    assert look(third, message_id)[0] == "processing"
+    for store in (third, another, one):
+        store.close()
+
+
 def test_after_a_reboot_everybody_from_before_is_dead(path, clock):
     one = Store(path, clock=clock)
     noted, unnoted = publish(one, 2)
@@ -717,6 +735,15 @@ def test_processes_of_another_kernel_or_time_namespace_are_refused(store, path):
     kill(process)
     Store(path).close()
     store.consumers.register(name="w", kind="child")
+
+
+def test_of_two_kernels_that_look_at_the_same_moment_one_is_refused(store, path, monkeypatch):
+    """Both find nobody; then they register, one after the other."""
+    process = start(path, boot="another boot")
+    monkeypatch.setattr(store.consumers, "attach", lambda: None)
+    with pytest.raises(CannotOpen, match="of another kernel"):
+        store.consumers.register(name="w", kind="child")
+    assert [worker.pid for worker, _ in store.consumers.alive()] == [process.pid]
 
 
 def test_somebody_who_sweeps_the_dead_of_an_earlier_boot_is_not_taken_for_them(path, clock):

@@ -117,7 +117,7 @@ class StoreModel(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         delay_s=st.sampled_from([None, -1, 0, 3, 12]),
         expires_s=st.sampled_from([None, None, 0, 4]),
-        max_attempts=st.sampled_from([None, 1, 2]),
+        max_attempts=st.sampled_from([None, 0, 1, 2]),
         key=st.sampled_from([None, None, "k1", "k2"]),
         count=st.integers(1, 3),
     )
@@ -384,7 +384,8 @@ class StoreModel(RuleBasedStateMachine):
             return
         message.attempts += 1
         message.records += 1
-        if message.attempts >= (message.max_attempts or DEFAULT_MAX_ATTEMPTS):
+        allowed = DEFAULT_MAX_ATTEMPTS if message.max_attempts is None else message.max_attempts
+        if 0 < allowed <= message.attempts:  # 0: no limit
             message.state = State.PERMANENTLY_FAILED
             return
         message.state = State.FAILED

@@ -212,6 +212,14 @@ def test_what_a_policy_left_out_stays_out(clock, schedule):
     assert schedule.enqueued == [NOON, NOON + 60_000]
 
 
+def test_a_beat_that_starts_anew_does_not_produce_again_what_the_file_has(clock, schedule):
+    schedule.producer(every="5s", catch_up="all")
+    for _ in range(3):
+        schedule.beat().turn()
+        clock.advance(5)
+    assert [due for _, due in schedule.produced] == [NOON, NOON + 5000, NOON + 10_000]
+
+
 def test_an_entry_that_is_new_has_missed_nothing(clock, app, schedule):
     schedule.producer(every="5s", catch_up="all")
     schedule.beat().turn()
