@@ -94,6 +94,7 @@ class Consumers:
         self._database = database
         self._clock = clock
         self._presence: PresenceFile | None = None
+        self._last_woken = -1
         self._slot: int | None = None
         self._bell: wakeup.Bell | None = None
         self._worker_id = 0
@@ -152,7 +153,15 @@ class Consumers:
         except OSError as error:
             raise _translated(error, path) from error
         self._refuse_other_clocks(self._database.read(_registered), found)
+        before = self._presence
+        if found is before:
+            return
+        if not found.join():
+            self.attach()  # somebody else's last use of it ended between our look and now
+            return
         self._presence = found
+        if before is not None:
+            before.part()
 
     def _refuse_other_clocks(self, workers: Sequence[Worker], presence: PresenceFile) -> None:
         boot = self._clock.boot()
@@ -249,6 +258,13 @@ class Consumers:
         )
         presence.own(slot)
         return worker_id
+
+    def detach(self) -> None:
+        """Let the presence file go; the next use attaches again."""
+        with self._mutex:
+            presence, self._presence = self._presence, None
+        if presence is not None:
+            presence.part()
 
     def leave(self) -> list[Lost]:
         """Release what this process holds, uncounted, and give its slot back; harmless twice."""
@@ -361,9 +377,13 @@ class Consumers:
         """
         with contextlib.suppress(OSError, TransportError):
             presence = self.presence
-            for slot, consumes_it in presence.sleepers(queue, due_ms):
+            asleep = list(presence.sleepers(queue, due_ms))
+            # In turns: always the first would leave the others idle, and cold, for ever.
+            asleep.sort(key=lambda sleeper: sleeper[0] <= self._last_woken)
+            for slot, consumes_it in asleep:
                 # Lowered by us, so that the next message wakes the next sleeper.
                 if presence.lower_flag(slot) and self._ring(slot) and consumes_it:
+                    self._last_woken = slot
                     return
 
     def _ring(self, slot: int) -> bool:

@@ -788,7 +788,7 @@ def _translated(error: sqlite3.Error, path: Path) -> TransportError:
         return Busy(f"{path}: {text}")
     if "not a database" in text:
         return ForeignDatabase(_not_sqlite_text(path))
-    if "malformed" in text:
+    if "malformed" in text or "Could not decode" in text:
         return DiskFault(
             f"{path} is damaged ({text}); stop everything and restore a backup, or try "
             "'.recover' of the sqlite3 shell on a copy",

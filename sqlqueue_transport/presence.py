@@ -3,7 +3,7 @@
 Each consumer holds a kernel lock that dies with it: a POSIX record lock on its own bytes of one
 file beside the database. (A `flock` would survive in a forked grandchild.) POSIX locks vanish
 when *any* descriptor of the file is closed in the process, so each process opens the file once
-and never closes it. In the same bytes, mapped into memory, it notes without SQL what it runs.
+and keeps it open while it holds one. In the same bytes, mapped into memory, it notes without SQL what it runs.
 
 A free lock is not yet a dead process, so the order is: take the lock, register a never reused
 worker id in a transaction, then claim; leases name that id. Who takes over a slot first sweeps
@@ -133,6 +133,8 @@ class PresenceFile:
         # The slots this process has locked: True once it owns one, False while it changes it.
         self._held: dict[int, bool] = {}
         self.identity = self._memory[16:32].hex()
+        self._users = 0
+        self._closed = False
         forking.guard(self)
 
     @classmethod
@@ -191,6 +193,31 @@ class PresenceFile:
             message = f"{path} vanished while it was made"
             raise FileReplaced(message)
         return made
+
+    def join(self) -> bool:
+        """Become one more user of the file; False when its last one closed it just now."""
+        with _opening:
+            if not self._closed:
+                self._users += 1
+            return not self._closed
+
+    def part(self) -> None:
+        """Be a user no longer; the last one closes the file, unless a slot of it is still held.
+
+        Closing a descriptor drops every lock this process has on the file, so as long as there is
+        one the file stays open.
+        """
+        with _opening, self._mutex:
+            self._users -= 1
+            mine = [key for key, known in _open_files.items() if known is self]
+            if self._users > 0 or self._held or not mine:
+                return
+            for key in mine:
+                del _open_files[key]
+            self._closed = True
+            self._memory.close()
+            os.close(self._descriptor)
+        forking.forget(self)
 
     # -- slots ------------------------------------------------------------------------------------
 

@@ -298,6 +298,7 @@ class Store:
         try:
             self.consumers.leave()
         finally:
+            self.consumers.detach()
             self.database.close()
 
 

@@ -123,8 +123,10 @@ def read_line(process: subprocess.Popen[str], *, deadline_s: float = 30) -> str:
 
     assert process.stdout is not None
     # One line at a time is printed before anybody waits for the next, so nothing hides in the
-    # text buffer that `select` cannot see.
-    ready, _, _ = select.select([process.stdout], [], [], deadline_s)
+    # text buffer that `poll` cannot see.
+    poll = select.poll()  # select() knows no descriptor above 1023
+    poll.register(process.stdout, select.POLLIN)
+    ready = poll.poll(deadline_s * 1000)
     line = process.stdout.readline() if ready else ""
     if not line:
         kill(process)

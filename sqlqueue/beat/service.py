@@ -242,6 +242,8 @@ class _Stopping:
     def __init__(self, reading: int) -> None:
         self.is_set = False
         self._reading = reading
+        self._poll = select.poll()  # select() knows no descriptor above 1023
+        self._poll.register(reading, select.POLLIN)
 
     def on_signal(self, *_: object) -> None:
         self.is_set = True
@@ -251,7 +253,7 @@ class _Stopping:
     def sleep(self, seconds: float) -> None:
         # The signal may come between any look at the flag and the sleep: then a byte lies here.
         if not self.is_set:
-            select.select([self._reading], [], [], seconds)
+            self._poll.poll(seconds * 1000)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._reading, 4096)
 

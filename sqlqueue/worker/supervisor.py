@@ -166,6 +166,8 @@ class Supervisor:
         self._lifeline_reading, self._lifeline_writing = os.pipe()
         for descriptor in (self._wake_reading, self._wake_writing):
             os.set_blocking(descriptor, False)
+        self._wake_poll = select.poll()  # select() knows no descriptor above 1023
+        self._wake_poll.register(self._wake_reading, select.POLLIN)
         # A child must not be waited for longer than we look after the others.
         options_of_ours = {**facts.settings.transport_options, "busy_timeout": _LOCK_LIMIT_S / 2}
         backend = open_backend(
@@ -262,7 +264,7 @@ class Supervisor:
             for note in notes.values():
                 if note.deadline_ms:
                     timeout_s = min(timeout_s, (note.deadline_ms - now_ms) / 1000)
-        select.select([self._wake_reading], [], [], max(timeout_s, 0.0))
+        self._wake_poll.poll(max(timeout_s, 0.0) * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reading, 4096)
 

@@ -67,5 +67,7 @@ def frozen() -> Iterator[Any]:
     A clock that stands still would stop `drain_events(timeout=…)` for ever, in every transport of
     Kombu: freezegun freezes time.monotonic, too. So it starts at a fixed moment and then ticks.
     """
-    with freezegun.freeze_time("2026-11-22T05:00:00Z", tick=True) as clock:
+    with freezegun.freeze_time(
+        "2026-11-22T05:00:00Z", tick=True, ignore=["_pytest.timing"]
+    ) as clock:
         yield clock

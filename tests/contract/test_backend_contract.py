@@ -60,8 +60,8 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def consuming(url: str) -> Iterator[Any]:
-    opened = open_backend(resolve({"broker_url": url}).settings)
+def consuming(url: str, **settings: Any) -> Iterator[Any]:
+    opened = open_backend(resolve({"broker_url": url, **settings}).settings)
     opened.register(name="w", kind="worker", queues=QUEUES, slots=1)
     try:
         yield opened
@@ -348,6 +348,28 @@ def test_a_late_settlement_is_refused_and_changes_nothing(stored):
     assert stored.claim(QUEUES, 1, [(taken, Outcome.done("1"))]) == ([], [taken])
     assert stored.job(taken.message_id).row.state.value == "permanently_failed"
     assert stored.extend(taken, 60) is False
+
+
+@pytest.mark.parametrize("is_extended", [False, True])
+def test_a_lease_lasts_the_visibility_timeout_to_the_millisecond(is_extended):
+    with (
+        freeze_time("2026-11-22T12:00:00Z") as frozen,
+        consuming("sqlqueue:///queue.db", visibility_timeout=0.5) as backend,
+    ):
+        sweep = backend.store.consumers.sweep
+        backend.publish([call(1), call(2)])
+        late, last = take(backend), take(backend)
+        if is_extended:
+            frozen.tick(timedelta(milliseconds=300))
+            assert backend.extend(late, 0.5) is backend.extend(last, 0.5) is True
+        frozen.tick(timedelta(milliseconds=499))
+        assert sweep() == []
+        assert backend.settle([(last, Outcome.done())]) == []
+        frozen.tick(A_MOMENT)
+        assert backend.settle([(late, Outcome.done())]) == [late]
+        assert backend.extend(late, 0.5) is False
+        assert [one.message_id for one in sweep()] == [late.message_id]
+        assert (take(backend).delivery, late.delivery) == (2, 1)
 
 
 def test_a_claim_of_a_process_taken_for_dead_settles_nothing(stored):

@@ -796,7 +796,7 @@ def interrupt(path, *, seconds):
 
 
 def test_an_exception_from_a_signal_handler_leaks_neither_lock_nor_transaction(path):
-    assert interrupt(path, seconds=4.0) > 1000
+    assert interrupt(path, seconds=2.5) > 500
 
 
 @pytest.mark.slow

@@ -448,21 +448,27 @@ def test_an_idle_drain_looks_at_the_file_once_a_second_and_writes_nothing(
     assert database.read_transactions - reads <= 4 * 4
 
 
+def _keepers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "sqlqueue-keeper"}
+
+
 def test_closing_a_connection_ends_its_keeper(path: Path) -> None:
+    before = _keepers()
     connection = connect(path, visibility_timeout=5)
     publish(connection, "q")
+    assert _keepers() == before
     get(connection, "q")
-    names = {thread.name for thread in threading.enumerate()}
-    assert "sqlqueue-keeper" in names
+    assert len(_keepers()) == len(before) + 1
     connection.release()
-    assert "sqlqueue-keeper" not in {thread.name for thread in threading.enumerate()}
+    assert _keepers() == before
 
 
 def test_no_keeper_runs_where_none_is_wanted(path: Path) -> None:
+    before = _keepers()
     with connect(path, keep_leases=False) as connection:
         publish(connection, "q")
         get(connection, "q")
-        assert "sqlqueue-keeper" not in {thread.name for thread in threading.enumerate()}
+        assert _keepers() == before
 
 
 def test_a_store_is_shared_with_who_opened_it_without_kombu(path: Path) -> None:
