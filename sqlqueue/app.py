@@ -10,7 +10,7 @@ import inspect
 import os
 import threading
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,7 +28,7 @@ from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
 from sqlqueue.calls import publication_of, signature_of, valid_priority, valid_queue
-from sqlqueue.config import Resolved, Settings, resolve
+from sqlqueue.config import Resolved, Settings, anchored, resolve
 from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
 from sqlqueue.results import AsyncResult
 from sqlqueue.task import Signature, Task, TaskOptions
@@ -82,6 +82,7 @@ class SqlQueue:
         self.checks: dict[str, Check] = {}
         self._code = settings
         self._resolved: Resolved | None = None
+        self._broker_url = ""
         self._entries: dict[str, Callable[[str], Entry[Signature]]] = {}
         self._local = threading.local()
         _apps.add(self)
@@ -93,6 +94,8 @@ class SqlQueue:
         """Return the settings with the origin of each. Raises ConfigError."""
         if self._resolved is None:
             self._resolved = resolve(self._code)
+            # Fixed now: a task that changes the directory must not find another queue there.
+            self._broker_url = anchored(self._resolved.settings.broker_url)
         return self._resolved
 
     @property
@@ -108,7 +111,8 @@ class SqlQueue:
         """
         backend: Backend | None = getattr(self._local, "backend", None)
         if backend is None:
-            backend = self._local.backend = open_backend(self.conf)
+            settings = replace(self.conf, broker_url=self._broker_url)
+            backend = self._local.backend = open_backend(settings)
         return backend
 
     def close(self) -> None:

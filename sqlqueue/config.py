@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Resolved",
     "Settings",
+    "anchored",
     "database_url",
     "duration_s",
     "resolve",
@@ -202,6 +203,20 @@ _DURATION: Final = re.compile(
 # Ten times a long life. Above it somebody has mixed up units, and sums of milliseconds would
 # sooner or later leave the 64 bits a column has.
 _LONGEST_S: Final = 1000 * 366 * _DAY_S
+
+
+def anchored(url: str) -> str:
+    """Return a broker URL whose relative path is made absolute, from the directory of this moment.
+
+    Of several URLs, parted by semicolons, each. Other brokers' URLs stay as they are.
+    """
+    relative, absolute = "sqlqueue:///", "sqlqueue:////"
+    return ";".join(
+        f"{relative}{quote(os.fsencode(Path.cwd()))}/{one.removeprefix(relative)}"
+        if one.startswith(relative) and not one.startswith(absolute)
+        else one
+        for one in url.split(";")
+    )
 
 
 def duration_s(value: object, *, name: str) -> float:

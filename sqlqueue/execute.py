@@ -8,6 +8,7 @@ Reject) goes to the dead letters at once, with a reason.
 
 from __future__ import annotations
 
+import os
 import random
 import traceback
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue import envelope
 from sqlqueue.errors import Reject, Retry, UndecodableMessage, UnknownTask
+from sqlqueue.forks import end_stray_copy
 from sqlqueue.task import Request, running_as
 from sqlqueue_transport.messages import Fault, Outcome
 
@@ -99,12 +101,18 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
 
 
 def run(prepared: Prepared) -> Outcome:
-    """Call the task and turn what happened into an Outcome; never raises."""
+    """Call the task and turn what happened into an Outcome; never raises.
+
+    A copy of this process that the task forked, and that comes back here, is ended.
+    """
+    pid = os.getpid()
     try:
         with running_as(prepared.request):
             value = prepared.task(*prepared.args, **prepared.kwargs)
+        end_stray_copy(pid, None)
         return Outcome.done(envelope.dump_result(value))
     except BaseException as error:  # noqa: BLE001 - user code: the one place that catches everything
+        end_stray_copy(pid, error)
         return _failed(prepared, error)
 
 

@@ -722,4 +722,4 @@ def _loss_wait_s(earlier_losses: int) -> float:
     """Return how long a lost job waits: not at all the first time, then doubling."""
     if not earlier_losses:
         return 0.0
-    return min(_LOSS_BACKOFF_S * 2.0 ** (earlier_losses - 1), _LOSS_BACKOFF_MAX_S)
+    return min(_LOSS_BACKOFF_S * 2.0 ** min(earlier_losses - 1, 30), _LOSS_BACKOFF_MAX_S)

@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import sqlite3
 import sys
@@ -80,6 +81,7 @@ _MISTAKES = (
     sqlite3.DataError,
     sqlite3.NotSupportedError,
 )
+_TEXT = functools.partial(str, encoding="utf-8", errors="surrogateescape")
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
@@ -459,6 +461,9 @@ class Database:
             timeout=min(FOREIGN_SLICE_S, self._busy_timeout_s),
             cached_statements=256,
         )
+        # One text cell that is not UTF-8 must not make its whole table unreadable: it is read
+        # with surrogates, and whoever looks at the value refuses that one message.
+        connection.text_factory = _TEXT
         try:
             for pragma in (
                 "PRAGMA trusted_schema = OFF",  # a foreign trigger must not run code

@@ -341,6 +341,11 @@ class PresenceFile:
         at = _note_at(slot, place)
         self._memory[at : at + _NOTE.size] = bytes(_NOTE.size)
 
+    def clear_notes(self, slot: int) -> None:
+        """Forget every start noted in a slot; its owner must be stopped."""
+        for place in range(NOTES):
+            self.clear_note(slot, place)
+
     def notes(self, slot: int) -> dict[int, Note]:
         """Return the starts noted in a slot, by message id."""
         found: dict[int, Note] = {}

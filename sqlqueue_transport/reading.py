@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from sqlqueue_transport.consumers import Consumers
     from sqlqueue_transport.database import Database
 
-_COUNTS = "SELECT state, count(*) FROM message WHERE task IS NOT NULL GROUP BY state"
+# Jobs, and what a worker put to the dead letters because it was none: nothing vanishes unseen.
+_COUNTS = """
+SELECT state, count(*) FROM message
+WHERE task IS NOT NULL OR state = 'permanently_failed'
+GROUP BY state
+"""
 _STALLED = """
 SELECT count(*) FROM message
 WHERE state = 'processing' AND lease_until_ms <= :lease_now_ms AND task IS NOT NULL
@@ -365,7 +370,7 @@ class Reading:
 
 def _where(chosen: JobFilter, lease_now_ms: int) -> tuple[str, dict[str, object]]:
     """Put constant clauses together; every value is bound."""
-    clauses = ["m.task IS NOT NULL"]
+    clauses = ["(m.task IS NOT NULL OR m.state = 'permanently_failed')"]
     values: dict[str, object] = {}
     if chosen.states:
         names = _bind_each(values, "state", [state.value for state in chosen.states])

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue.beat.schedule import Cron, Tick, due_ticks
 from sqlqueue.errors import ConfigError, SqlQueueError
 from sqlqueue.execute import fault_of
+from sqlqueue.forks import give_forks_default_signals
 from sqlqueue.log import get_logger
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.errors import FileReplaced, InvalidMessage, SchemaChanged
@@ -265,6 +266,7 @@ def _stopping_by_signal() -> Iterator[_Stopping]:
         os.set_blocking(descriptor, False)
     stopping = _Stopping(reading)
     waking = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    give_forks_default_signals()
     before = {number: signal.signal(number, stopping.on_signal) for number in _SIGNALS}
     try:
         yield stopping

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     `arguments` None means those of the process.
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # Nobody's job should be impossible to look at because a terminal speaks Latin-1.
@@ -69,6 +70,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:  # noqa: BLE001 - the one place where errors become exit codes
         return _told(error, invocation)
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started with closed streams (`>&-`) something to write to.
+
+    Otherwise the next file it opens, such as the writer lock, would take their number, and every
+    print would go into that.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _told(error: BaseException, invocation: Invocation) -> int:

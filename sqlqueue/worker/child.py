@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlqueue.backend import open_backend
 from sqlqueue.errors import SqlQueueError
+from sqlqueue.forks import give_forks_default_signals
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.worker.consumer import Consumer
@@ -26,12 +27,13 @@ from sqlqueue_transport.errors import FileReplaced, SchemaChanged, TransportErro
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FILE_GONE", "FINISHED", "START_FAILED", "ChildOrder", "forked"]
+__all__ = ["FILE_GONE", "FINISHED", "START_FAILED", "ChildOrder", "die_with", "forked"]
 
 log = get_logger(__name__)
 
 # Exit codes by which the supervisor knows why a child ended by itself.
-FINISHED: Final = 0  # told to stop, or the burst or the job limit is over
+# Not 0: that is how a task's own `os._exit(0)` looks.
+FINISHED: Final = 77  # told to stop, or the burst or the job limit is over
 START_FAILED: Final = 78  # EX_CONFIG of sysexits.h
 FILE_GONE: Final = 79
 
@@ -59,10 +61,10 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     lost between the fork and our own handlers.
     """
     os.setsid()
-    _die_with(order.parent_pid, order.lifeline)
+    die_with(order.parent_pid, order.lifeline)
     told = _Told()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told.stop)
+    told.listen()
+    give_forks_default_signals()
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     unblock()
@@ -93,6 +95,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             register=register,
             burst=order.burst,
             max_jobs=order.max_jobs,
+            after_job=told.listen,
         )
         told.consumer = consumer
         if told.is_stopped:
@@ -117,19 +120,29 @@ class _Told:
         self.is_stopped = False
         self.consumer: Consumer | None = None
 
+    def listen(self) -> None:
+        """Take the signals; again after every job, because a task may have taken them away."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.stop)
+
     def stop(self, *_: object) -> None:
         self.is_stopped = True
         if self.consumer is not None:
             self.consumer.stop()
 
 
-def _die_with(parent_pid: int, lifeline: int) -> None:
-    """End this process when the supervisor ends, however it ends."""
+def die_with(parent_pid: int, lifeline: int | None = None) -> None:
+    """End this process when the supervisor ends, however it ends.
+
+    `lifeline` is a pipe's reading end, for systems on which the kernel does not do it.
+    """
     if sys.platform == "linux":
         # The kernel does it (prctl(2)); the check after it covers a parent already gone.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent_pid:
             os._exit(1)
+        return
+    if lifeline is None:  # pragma: no cover - not on Linux
         return
     # Elsewhere the parent's end of a pipe closes with it.
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # pragma: no cover

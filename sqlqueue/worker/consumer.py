@@ -51,8 +51,13 @@ class Consumer:
         register: Callable[[], object],
         burst: bool = False,
         max_jobs: int | None = None,
+        after_job: Callable[[], object] = lambda: None,
     ) -> None:
-        """Prepare; `run` does the work. `max_jobs` None means no limit."""
+        """Prepare; `run` does the work. `max_jobs` None means no limit.
+
+        `after_job` is called after each job, before the next is claimed.
+        """
+        self._after_job = after_job
         self._app = app
         self._backend = backend
         self._queues = tuple(queues)
@@ -77,6 +82,7 @@ class Consumer:
             settlements = []
             if taken is not None:
                 settlements = [(taken, self._work(taken))]
+                self._after_job()
             elif self._must_stop or (self._burst and self._nothing_is_left()):
                 return
             else:

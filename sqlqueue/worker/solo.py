@@ -12,6 +12,7 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.backend import open_backend
+from sqlqueue.forks import give_forks_default_signals
 from sqlqueue.log import get_logger
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
@@ -94,6 +95,7 @@ def _stopping_by_signal(consumer: Consumer) -> Iterator[None]:
         for number in _SIGNALS:
             signal.signal(number, lambda *_: os._exit(_EXIT_STOPPED))
 
+    give_forks_default_signals()
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
         yield

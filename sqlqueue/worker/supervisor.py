@@ -102,15 +102,17 @@ def ask_app(path: str) -> AppFacts:
     Raises AppImportError or ConfigError with the text of the import's own error.
     """
     reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
+    parent_pid = os.getpid()
     pid = os.fork()
     if not pid:
         os.close(reading)
+        child_process.die_with(parent_pid)
         _answer(path, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read()
+        # A line, not to the end: a process that the import has started may hold the pipe for ever.
+        answer = pipe.readline()
     os.waitpid(pid, 0)
     if not answer:
         raise AppImportError(f"cannot import app {path!r}: the import ended its process")
@@ -142,7 +144,7 @@ def _answer(path: str, writing: int) -> NoReturn:
         text = str(error) or type(error).__name__
         answer = json.dumps({"error": text, "kind": type(error).__name__})
     with os.fdopen(writing, "wb") as pipe:
-        pipe.write(answer.encode())
+        pipe.write(answer.encode() + b"\n")
     os._exit(0)
 
 
@@ -244,8 +246,7 @@ class Supervisor:
             self._fill_places()
         except Busy as busy:
             log.warning("store_busy", error=str(busy))
-            if busy.holder in self._children:
-                self._kill(self._children[busy.holder], "it sat on the writer lock")
+            self._watch_lock()  # whoever holds it at this instant may have it only now
         except (FileReplaced, SchemaChanged):
             raise
         except Unavailable as error:
@@ -302,16 +303,23 @@ class Supervisor:
             max_jobs=self._places[index].left,
             lifeline=self._lifeline_reading,
         )
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         # Blocked, so that a signal between the fork and the child's own handlers is not lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
-        if not pid:
-            _become_child(order, (self._wake_reading, self._wake_writing, self._lifeline_writing))
-        # Known before signals come in again: the handler tells every child it knows.
-        self._children[pid] = Child(index, pid, time.monotonic(), self._places[index].left)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        try:
+            pid = os.fork()
+            if not pid:
+                _become_child(
+                    order, (self._wake_reading, self._wake_writing, self._lifeline_writing)
+                )
+            # Known before signals come in again: the handler tells every child it knows.
+            self._children[pid] = Child(index, pid, time.monotonic(), self._places[index].left)
+        except OSError as error:  # no memory, no process to be had: the others go on
+            self._places[index].not_before_s = time.monotonic() + _LONGEST_BACKOFF_S
+            log.error("child_start_failed", worker=order.name, error=str(error))
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         log.info("child_started", worker=order.name, pid=pid)
 
     def _reap(self) -> None:
@@ -351,7 +359,8 @@ class Supervisor:
             place.failures = 1 if is_young else 0
         wait_s = 0.0
         if code == child_process.START_FAILED or place.failures > 3:
-            wait_s = min(_FIRST_BACKOFF_S * 2 ** (place.failures - 1), _LONGEST_BACKOFF_S)
+            doubled_s = _FIRST_BACKOFF_S * 2 ** min(place.failures - 1, 16)
+            wait_s = min(doubled_s, _LONGEST_BACKOFF_S)
         place.not_before_s = time.monotonic() + wait_s
         if place.left == 0:
             place.is_over = True
@@ -375,7 +384,7 @@ class Supervisor:
                 continue
             if now_ms - entry.heartbeat_ms >= self._lease_s * 1000:
                 self._kill(child, f"no heartbeat for {self._lease_s:g} s")
-                self._end(entry, self._children.get(entry.pid), {})
+                self._end(entry, child, {})
             elif any(_is_over(note, now_ms) for note in notes.values()):
                 self._end_overdue(entry, child)
 
@@ -404,9 +413,8 @@ class Supervisor:
             log.error("job_timed_out", message_id=note.message_id, limit_s=limit_s)
         self._end(entry, child, {note.message_id: ("timed_out", fault) for note in over})
 
-    def _end(self, entry: Entry, child: Child | None, faults: dict[int, tuple[str, Fault]]) -> None:
-        if child is not None:
-            self._places[child.index].left = self._jobs_left(child)
+    def _end(self, entry: Entry, child: Child, faults: dict[int, tuple[str, Fault]]) -> None:
+        self._places[child.index].left = self._jobs_left(child)
         self._log_lost(self._consumers.end_worker(entry.worker_id, faults=faults))
 
     def _kill(self, child: Child, why: str) -> None:
@@ -485,13 +493,20 @@ class Supervisor:
 
     def _kill_all(self, *, count: bool) -> None:
         """Kill every child; without `count` their jobs are released as if never started."""
-        slots = {e.pid: e.worker_id for e, _ in self._consumers.children_of(self._worker_id)}
+        slots = {entry.pid: entry for entry, _ in self._consumers.children_of(self._worker_id)}
         for child in list(self._children.values()):
+            entry = slots.get(child.pid)
+            if entry is not None and not count:
+                # Stopped and its notes taken back before it dies: another process may sweep it
+                # before we come to, and must not count an attempt either.
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(child.pid, signal.SIGSTOP)
+                    os.waitpid(child.pid, os.WUNTRACED)
+                self._consumers.presence.clear_notes(entry.slot)
             self._kill(child, "the worker stops")
-            worker_id = slots.get(child.pid)
-            if worker_id is not None:
+            if entry is not None:
                 with contextlib.suppress(Unavailable):
-                    self._log_lost(self._consumers.end_worker(worker_id, count=count))
+                    self._log_lost(self._consumers.end_worker(entry.worker_id, count=count))
         self._signals = max(self._signals, 1)
 
     def _stop(self) -> None:
@@ -537,10 +552,17 @@ def _become_child(order: child_process.ChildOrder, descriptors: tuple[int, ...])
     except BaseException as error:  # noqa: BLE001 - nothing of the supervisor may run in here
         log.error("child_crashed", worker=order.name, error=f"{type(error).__name__}: {error}")
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        try:
+            _flush()
+        finally:
+            os._exit(code)
+
+
+def _flush() -> None:
+    """Write out what was printed, so that no fork prints it twice; a task may have closed it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _places(concurrency: int, max_jobs: int | None) -> list[Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sqlite3
 import threading
@@ -68,10 +69,17 @@ class Child:
 
     @property
     def text(self):
-        with os.fdopen(self._reading) as pipe:
-            text = pipe.read()
+        found = b""
+        while select.select([self._reading], [], [], 30)[0]:
+            if not (part := os.read(self._reading, 65536)):
+                break
+            found += part
+        else:
+            os.kill(self.pid, signal.SIGKILL)
+            found = b"hung"
+        os.close(self._reading)
         os.waitpid(self.pid, 0)
-        return text
+        return found.decode()
 
 
 def integrity(path):
