@@ -375,7 +375,8 @@ class Consumers:
         With `due_ms` only one that would sleep longer than that. Never raises: what was stored is
         stored, and a sleeper that is not woken looks by itself within a second.
         """
-        with contextlib.suppress(OSError, TransportError):
+        # ValueError: another thread has closed the store, and with it the mapped file.
+        with contextlib.suppress(OSError, TransportError, ValueError):
             presence = self.presence
             asleep = list(presence.sleepers(queue, due_ms))
             # In turns: always the first would leave the others idle, and cold, for ever.

@@ -3,7 +3,8 @@
 Each consumer holds a kernel lock that dies with it: a POSIX record lock on its own bytes of one
 file beside the database. (A `flock` would survive in a forked grandchild.) POSIX locks vanish
 when *any* descriptor of the file is closed in the process, so each process opens the file once
-and keeps it open while it holds one. In the same bytes, mapped into memory, it notes without SQL what it runs.
+and keeps it open while it holds one. In the same bytes, mapped into memory, it notes without SQL
+what it runs.
 
 A free lock is not yet a dead process, so the order is: take the lock, register a never reused
 worker id in a transaction, then claim; leases name that id. Who takes over a slot first sweeps
@@ -238,8 +239,10 @@ class PresenceFile:
     def take(self, slot: int) -> bool:
         """Lock a slot if nobody, in no process, holds it; say whether that succeeded."""
         with self._mutex:
-            if slot in self._held:
-                return False  # a process's own lock does not exclude it
+            if self._closed or slot in self._held:
+                # A process's own lock does not exclude it; and by now the number of a closed
+                # descriptor may be another file's.
+                return False
             try:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, _entry_at(slot))
             except (BlockingIOError, PermissionError):
@@ -264,6 +267,9 @@ class PresenceFile:
         with self._mutex:
             if slot in self._held:
                 return Standing.OWNED if self._held[slot] else Standing.CHANGING
+            if self._closed:
+                message = f"{self.path} was closed by another thread of this process"
+                raise CannotOpen(message)
         if not self._is_locked(_entry_at(slot)):
             return Standing.FREE
         return Standing.CHANGING if self._is_locked(_entry_at(slot) + 1) else Standing.OWNED

@@ -105,6 +105,35 @@ def test_a_file_that_cannot_be_made_leaves_nothing_behind(path, monkeypatch):
     assert list(path.parent.iterdir()) == []
 
 
+def test_the_last_user_closes_the_file(path, file):
+    again = PresenceFile.attach(path)
+    assert file.join()
+    assert again.join()
+    file.part()
+    assert len(open_names(path)) == 2
+    again.part()
+    assert open_names(path) == []
+    # Who still has the object is told, instead of locking whatever file has that number now.
+    assert not file.join()
+    assert not file.take(0)
+    with pytest.raises(CannotOpen, match="closed by another thread"):
+        file.standing(0)
+    assert PresenceFile.attach(path) is not file
+
+
+def test_the_file_stays_open_while_a_slot_is_held(path, file):
+    """Closing any descriptor of it would drop the lock."""
+    slot = file.take_free_slot()
+    file.own(slot)
+    assert file.join()
+    file.part()
+    assert finish(run_python(LOOK, path, slot)) == "owned\n"
+    file.give_back(slot)
+    assert file.join()
+    file.part()
+    assert open_names(path) == []
+
+
 # -- slots ----------------------------------------------------------------------------------------------
 
 

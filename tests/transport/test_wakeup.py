@@ -35,6 +35,8 @@ SLEEPER = """
     print(store.consumers._slot, flush=True)
     for line in sys.stdin:
         queues = line.split()
+        # Whoever saw the work before he was rung is rung in vain the next time.
+        store.consumers.bell.silence()
         before = store.database.read_transactions, store.database.write_transactions
         woken = store.consumers.sleep(queues, 30.0, has_work=store.has_work)
         now_ns = time.monotonic_ns()
@@ -349,6 +351,20 @@ def test_a_wake_up_that_fails_is_no_failure_of_the_publish(store, path, monkeypa
     assert store.database.read(lambda c: c.execute("SELECT count(*) FROM message").fetchone()) == (
         1,
     )
+
+
+def test_a_store_closed_by_another_thread_is_no_failure_of_the_publish(store, monkeypatch):
+    """The commit came first; only the look at who sleeps comes too late."""
+    presence_file = store.consumers.presence
+    sleepers = presence_file.sleepers
+
+    def closed_just_now(queue, due_ms):
+        store.consumers.detach()
+        return sleepers(queue, due_ms)
+
+    monkeypatch.setattr(presence_file, "sleepers", closed_just_now)
+    publish(store)
+    assert store.has_work(["default"])
 
 
 def test_a_sleeping_consumer_asks_the_file_no_more_than_once_a_second(store, path):
