@@ -255,7 +255,8 @@ def test_a_log_without_its_database_is_kept(tmp_path, harm):
     code = """
         import os, sys
         from sqlqueue_transport import NewMessage, Store
-        Store(sys.argv[1]).publish([NewMessage(b"precious", "default")])
+        store = Store(sys.argv[1])
+        store.publish([NewMessage(b"precious", "default")])
         os._exit(0)
     """
     finish(run_python(code, path))
