@@ -62,7 +62,7 @@ Result = TypeVar("Result")
 
 # "SQLQ", in the file's header (sqlite.org/pragma.html#pragma_application_id)
 APPLICATION_ID = 0x53514C51
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_S = 30.0
 # A connection that is not ours may hold SQLite's write lock. We wait for it in slices and give
@@ -70,9 +70,16 @@ BUSY_TIMEOUT_S = 30.0
 FOREIGN_SLICE_S = 1.0
 LOOK_AT_PATH_EVERY_S = 1.0
 
-# Migrations by the version they lead to; version 1 is schema.sql. Each runs in one transaction
-# together with the new user_version, under the writer lock, after an online backup.
-MIGRATIONS: dict[int, str] = {}
+
+def _packaged(name: str) -> str:
+    """Return the text of an SQL file of this package."""
+    return resources.files("sqlqueue_transport").joinpath(name).read_text("utf-8")
+
+
+# Migrations by the version they lead to, each read when it is needed; a new file gets schema.sql at
+# once. Each runs in one transaction together with the new user_version, under the writer lock,
+# after an online backup.
+MIGRATIONS: dict[int, Callable[[], str]] = {2: functools.partial(_packaged, "schema-2.sql")}
 
 # SQLite's way of saying that a statement or a value of ours is wrong: never worth another try.
 _MISTAKES = (
@@ -522,10 +529,9 @@ class Database:
         if mode != "wal":
             message = f"{self.path}: SQLite cannot use a write-ahead log here (it chose {mode!r})"
             raise CannotOpen(message)
-        schema = resources.files("sqlqueue_transport").joinpath("schema.sql").read_text("utf-8")
         _run_script(
             connection,
-            f"{schema}\nPRAGMA application_id = {APPLICATION_ID};\n"
+            f"{_packaged('schema.sql')}\nPRAGMA application_id = {APPLICATION_ID};\n"
             f"PRAGMA user_version = {SCHEMA_VERSION};",
         )
 
@@ -734,7 +740,7 @@ def migrate(connection: sqlite3.Connection, path: Path, *, from_version: int) ->
     finally:
         copy.close()
     for version in versions:
-        _run_script(connection, f"{MIGRATIONS[version]}\nPRAGMA user_version = {version};")
+        _run_script(connection, f"{MIGRATIONS[version]()}\nPRAGMA user_version = {version};")
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:

@@ -22,19 +22,43 @@ CREATE TABLE worker (
   slots         INTEGER NOT NULL DEFAULT 0, -- how many jobs it runs at once (a worker: all its children)
   queues        TEXT NOT NULL DEFAULT '[]',
   started_at_ms INTEGER NOT NULL,
-  ended_at_ms   INTEGER
+  ended_at_ms   INTEGER,
+  max_deliveries INTEGER NOT NULL DEFAULT 20 -- how often it lets a message come back uncounted; 0: no limit
 ) STRICT;
 
 CREATE INDEX worker_alive ON worker (id) WHERE ended_at_ms IS NULL;
 
+-- A queue somebody declared; messages may lie in others, too. What AMQP's arguments say stands in
+-- columns, because every publish asks. A queue that went away by itself (auto-delete, exclusive,
+-- x-expires) leaves its name behind for a day: late answers to it are then dropped, not kept.
 CREATE TABLE queue (
-  name          TEXT PRIMARY KEY NOT NULL,
-  durable       INTEGER NOT NULL DEFAULT 1,
-  exclusive     INTEGER NOT NULL DEFAULT 0,
-  auto_delete   INTEGER NOT NULL DEFAULT 0,
-  arguments     TEXT NOT NULL DEFAULT '{}',
-  created_at_ms INTEGER NOT NULL
+  name            TEXT PRIMARY KEY NOT NULL,
+  durable         INTEGER NOT NULL DEFAULT 1,
+  exclusive       INTEGER NOT NULL DEFAULT 0,
+  auto_delete     INTEGER NOT NULL DEFAULT 0,
+  arguments       TEXT NOT NULL DEFAULT '{}',
+  created_at_ms   INTEGER NOT NULL,
+  message_ttl_ms  INTEGER CHECK (message_ttl_ms >= 0),  -- x-message-ttl
+  expires_ms      INTEGER CHECK (expires_ms > 0),       -- x-expires
+  max_length      INTEGER CHECK (max_length >= 0),      -- x-max-length: of what is ready
+  max_priority    INTEGER CHECK (max_priority >= 0),    -- x-max-priority
+  dead_letter_exchange    TEXT,             -- '' is the default exchange
+  dead_letter_routing_key TEXT,             -- NULL: the message's own
+  owner_id        INTEGER,                  -- exclusive: the worker whose connection declared it
+  had_consumer    INTEGER NOT NULL DEFAULT 0,
+  unused_since_ms INTEGER,                  -- NULL while it has a consumer
+  gone_at_ms      INTEGER                   -- it went away by itself; NULL: it is there
 ) STRICT, WITHOUT ROWID;
+
+-- Who consumes from which queue, a row for each consumer tag; they end with their worker's row.
+CREATE TABLE consumer (
+  worker_id INTEGER NOT NULL,
+  tag       TEXT NOT NULL,
+  queue     TEXT NOT NULL,
+  PRIMARY KEY (worker_id, tag)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX consumer_queue ON consumer (queue);
 
 CREATE TABLE exchange (
   name        TEXT PRIMARY KEY NOT NULL,
@@ -69,7 +93,7 @@ CREATE TABLE message (
   attempts         INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- counted in this run
   max_attempts     INTEGER CHECK (max_attempts >= 0),  -- NULL: the consumer's default; 0: no limit
   delivery         INTEGER NOT NULL DEFAULT 0,   -- the fencing token: raised by every claim
-  unnoted_losses   INTEGER NOT NULL DEFAULT 0,   -- deliveries lost with no record of a start
+  unnoted_losses   INTEGER NOT NULL DEFAULT 0,   -- deliveries that came back with no record of a start
   worker_id        INTEGER,           -- of the newest delivery; no foreign key: pruning workers must not scan messages
   lease_until_ms   INTEGER,           -- monotonic
   enqueued_at_ms   INTEGER NOT NULL,
@@ -100,6 +124,8 @@ CREATE INDEX message_lease ON message (lease_until_ms) WHERE state = 'processing
 CREATE INDEX message_due ON message (due_at_ms) WHERE state IN ('scheduled', 'failed');
 CREATE INDEX message_history ON message (state, finished_at_ms)
   WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired');
+CREATE INDEX message_expiry ON message (expires_at_ms)
+  WHERE state = 'pending' AND expires_at_ms IS NOT NULL;
 CREATE UNIQUE INDEX message_unique ON message (unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX message_job ON message (job_id, id) WHERE job_id IS NOT NULL;
 
@@ -126,6 +152,38 @@ CREATE TABLE attempt (
 ) STRICT;
 
 CREATE INDEX attempt_message ON attempt (message_id, id);
+
+-- Results as Celery stores them: its own keys, its own encoding. A new row with a new id for every
+-- change, so that who waits for many results reads only what is new.
+CREATE TABLE result (
+  id            INTEGER PRIMARY KEY AUTOINCREMENT,
+  key           TEXT NOT NULL UNIQUE,
+  status        TEXT NOT NULL,              -- Celery's state; a SUCCESS is never replaced by another
+  value         BLOB NOT NULL,
+  expires_at_ms INTEGER                     -- NULL: never
+) STRICT;
+
+CREATE INDEX result_expiry ON result (expires_at_ms) WHERE expires_at_ms IS NOT NULL;
+
+-- A chord: its body is published in the transaction that counts its last member.
+CREATE TABLE chord (
+  key             TEXT PRIMARY KEY NOT NULL,
+  size            INTEGER,                  -- NULL until the header has been sent whole
+  published_at_ms INTEGER,
+  expires_at_ms   INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX chord_expiry ON chord (expires_at_ms) WHERE expires_at_ms IS NOT NULL;
+
+-- One row for each member that has ended, however often it was delivered.
+CREATE TABLE chord_member (
+  id       INTEGER PRIMARY KEY,
+  chord    TEXT NOT NULL REFERENCES chord (key) ON DELETE CASCADE,
+  member   TEXT NOT NULL,
+  position REAL NOT NULL,
+  value    BLOB NOT NULL,
+  UNIQUE (chord, member)
+) STRICT;
 
 -- What operators did, and to what.
 CREATE TABLE audit (

@@ -529,7 +529,15 @@ def old_file(opened, path):
     """Give the path of a closed file of version 1 with 100 rows."""
     opened.write(lambda c: [put(value)(c) for value in range(100)])
     opened.close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
     return path
+
+
+def in_steps(texts):
+    """Return migrations as the module keeps them: a function that gives the text."""
+    return {version: lambda text=text: text for version, text in texts.items()}
 
 
 def version_and_sum(path):
@@ -543,7 +551,7 @@ def version_and_sum(path):
 
 def test_an_older_file_is_migrated_step_by_step_after_a_backup(old_file, monkeypatch):
     monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(database, "MIGRATIONS", STEPS)
+    monkeypatch.setattr(database, "MIGRATIONS", in_steps(STEPS))
     one = Database(old_file)
     assert one.read(lambda c: c.execute("SELECT sum(v), sum(w) FROM t").fetchone()) == (5050, 49500)
     one.close()
@@ -555,7 +563,7 @@ def test_an_older_file_is_migrated_step_by_step_after_a_backup(old_file, monkeyp
 
 def test_a_migration_killed_at_any_statement_opens_as_old_or_new(old_file, tmp_path, monkeypatch):
     monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(database, "MIGRATIONS", STEPS)
+    monkeypatch.setattr(database, "MIGRATIONS", in_steps(STEPS))
     seen = set()
     for statement in range(1, 100):
         directory = tmp_path / str(statement)
@@ -578,7 +586,7 @@ def test_a_migration_killed_at_any_statement_opens_as_old_or_new(old_file, tmp_p
 
 def test_a_migration_that_fails_changes_nothing(old_file, monkeypatch):
     monkeypatch.setattr(database, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(database, "MIGRATIONS", {2: "UPDATE t SET v = 0; NONSENSE;"})
+    monkeypatch.setattr(database, "MIGRATIONS", in_steps({2: "UPDATE t SET v = 0; NONSENSE;"}))
     with pytest.raises(TransportError, match="NONSENSE"):
         Database(old_file).open()
     assert version_and_sum(old_file) == (1, 4950)
@@ -586,7 +594,7 @@ def test_a_migration_that_fails_changes_nothing(old_file, monkeypatch):
 
 def test_a_version_without_a_way_to_ours_is_refused_before_anything_is_done(old_file, monkeypatch):
     monkeypatch.setattr(database, "SCHEMA_VERSION", 4)
-    monkeypatch.setattr(database, "MIGRATIONS", STEPS)
+    monkeypatch.setattr(database, "MIGRATIONS", in_steps(STEPS))
     with pytest.raises(ForeignDatabase, match="has no way to 4"):
         Database(old_file).open()
     assert version_and_sum(old_file) == (1, 4950)
@@ -598,7 +606,9 @@ def test_of_many_processes_one_migrates_and_the_others_open_the_result(old_file)
         import sys
         from pathlib import Path
         from sqlqueue_transport import database
-        database.SCHEMA_VERSION, database.MIGRATIONS = 3, {STEPS!r}
+        steps = {STEPS!r}
+        database.SCHEMA_VERSION = 3
+        database.MIGRATIONS = {{version: lambda text=text: text for version, text in steps.items()}}
         print(flush=True)
         sys.stdin.readline()
         one = database.Database(Path(sys.argv[1]))

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from sqlqueue_transport import database
 from sqlqueue_transport.lifecycle import FINISHED, State
-from sqlqueue_transport.messages import Outcome
+from sqlqueue_transport.messages import NewMessage, Outcome
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock
 from tests.transport.rows import claim_one, ended, publish, put, rows_of
@@ -268,3 +269,46 @@ def test_a_person_can_read_a_job_with_nothing_but_sqlite(store: Store, tmp_path:
     finally:
         other.close()
     assert found == [("a'; DROP TABLE message; --", "Größe", "pending")]
+
+
+# == an older file ==================================================================================
+
+
+def structure(path: Path) -> dict[str, Any]:
+    """Return what the tables, indexes and views of a file are, whatever their columns' order."""
+    connection = sqlite3.connect(path)
+    names = connection.execute("SELECT type, name FROM sqlite_schema ORDER BY name").fetchall()
+    found: dict[str, Any] = {}
+    for kind, name in names:
+        if kind == "table":
+            found[name] = {row[1:] for row in connection.execute(f"PRAGMA table_info({name})")}
+        elif kind == "index":
+            found[name] = [row[2] for row in connection.execute(f"PRAGMA index_xinfo({name})")]
+        else:
+            found[name] = kind
+    connection.close()
+    return found
+
+
+def test_a_file_of_version_1_becomes_what_a_new_one_is_and_keeps_its_jobs(
+    tmp_path: Path,
+) -> None:
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    connection = sqlite3.connect(old)
+    connection.executescript((Path(__file__).parent / "fixtures/schema-1.sql").read_text())
+    connection.executescript(
+        f"PRAGMA application_id = {database.APPLICATION_ID}; PRAGMA user_version = 1;"
+        "INSERT INTO queue (name, created_at_ms) VALUES ('default', 1);"
+        "INSERT INTO message (queue, state, task, enqueued_at_ms, body)"
+        " VALUES ('default', 'pending', 't', 1, x'5b5d');"
+    )
+    connection.close()
+    old.chmod(0o600)
+    for path in (old, new):
+        store = Store(path)
+        store.publish([NewMessage(b"[]", "default", task="t")])
+        store.close()
+    assert structure(old) == structure(new)
+    store = Store(old)
+    assert store.topology.size("default") == 2
+    store.close()
