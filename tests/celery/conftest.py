@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -278,23 +277,6 @@ class Arena:
         if self._module is not None:
             self.app.close()
             kombu.pools.reset()
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process and all below it have used, in seconds."""
-    used, waiting = 0.0, [pid]
-    while waiting:
-        process = Path(f"/proc/{waiting.pop()}")
-        for task in process.glob("task/*"):
-            # Nanoseconds; the ticks of `stat` are too coarse for what idles.
-            used += int(task.joinpath("schedstat").read_text().split()[0]) / 1e9
-            waiting += map(int, task.joinpath("children").read_text().split())
-    return used
-
-
-def latest_s(lines: list[dict[str, Any]]) -> float:
-    """Return how many seconds ago the last of some lines of a trace was written."""
-    return time.monotonic() - max(line["at"] for line in lines)
 
 
 @pytest.fixture

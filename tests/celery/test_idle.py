@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tests.celery.conftest import Arena, cpu_s
-from tests.support import wait_until
+from tests.celery.conftest import Arena
+from tests.support import cpu_s, wait_until
 
 pytestmark = pytest.mark.slow
 
