@@ -1,7 +1,8 @@
 """A place to run unmodified Celery in: its own command line, real processes, one queue file.
 
 `CELERY_TESTS_BROKER=redis://127.0.0.1:6379/0` runs the same tests against another broker, to learn
-whether a surprise is ours or Celery's; the database behind that URL is emptied before each test.
+whether a surprise is ours or Celery's, and CELERY_TESTS_BACKEND against another store of results.
+The Redis database behind such a URL is emptied before each test.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sqlqueue_transport.store import Store
 from tests.support import ROOT, wait_until
 
 OTHER_BROKER = os.environ.get("CELERY_TESTS_BROKER")
+OTHER_BACKEND = os.environ.get("CELERY_TESTS_BACKEND", OTHER_BROKER)
 APP = Path(__file__).with_name("app.py")
 START_DEADLINE_S = 60
 _numbers = itertools.count()
@@ -119,7 +121,7 @@ class Arena:
     def all_settings(self, settings: dict[str, Any] | None = None) -> dict[str, Any]:
         return {
             "broker_url": self.broker,
-            "result_backend": self.broker,
+            "result_backend": OTHER_BACKEND or self.broker,
             **self.settings,
             **(settings or {}),
         }
@@ -282,10 +284,10 @@ class Arena:
 @pytest.fixture
 def arena(tmp_path: Path) -> Iterator[Arena]:
     """Give an arena, and end every program that was started in it."""
-    if OTHER_BROKER:
+    if OTHER_BACKEND:
         import redis
 
-        redis.Redis.from_url(OTHER_BROKER).flushdb()
+        redis.Redis.from_url(OTHER_BACKEND).flushdb()
     # In a directory of its own, because a test moves it away.
     (tmp_path / "queue").mkdir(mode=0o700)
     made = Arena(tmp_path, OTHER_BROKER or f"sqlqueue:///{tmp_path}/queue/queue.db")
