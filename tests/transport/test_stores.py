@@ -10,6 +10,7 @@ import pytest
 
 from sqlqueue_transport import (
     CannotOpen,
+    DatabaseMissing,
     NewMessage,
     Outcome,
     Settlement,
@@ -92,12 +93,39 @@ def test_a_file_that_was_replaced_is_opened_anew(path):
     path.rename(path.with_name("old.db"))
     path.with_name("q.db-wal").rename(path.with_name("old.db-wal"))
     path.with_name("q.db-shm").rename(path.with_name("old.db-shm"))
+    Store(path).close()  # somebody else's
     new = open_store(path)
     assert new is not old
     assert not new.has_work(["default"])
     close_store(old)  # not the shared one any more
     assert new.publish([NewMessage(b"x", "default", task="t")])
     close_store(new)
+
+
+def test_a_file_that_vanished_while_it_was_open_is_not_made_anew_and_may_come_back(tmp_path):
+    directory, away = tmp_path / "here", tmp_path / "away"
+    directory.mkdir(0o700)
+    path = directory / "q.db"
+    old = open_store(path)
+    old.publish([NewMessage(b"x", "default", task="t")])
+    directory.rename(away)
+    directory.mkdir(0o700)
+    for _ in range(2):
+        with pytest.raises(DatabaseMissing, match="was in use by this process and is gone"):
+            open_store(path)
+    close_store(old)
+    assert list(directory.iterdir()) == []
+    directory.rmdir()
+    away.rename(directory)
+    new = open_store(path)
+    assert new.has_work(["default"])
+    close_store(new)
+
+
+def test_a_file_that_was_removed_when_nobody_used_it_is_made_anew(path):
+    close_store(open_store(path))
+    path.unlink()
+    close_store(open_store(path))
 
 
 def test_threads_that_open_at_once_get_the_same_store(path):

@@ -32,6 +32,7 @@ from sqlqueue_transport.errors import (
     Unavailable,
     WorkerSwept,
 )
+from sqlqueue_transport.store import Store
 from sqlqueue_transport.transport import path_and_query, split_url
 from tests.support import finish, run_python, wait_until
 from tests.transport.broker import connect, get, publish, store_of
@@ -329,7 +330,10 @@ def test_a_file_that_was_replaced_is_noticed_and_connecting_again_uses_the_new_o
     with pytest.raises(FileReplaced):
         store_of(connection).database.look_at_path()
     connection.release()
+    with pytest.raises(connection.connection_errors, match="gone now; put it back"):
+        connection.connect()
 
+    Store(path).close()  # somebody else's
     publish(connection, "q", "in the new file")
     assert get(connection, "q").payload == "in the new file"
     connection.release()
