@@ -226,7 +226,9 @@ def dead_letter(
         targets = routes(connection, exchange, key)
     except NoExchange:
         return False
-    headers = json.loads(headers_text)
+    headers = _headers(headers_text)
+    if headers is None:
+        return False
     deaths = _deaths(headers)
     was_rejected = why is Unwanted.REJECTED or any(
         one.get("reason") == Unwanted.REJECTED.value for one in deaths
@@ -283,6 +285,15 @@ def _move(
     landed.append((queue, None))
     if max_length is not None:
         _shorten(connection, queue, max_length, now_ms, landed)
+
+
+def _headers(text: str) -> dict[str, Any] | None:
+    """Return a message's headers; None when somebody wrote what are none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _deaths(headers: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ ALTER TABLE queue ADD COLUMN had_consumer INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE queue ADD COLUMN unused_since_ms INTEGER;
 ALTER TABLE queue ADD COLUMN gone_at_ms INTEGER;
 ALTER TABLE worker ADD COLUMN max_deliveries INTEGER NOT NULL DEFAULT 20;
+ALTER TABLE worker DROP COLUMN queues; -- the table consumer says so
 
 CREATE TABLE consumer (
   worker_id INTEGER NOT NULL,

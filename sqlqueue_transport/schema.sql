@@ -20,7 +20,6 @@ CREATE TABLE worker (
   presence      TEXT NOT NULL,              -- identity of the presence file that holds its lock
   slot          INTEGER NOT NULL,           -- its place in that file
   slots         INTEGER NOT NULL DEFAULT 0, -- how many jobs it runs at once (a worker: all its children)
-  queues        TEXT NOT NULL DEFAULT '[]',
   started_at_ms INTEGER NOT NULL,
   ended_at_ms   INTEGER,
   max_deliveries INTEGER NOT NULL DEFAULT 20 -- how often it lets a message come back uncounted; 0: no limit

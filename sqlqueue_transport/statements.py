@@ -280,12 +280,10 @@ WHERE state = 'processing' AND worker_id = :worker_id AND lease_until_ms > :leas
 
 REGISTER_WORKER = """
 INSERT INTO worker (
-  name, kind, parent_id, pid, host, boot, presence, slot, slots, queues, started_at_ms,
-  max_deliveries
+  name, kind, parent_id, pid, host, boot, presence, slot, slots, started_at_ms, max_deliveries
 )
 VALUES (
-  :name, :kind, :parent_id, :pid, :host, :boot, :presence, :slot, :slots, :queues, :now_ms,
-  :max_deliveries
+  :name, :kind, :parent_id, :pid, :host, :boot, :presence, :slot, :slots, :now_ms, :max_deliveries
 )
 """
 
@@ -316,6 +314,8 @@ SET unused_since_ms = :now_ms
 WHERE name = :queue AND unused_since_ms IS NULL
   AND NOT EXISTS (SELECT 1 FROM consumer WHERE queue = :queue)
 """
+
+CONSUMING = "SELECT DISTINCT worker_id, queue FROM consumer ORDER BY worker_id, queue"
 
 CONSUMERS_OF = "SELECT worker_id FROM consumer WHERE queue = :queue"
 
@@ -375,7 +375,7 @@ UPDATE worker SET ended_at_ms = :now_ms WHERE id = :worker_id AND ended_at_ms IS
 """
 
 REGISTERED_WORKERS = """
-SELECT id, name, kind, parent_id, pid, host, boot, presence, slot, slots, queues, started_at_ms
+SELECT id, name, kind, parent_id, pid, host, boot, presence, slot, slots, started_at_ms
 FROM worker
 WHERE ended_at_ms IS NULL
 ORDER BY id
