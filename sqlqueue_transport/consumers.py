@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 
 from sqlqueue_transport import forking, losses, routing, wakeup
 from sqlqueue_transport import statements as sql
-from sqlqueue_transport.errors import CannotOpen, DiskFault, TransportError, Unavailable
+from sqlqueue_transport.errors import (
+    CannotOpen,
+    DiskFault,
+    NotDeclared,
+    TransportError,
+    Unavailable,
+)
 from sqlqueue_transport.options import Options
 from sqlqueue_transport.presence import (
     SLOTS,
@@ -286,7 +292,8 @@ class Consumers:
     def consume(self, tag: str, queue: str) -> None:
         """Count a consumer of a queue, from now until `stop_consuming` or the end of this process.
 
-        `tag` is unique in this process. If the process dies midway, it is counted until a sweep.
+        `tag` is unique in this process. Raises NotDeclared for a queue that went away by itself.
+        If the process dies midway, the consumer is counted until a sweep.
         """
         worker_id = self.worker_id
         self._database.write(lambda c: _consume(c, worker_id, tag, queue))
@@ -637,6 +644,11 @@ def _registered_with_queues(connection: sqlite3.Connection) -> list[Worker]:
 
 def _consume(connection: sqlite3.Connection, worker_id: int, tag: str, queue: str) -> None:
     values = {"worker_id": worker_id, "tag": tag, "queue": queue}
+    if connection.execute(sql.HAS_GONE, values).fetchone():
+        message = (
+            f"queue {queue!r} went away (auto-delete, exclusive or x-expires); declare it anew"
+        )
+        raise NotDeclared(message)
     connection.execute(sql.CONSUME, values)
     connection.execute(sql.USE_QUEUE, values)
 

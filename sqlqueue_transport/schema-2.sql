@@ -45,6 +45,11 @@ CREATE TABLE chord_member (
   UNIQUE (chord, member)
 ) STRICT;
 
+CREATE INDEX queue_mortal ON queue (unused_since_ms)
+  WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL);
+
+CREATE INDEX queue_gone ON queue (gone_at_ms) WHERE gone_at_ms IS NOT NULL;
+
 CREATE INDEX consumer_queue ON consumer (queue);
 
 CREATE INDEX message_expiry ON message (expires_at_ms)

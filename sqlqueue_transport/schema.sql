@@ -49,6 +49,10 @@ CREATE TABLE queue (
   gone_at_ms      INTEGER                   -- it went away by itself; NULL: it is there
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX queue_mortal ON queue (unused_since_ms)
+  WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL);
+CREATE INDEX queue_gone ON queue (gone_at_ms) WHERE gone_at_ms IS NOT NULL;
+
 -- Who consumes from which queue, a row for each consumer tag; they end with their worker's row.
 CREATE TABLE consumer (
   worker_id INTEGER NOT NULL,
