@@ -211,14 +211,19 @@ class Arena:
         self, count: int = 1, *, deadline_s: float = 30, **wanted: Any
     ) -> list[dict[str, Any]]:
         """Wait until at least that many lines of the trace match, and return them."""
-        found: list[dict[str, Any]] = wait_until(
+        return self.wait(
             lambda: len(lines := self.trace(**wanted)) >= count and lines,
             deadline_s=deadline_s,
-            what=f"{count} lines of {wanted}; there are {len(self.trace(**wanted))}; log:\n"
-            f"{self.logs()[-3000:]}",
-            every_s=0.01,
+            what=lambda: f"{count} lines of {wanted} where {len(self.trace(**wanted))} are",
         )
-        return found
+
+    def wait(self, condition: Any, *, what: Any, deadline_s: float = 30) -> Any:
+        """Wait until a condition holds; when it fails to, say `what()` and what the logs say."""
+        try:
+            return wait_until(condition, deadline_s=deadline_s, every_s=0.02)
+        except AssertionError:
+            message = f"waited {deadline_s} s in vain for {what()}; log:\n{self.logs()[-4000:]}"
+            raise AssertionError(message) from None
 
     def logs(self) -> str:
         """Return everything the programs wrote."""
@@ -255,21 +260,20 @@ class Arena:
 
     def wait_state(self, job_id: str, state: State, *, deadline_s: float = 30) -> JobRow:
         """Wait until every message of a job is in a state; return the newest."""
-        wait_until(
+        self.wait(
             lambda: (rows := self.rows(job_id)) and {row.state for row in rows} == {state},
             deadline_s=deadline_s,
-            what=f"{job_id} to be {state.value}: {self.rows(job_id)}\n{self.logs()[-3000:]}",
-            every_s=0.05,
+            what=lambda: f"{state.value} where there is {self.rows(job_id)}",
         )
         return self.rows(job_id)[0]
 
     def wait_settled(self, *, deadline_s: float = 30) -> None:
         """Wait until nothing waits or runs any more."""
-        wait_until(
-            lambda: all(row.state in {State.DONE, State.PERMANENTLY_FAILED} for row in self.rows()),
+        settled = {State.DONE, State.PERMANENTLY_FAILED}
+        self.wait(
+            lambda: all(row.state in settled for row in self.rows()),
             deadline_s=deadline_s,
-            what="everything to be settled",
-            every_s=0.05,
+            what=lambda: f"{settled} where there is {self.rows()}",
         )
 
     def close(self) -> None:
