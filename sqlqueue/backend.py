@@ -247,6 +247,8 @@ def open_backend(settings: Settings, *, create: bool = True, keep_leases: bool =
         connection.transport_options = {
             "visibility_timeout": settings.visibility_timeout,
             "durability": settings.durability,
+            "retention_done": settings.retention_done,
+            "retention_dead": settings.retention_dead,
             **settings.transport_options,
             "create": create,
             "keep_leases": keep_leases,
@@ -367,8 +369,8 @@ class SqliteBackend:
     def keep_watch(self) -> None:
         """Sweep, and start the transport's thread that sweeps and extends."""
         self.store.consumers.sweep_all()
-        keeping: Any = self._connection.transport
-        keeping.keep_leases()
+        watching: Any = self._connection.transport
+        watching.keep_watch()
 
     def claim(
         self, queues: Sequence[str], limit: int, settlements: Sequence[tuple[Taken, Outcome]]

@@ -17,7 +17,7 @@ import itertools
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -25,11 +25,19 @@ from uuid import uuid4
 from amqp.protocol import queue_declare_ok_t  # type: ignore[import-untyped]
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments
 
-from sqlqueue_transport.errors import CannotOpen, InvalidMessage, LeaseLost, WorkerSwept
+from sqlqueue_transport.errors import (
+    CannotOpen,
+    InvalidMessage,
+    LeaseLost,
+    NoExchange,
+    QueueFull,
+    QueueLocked,
+    WorkerSwept,
+)
 from sqlqueue_transport.message import Message as Delivered
 from sqlqueue_transport.messages import (
-    Claim,
     Fault,
     NewMessage,
     Outcome,
@@ -45,6 +53,7 @@ from sqlqueue_transport.publishing import (
     PublishBatch,
     new_message,
 )
+from sqlqueue_transport.routing import EXCHANGE_TYPES
 from sqlqueue_transport.topology import valid_name
 
 if TYPE_CHECKING:
@@ -59,13 +68,17 @@ if TYPE_CHECKING:
 LARGEST_BATCH = 16
 SHORT_CALL_S = 0.005
 LONG_CALL_S = 0.05
+# How Kombu names the queue of a program that answers questions about itself (kombu.pidbox).
+_MAILBOX = ".pidbox"
+_channel_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """Be one `basic_consume` of this channel."""
+    """Be one `basic_consume` of this channel; `name` is its tag, unique in this process."""
 
     tag: str
+    name: str
     queue: str
     no_ack: bool
     callback: Callable[[Delivered], object]
@@ -76,7 +89,7 @@ class Channel(virtual.Channel):
 
     Message = Delivered  # type: ignore[assignment]  # ours is made from a row
     do_restore = False
-    supports_fanout = False
+    supports_fanout = True
     max_priority = HIGHEST_PRIORITY
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
@@ -84,15 +97,20 @@ class Channel(virtual.Channel):
         super().__init__(connection, **kwargs)
         self.store: Store = connection.store
         self.options: Options = connection.options
+        # How many unsettled messages all consumers of this channel may have together, and each of
+        # them; 0 means no bound of the caller's.
         self.prefetch_count = 0
+        self.consumer_prefetch_count = 0
+        self._number = next(_channel_numbers)
         self._pid = os.getpid()
         self._by_tag: dict[str, Consumer] = {}
         self._turns = itertools.count()
         self._batch = 1
         # Claimed, and not yet handed to its consumer.
         self._arrived: deque[tuple[Consumer, Delivered]] = deque()
-        # Delivery tags that were handed over and not settled, in that order.
-        self._unacked: dict[int, None] = {}
+        # Delivery tags that were handed over and not settled, in that order, each with the tag of
+        # its consumer; None was got or claimed by the program itself.
+        self._unacked: dict[int, str | None] = {}
         self._unacked_mutex = threading.Lock()
         self._together: list[NewMessage] | None = None
 
@@ -109,15 +127,17 @@ class Channel(virtual.Channel):
         """Store a message for the queues that its exchange and key lead to.
 
         It is on the disk when this returns, as far as `durability` says. Raises InvalidMessage
-        for what cannot be stored, a ChannelError when `mandatory` finds no queue. If the process
-        dies midway it may or may not be stored.
+        for what cannot be stored, a ChannelError for an exchange that was never declared, for a
+        queue that refuses more, and when `mandatory` finds no queue. If the process dies midway
+        it may or may not be stored.
         """
         new = self.new_message(message, exchange, routing_key)
         if self._together is not None:
             self._together.append(new)
             return
-        answers = self.store.publish([new], durable=self.options.sync_publish)
-        if mandatory and answers and not answers[0].message_id:
+        with _as_channel_errors("Channel.basic_publish"):
+            answers = self.store.publish([new], durable=self.options.sync_publish)
+        if mandatory and answers and not (answers[0].stored or answers[0].message_id):
             text = f"NO_ROUTE - no queue is bound to exchange {exchange!r} with {routing_key!r}"
             raise ChannelError(text, (60, 40), "Channel.basic_publish", "312")
 
@@ -162,7 +182,8 @@ class Channel(virtual.Channel):
         """Store messages in one transaction; False when the tick had been enqueued before."""
         if not messages and tick is None:
             return True
-        answers = self.store.publish(messages, durable=self.options.sync_publish, tick=tick)
+        with _as_channel_errors("Channel.basic_publish"):
+            answers = self.store.publish(messages, durable=self.options.sync_publish, tick=tick)
         return answers is not None
 
     # -- consume ----------------------------------------------------------------------------------
@@ -177,33 +198,51 @@ class Channel(virtual.Channel):
     ) -> str:
         """Deliver the queue's messages to `callback` when the transport drains; return the tag."""
         self._refuse_closed()
+        self._refuse_locked(queue)
         tag = consumer_tag or f"sqlqueue-{uuid4().hex}"
-        self._by_tag[tag] = Consumer(tag, valid_name(queue, what="queue"), bool(no_ack), callback)
+        consumer = Consumer(
+            tag, f"{self._number}.{tag}", valid_name(queue, what="queue"), bool(no_ack), callback
+        )
+        self.store.consumers.consume(consumer.name, queue)
+        self._by_tag[tag] = consumer
         self._consumers.add(tag)
+        if queue.endswith(_MAILBOX):
+            # The program's own name, `celery@host`, tells an operator more than a process id.
+            self.store.consumers.name_worker(queue.removesuffix(_MAILBOX).rpartition(".")[0])
+        # From the start, not from the first message on: an idle consumer watches over the others.
+        self.connection.keep_watch()
+        self.connection.make_room()
         return tag
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Stop delivering to a consumer; what it was handed stays with it."""
-        self._by_tag.pop(consumer_tag, None)
+        consumer = self._by_tag.pop(consumer_tag, None)
         self._consumers.discard(consumer_tag)
-        unseen = [message for consumer, message in self._arrived if consumer.tag == consumer_tag]
+        if consumer is None:
+            return
+        unseen = [message for one, message in self._arrived if one.tag == consumer_tag]
         self._arrived = deque(pair for pair in self._arrived if pair[0].tag != consumer_tag)
         self._release([message.delivery_tag for message in unseen])
+        self.store.consumers.stop_consuming({consumer.name: consumer.queue})
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Delivered | None:  # noqa: FBT001, FBT002
         """Take one message; None when nothing is ready."""
+        self._refuse_closed()
+        self._refuse_locked(queue)
+        self.store.topology.touch(queue)
         found = self._claim(valid_name(queue, what="queue"), 1, no_ack=no_ack)
         for message in found:
-            self._hand_over(message)
+            self._hand_over(message, None)
         return found[0] if found else None
 
     @property
     def open_queues(self) -> list[str]:
         """Return the queues whose messages a consumer of this channel may take now."""
-        has_room = self._room() > 0
         return list(
             dict.fromkeys(
-                one.queue for one in list(self._by_tag.values()) if has_room or one.no_ack
+                one.queue
+                for one in list(self._by_tag.values())
+                if one.no_ack or self._room(one.tag) > 0
             )
         )
 
@@ -223,7 +262,7 @@ class Channel(virtual.Channel):
             consumer, message = self._arrived.popleft()
         except IndexError:
             return False
-        self._hand_over(message)
+        self._hand_over(message, consumer.tag)
         began_s = time.monotonic()
         consumer.callback(message)
         took_s = time.monotonic() - began_s
@@ -243,7 +282,7 @@ class Channel(virtual.Channel):
         for consumer in consumers[first:] + consumers[:first]:
             # Without acknowledgements a message is done when it is claimed, so one at a time: if
             # the process dies, one is lost, as everywhere with no_ack.
-            limit = 1 if consumer.no_ack else min(self._room(), self._batch)
+            limit = 1 if consumer.no_ack else min(self._room(consumer.tag), self._batch)
             if limit <= 0:
                 continue
             messages = self._claim(consumer.queue, limit, no_ack=consumer.no_ack, tag=consumer.tag)
@@ -251,34 +290,44 @@ class Channel(virtual.Channel):
                 self._arrived.extend((consumer, message) for message in messages)
                 return
 
-    def _room(self) -> int:
-        """Return how many more messages the prefetch count allows."""
-        allowed = self.prefetch_count or self.options.max_prefetch
-        return allowed - len(self._unacked) - len(self._arrived)
+    def _room(self, tag: str) -> int:
+        """Return how many more messages a consumer may be given, by its own count and by all."""
+        with self._unacked_mutex:
+            held = Counter(self._unacked.values())
+        held.update(consumer.tag for consumer, _ in self._arrived)
+        together = self.prefetch_count or self.options.max_prefetch
+        room = together - (held.total() - held[None])
+        if self.consumer_prefetch_count:
+            room = min(room, self.consumer_prefetch_count - held[tag])
+        return room
 
     def _claim(
         self, queue: str, limit: int, *, no_ack: bool, tag: str | None = None
     ) -> list[Delivered]:
-        self._refuse_closed()
-        claim = self._claim_registered(queue, limit, no_ack=no_ack)
-        if claim.deliveries and not no_ack:
-            self.connection.keep_leases()
-        return [Delivered(one, self, tag, is_settled=no_ack) for one in claim.deliveries]
-
-    def _claim_registered(self, queue: str, limit: int, *, no_ack: bool) -> Claim:
         lease_s = self.options.visibility_timeout
         try:
-            return self.store.claim([queue], limit, lease_s=lease_s, no_ack=no_ack)
-        except WorkerSwept:
-            # Whoever took us for dead gave back what we held; our late settlements of that will
-            # be refused. A plain consumer just goes on under a new worker id.
+            claim = self.store.claim([queue], limit, lease_s=lease_s, no_ack=no_ack)
+        except WorkerSwept as error:
+            # Whoever took us for dead gave back what we held, counts our consumers no more, and
+            # has let queues go that lived for us. All of that has to be made anew.
             self.store.consumers.leave()
-            return self.store.claim([queue], limit, lease_s=lease_s, no_ack=no_ack)
+            raise CannotOpen(str(error)) from error
+        if claim.deliveries and not no_ack:
+            self.connection.keep_watch()
+        return [Delivered(one, self, tag, is_settled=no_ack) for one in claim.deliveries]
 
-    def _hand_over(self, message: Delivered) -> None:
+    def _hand_over(self, message: Delivered, tag: str | None) -> None:
         if not message.is_settled:
             with self._unacked_mutex:
-                self._unacked[message.delivery_tag] = None
+                self._unacked[message.delivery_tag] = tag
+
+    def _refuse_locked(self, queue: str) -> None:
+        """Raise AMQP's RESOURCE_LOCKED for a queue that is exclusive to another connection."""
+        mine = queue in self.connection.exclusive_queues
+        with _as_channel_errors("Channel.queue_declare"):
+            self.store.topology.refuse_locked(
+                queue, self.store.consumers.worker_id if mine else None
+            )
 
     def _refuse_closed(self) -> None:
         if self.closed:
@@ -314,7 +363,7 @@ class Channel(virtual.Channel):
                 self._unacked.pop(tag, None)
             self._unacked.update(dict.fromkeys(message.delivery_tag for message in messages))
         if messages:
-            self.connection.keep_leases()
+            self.connection.keep_watch()
         return messages, [make_tag(one.message_id, one.delivery) for one in claim.refused]
 
     def settle(self, delivery_tag: int, outcome: Outcome) -> None:
@@ -341,9 +390,12 @@ class Channel(virtual.Channel):
         )
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Hand a delivery back to its old place, or without `requeue` to the dead letters."""
+        """Hand a delivery back to its old place, or without `requeue` to the dead letters.
+
+        What is handed back again and again is a dead letter in the end (`max_deliveries`).
+        """
         if requeue:
-            outcome = Outcome.release()
+            outcome = Outcome.returned(at_most=self.options.max_deliveries)
         else:
             outcome = Outcome.dead(Fault("Rejected", "the consumer rejected it"), cause="rejected")
         self._settle_each([delivery_tag], outcome, quiet=requeue)
@@ -358,8 +410,16 @@ class Channel(virtual.Channel):
         prefetch_count: int = 0,
         apply_global: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
-        """Bound how many unacknowledged messages this channel may hold; 0 means the cap."""
-        self.prefetch_count = prefetch_count or 0
+        """Bound how many messages may be unacknowledged; 0 means the cap `max_prefetch`.
+
+        With `apply_global` all consumers of this channel share the bound; without, each of them
+        has its own (as RabbitMQ reads the flag), those that consume already included.
+        """
+        if apply_global:
+            self.prefetch_count = prefetch_count or 0
+        else:
+            self.consumer_prefetch_count = prefetch_count or 0
+        self.connection.make_room()
 
     def release_all(self) -> None:
         """Hand back everything this channel holds, uncounted; late ones are left alone.
@@ -372,10 +432,11 @@ class Channel(virtual.Channel):
         if self._pid == os.getpid():
             self._release(tags)
 
-    @property
-    def holds_any(self) -> bool:
-        """Say whether a delivery of this channel is unsettled."""
-        return bool(self._unacked or self._arrived)
+    def held_tags(self) -> list[int]:
+        """Return the delivery tags of all that this channel holds, handed over or not."""
+        with self._unacked_mutex:
+            tags = list(self._unacked)
+        return tags + [message.delivery_tag for _, message in list(self._arrived)]
 
     def _up_to(self, delivery_tag: int, *, multiple: bool) -> list[int]:
         if not multiple:
@@ -397,14 +458,13 @@ class Channel(virtual.Channel):
             self._settle_each(tags, Outcome.release(), quiet=True)
 
     def _settle_each(self, tags: Sequence[int], outcome: Outcome, *, quiet: bool) -> None:
-        had_room = self._room() > 0
         refused = self.store.settle(
             [_settlement(tag, outcome) for tag in tags], durable=self.options.sync_settle
         )
         with self._unacked_mutex:
             for tag in tags:
                 self._unacked.pop(tag, None)
-        if not had_room and self.connection is not None:
+        if self.connection is not None:
             self.connection.make_room()
         if refused and not quiet:
             raise LeaseLost(refused[0].message_id, refused[0].delivery)
@@ -423,21 +483,28 @@ class Channel(virtual.Channel):
     ) -> Any:
         """Make a queue, or with `passive` only look; return its name, ready and consumer counts."""
         name = queue or f"amq.gen-{uuid4()}"
-        if passive:
-            if not self.store.topology.has_queue(name):
-                text = f"NOT_FOUND - no queue {name!r} in {self.store.path}"
-                raise ChannelError(text, (50, 10), "Channel.queue_declare", "404")
+        topology, consumers = self.store.topology, self.store.consumers
+        if not passive and topology.declare_queue(
+            name,
+            durable=durable,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            arguments=arguments,
+            owner_id=consumers.worker_id if exclusive else None,
+        ):
+            if exclusive:
+                self.connection.exclusive_queues.add(name)
+                self.connection.keep_watch()
+        elif not topology.has_queue(name):
+            text = f"NOT_FOUND - no queue {name!r} in {self.store.path}"
+            raise ChannelError(text, (50, 10), "Channel.queue_declare", "404")
         else:
-            self.store.topology.declare_queue(
-                name,
-                durable=durable,
-                exclusive=exclusive,
-                auto_delete=auto_delete,
-                arguments=arguments,
-            )
-        return queue_declare_ok_t(
-            name, self.store.topology.size(name), self.store.topology.consumers(name)
-        )
+            self._refuse_locked(name)
+        return queue_declare_ok_t(name, topology.size(name), consumers.count(name))
+
+    def prepare_queue_arguments(self, arguments: Any, **options: Any) -> Any:
+        """Turn Kombu's `expires`, `message_ttl` and so on into AMQP's arguments."""
+        return to_rabbitmq_queue_arguments(arguments, **options)
 
     def queue_delete(
         self,
@@ -447,6 +514,8 @@ class Channel(virtual.Channel):
         **_: Any,
     ) -> int:
         """Delete a queue, bound or not; return how many messages were ready in it."""
+        self._refuse_locked(queue)
+        self.connection.exclusive_queues.discard(queue)
         return self.store.topology.delete_queue(queue, if_unused=if_unused, if_empty=if_empty)
 
     def queue_purge(self, queue: str, **_: Any) -> int:
@@ -463,6 +532,7 @@ class Channel(virtual.Channel):
     ) -> None:
         """Route messages of an exchange to a queue; the default exchange needs no binding."""
         if exchange:
+            self._refuse_locked(queue)
             self.store.topology.bind(queue, exchange, routing_key or "", arguments)
 
     def queue_unbind(
@@ -496,7 +566,7 @@ class Channel(virtual.Channel):
                 raise ChannelError(text, (50, 10), "Channel.exchange_declare", "404")
             return
         if kind not in self.connection.implements.exchange_type:
-            text = f"NOT_IMPLEMENTED - exchange type {kind!r}; known: direct"
+            text = f"NOT_IMPLEMENTED - exchange type {kind!r}; known: {', '.join(EXCHANGE_TYPES)}"
             raise ChannelError(text, (40, 10), "Channel.exchange_declare", "540")
         known = self.store.topology.declare_exchange(
             name, kind, durable=durable, auto_delete=auto_delete, arguments=arguments
@@ -533,14 +603,30 @@ class Channel(virtual.Channel):
         if self.closed:
             return
         self.closed = True
+        consuming = {one.name: one.queue for one in self._by_tag.values()}
         self._by_tag.clear()
         self._consumers.clear()
         try:
             self.release_all()
+            if self._pid == os.getpid():
+                self.store.consumers.stop_consuming(consuming)
         finally:
             if self.connection is not None:
                 self.connection.close_channel(self)
             self.exchange_types = {}
+
+
+@contextlib.contextmanager
+def _as_channel_errors(method: str) -> Iterator[None]:
+    """Say what only we have own errors for as AMQP does: by its reply codes (AMQP 0-9-1, 1.1)."""
+    try:
+        yield
+    except NoExchange as error:
+        raise ChannelError(f"NOT_FOUND - {error}", (60, 40), method, "404") from error
+    except QueueLocked as error:
+        raise ChannelError(f"RESOURCE_LOCKED - {error}", (50, 10), method, "405") from error
+    except QueueFull as error:
+        raise ChannelError(f"RESOURCE_ERROR - {error}", (60, 40), method, "506") from error
 
 
 def _settlement(tag: int, outcome: Outcome) -> Settlement:

@@ -1,16 +1,14 @@
-"""Who consumes from the file: registering, sleeping, and giving back what the dead held.
+"""Who consumes from the file: registering, consuming, and ending those who are gone.
 
 A process registers before its first claim and so gets a worker id that is never used again.
-Whoever finds a registered process gone (`sweep`) gives its deliveries back: those it had noted
-as started keep a counted attempt, the rest is released uncounted. Anybody may sweep at any
-moment; the writer lock and the state of each row decide what is still true.
+Whoever finds a registered process gone (`sweep`) ends it: its deliveries are given back
+(`losses`), its consumers are counted no more, and queues that lived for them go away. Anybody may
+sweep at any moment; the writer lock and the state of each row decide what is still true.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import itertools
 import json
 import os
 import socket
@@ -18,10 +16,10 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sqlqueue_transport import forking, wakeup
+from sqlqueue_transport import forking, losses, routing, wakeup
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.errors import CannotOpen, DiskFault, TransportError, Unavailable
-from sqlqueue_transport.messages import Fault, Lost
+from sqlqueue_transport.options import Options
 from sqlqueue_transport.presence import (
     SLOTS,
     Entry,
@@ -30,21 +28,19 @@ from sqlqueue_transport.presence import (
     PresenceFile,
     Standing,
 )
+from sqlqueue_transport.routing import Landed, Unwanted
+from sqlqueue_transport.sleepers import Sleepers
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.database import Database
+    from sqlqueue_transport.messages import Fault, Lost
+    from sqlqueue_transport.topology import Topology
 
-DEFAULT_MAX_ATTEMPTS = 5
-# Bounds what attempts cannot see: consumers that note no starts, and power cuts that lose notes.
-MAX_UNNOTED_LOSSES = 20
-LONGEST_SLEEP_S = 1.0
-_LOSS_BACKOFF_S = 1.0
-_LOSS_BACKOFF_MAX_S = 60.0
 _PRESENCE_KEY = "presence"
 
 
@@ -66,45 +62,27 @@ class Worker:
     started_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Be one delivery somebody holds, as `HELD_BY_WORKER` and `OVERDUE` select it."""
-
-    message_id: int
-    delivery: int
-    job_id: str | None
-    task: str | None
-    queue: str
-    run: int
-    attempts: int
-    max_attempts: int | None
-    unnoted_losses: int
-    worker: str
-    worker_kind: str
-    worker_boot: str
-
-
 class Consumers:
     """Register this process and watch over the others; safe to share between threads."""
 
     fork_order = 0
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, topology: Topology) -> None:
         """Remember where; `attach` does the work."""
         self._database = database
         self._clock = clock
+        self._topology = topology
+        # How often this process lets a message come back to it uncounted; 0 means no limit.
+        self.max_deliveries = Options().max_deliveries
         self._presence: PresenceFile | None = None
-        self._last_woken = -1
+        self._sleepers = Sleepers(database, clock, lambda: self.presence, lambda: self._slot)
+        self.wake = self._sleepers.wake
         self._slot: int | None = None
         self._bell: wakeup.Bell | None = None
         self._worker_id = 0
         # Reentrant, because a signal handler may fork while this thread holds it.
         self._mutex = threading.RLock()
         self._fork_holds: list[bool] = []
-        # The threads that sleep: which queues each waits for, and until when.
-        self._asleep: dict[int, tuple[Sequence[str], int]] = {}
-        self._asleep_mutex = threading.Lock()
-        self._naps = itertools.count()
         forking.guard(self)
 
     # -- this process ---------------------------------------------------------------------------
@@ -195,7 +173,8 @@ class Consumers:
             slot = presence.take_free_slot()
             bell: wakeup.Bell | None = None
             try:
-                lost = self._end_owner(slot, presence) if presence.entry(slot).worker_id else []
+                if presence.entry(slot).worker_id:
+                    self._end_owner(slot, presence)
                 bell = self._make_bell(slot)
                 worker_id = self._database.write(
                     lambda c: self._register(
@@ -213,6 +192,7 @@ class Consumers:
                             "slots": slots,
                             "queues": json.dumps(list(queues)),
                             "now_ms": self._clock.wall_ms(),
+                            "max_deliveries": self.max_deliveries,
                         },
                     )
                 )
@@ -223,7 +203,6 @@ class Consumers:
                     bell.close()
                 raise
             self._slot, self._bell, self._worker_id = slot, bell, worker_id
-        self._wake_for(lost)
         if kind == "client":
             # A framework's worker does so itself; here nobody else may be left to do it.
             self.sweep_all()
@@ -247,6 +226,8 @@ class Consumers:
             raise TypeError
         self._refuse_other_clocks(_registered(connection), presence)
         worker_id = connection.execute(sql.REGISTER_WORKER, row).lastrowid or 0
+        for queue in json.loads(str(row["queues"])):
+            _consume(connection, worker_id, f"registered for {queue}", queue)
         # Both before the commit, so that nobody ever sees a registered row whose slot does not
         # name it, or whose process does not own it.
         presence.write_entry(
@@ -272,7 +253,11 @@ class Consumers:
             if not self._worker_id or self._slot is None or self._presence is None:
                 return []
             worker_id, slot, presence = self._worker_id, self._slot, self._presence
-            lost = self._database.write(lambda c: self._end(c, worker_id, (), orderly=True))
+            lost = self._write(
+                lambda c, landed: losses.end_worker(
+                    c, self._clock, worker_id, (), landed, orderly=True
+                )
+            )
             if presence.entry(slot).worker_id == worker_id:
                 presence.clear_entry(slot)
             presence.give_back(slot)
@@ -280,8 +265,64 @@ class Consumers:
             self._slot, self._worker_id = None, 0
             if bell is not None:
                 bell.close()
-        self._wake_for(lost)
+        self._topology.end_unused()
         return lost
+
+    def _write(self, work: Callable[[sqlite3.Connection, Landed], list[Lost]]) -> list[Lost]:
+        """Run `work` in a transaction, and wake for what it gave back."""
+        landed: Landed = []
+
+        def fresh(connection: sqlite3.Connection) -> list[Lost]:
+            landed.clear()
+            return work(connection, landed)
+
+        lost = self._database.write(fresh)
+        for queue, due_ms in landed:
+            self.wake(queue, due_ms)
+        return lost
+
+    # -- consuming --------------------------------------------------------------------------------
+
+    def consume(self, tag: str, queue: str) -> None:
+        """Count a consumer of a queue, from now until `stop_consuming` or the end of this process.
+
+        `tag` is unique in this process. If the process dies midway, it is counted until a sweep.
+        """
+        worker_id = self.worker_id
+        self._database.write(lambda c: _consume(c, worker_id, tag, queue))
+
+    def stop_consuming(self, tags: Mapping[str, str]) -> None:
+        """Count consumers no more, by tag and queue; queues that lived for them go away."""
+        if not tags or not self._worker_id:
+            return
+        worker_id = self._worker_id
+
+        def work(connection: sqlite3.Connection) -> None:
+            now_ms = self._clock.wall_ms()
+            for tag, queue in tags.items():
+                values = {"worker_id": worker_id, "tag": tag, "queue": queue, "now_ms": now_ms}
+                connection.execute(sql.STOP_CONSUMING, values)
+                connection.execute(sql.LEAVE_QUEUE, values)
+
+        self._database.write(work)
+        self._topology.end_unused()
+
+    def count(self, queue: str) -> int:
+        """Return how many consumers of a queue are not known dead, in all processes."""
+        rows = self._database.read(
+            lambda c: c.execute(sql.CONSUMERS_OF, {"queue": queue}).fetchall()
+        )
+        if not rows:
+            return 0
+        alive = {worker.id for worker, _ in self.alive()}
+        return sum(worker_id in alive for (worker_id,) in rows)
+
+    def name_worker(self, name: str) -> None:
+        """Give this process a name that operators know it by."""
+        values = {"worker_id": self.worker_id, "name": name}
+        self._database.write(lambda c: c.execute(sql.NAME_WORKER, values).rowcount)
+
+    # -- starting and ending jobs -----------------------------------------------------------------
 
     def note_start(
         self,
@@ -332,69 +373,28 @@ class Consumers:
         `has_work` is the store's look at the file; it runs after the flag is up. Return True when
         there is or may be work. Several threads may sleep; a ring wakes all of them.
         """
+        slot, bell = self.ready_to_sleep()
+        return self._sleepers.sleep(slot, bell, queues, timeout_s, has_work=has_work)
+
+    def ready_to_sleep(self) -> tuple[int, wakeup.Bell]:
+        """Return this process's slot and bell, registering it as a plain client if need be."""
         if self._bell is None:
             self.register(name=f"client-{os.getpid()}", kind="client")
-        bell, slot, presence = self._bell, self._own_slot(), self.presence
-        if bell is None:  # pragma: no cover - register sets it
-            raise AssertionError
-        now_ms = self._clock.wall_ms()
-        timeout_s = min(timeout_s, LONGEST_SLEEP_S)
-        nap = next(self._naps)
-        try:
-            with self._asleep_mutex:
-                self._asleep[nap] = tuple(queues), now_ms + round(timeout_s * 1000)
-                self._show_sleepers(presence, slot)
-            if has_work(queues):
-                return True
-            due_ms = self._database.read(lambda c: c.execute(sql.NEXT_DUE).fetchone()[0])
-            if due_ms is not None:
-                timeout_s = min(timeout_s, (due_ms - now_ms) / 1000)
-            return bell.wait(timeout_s)
-        finally:
-            with self._asleep_mutex:
-                self._asleep.pop(nap, None)
-                if self._slot == slot:  # else another thread gave it back, and it may be taken
-                    self._show_sleepers(presence, slot)
+        bell = self._bell
+        if bell is None:
+            message = "another thread of this process has just closed the queue"
+            raise CannotOpen(message)
+        return self._own_slot(), bell
 
-    def _show_sleepers(self, presence: PresenceFile, slot: int) -> None:
-        """Raise the flag for all threads that sleep, or lower it when none does."""
-        if not self._asleep:
-            presence.lower_flag(slot)
-            return
-        queues = dict.fromkeys(queue for queues, _ in self._asleep.values() for queue in queues)
-        presence.raise_flag(slot, list(queues), max(until for _, until in self._asleep.values()))
+    @property
+    def sleepers(self) -> Sleepers:
+        """Return what an event loop uses to lie down and to get up around its own sleep."""
+        return self._sleepers
 
     @property
     def bell(self) -> wakeup.Bell | None:
         """Return what wakes this process, for signal handlers and event loops; None: unregistered."""
         return self._bell
-
-    def wake(self, queue: str, due_ms: int | None) -> None:
-        """Wake one sleeper that can claim from `queue`, after the commit that made it worth while.
-
-        With `due_ms` only one that would sleep longer than that. Never raises: what was stored is
-        stored, and a sleeper that is not woken looks by itself within a second.
-        """
-        # ValueError: another thread has closed the store, and with it the mapped file.
-        with contextlib.suppress(OSError, TransportError, ValueError):
-            presence = self.presence
-            asleep = list(presence.sleepers(queue, due_ms))
-            # In turns: always the first would leave the others idle, and cold, for ever.
-            asleep.sort(key=lambda sleeper: sleeper[0] <= self._last_woken)
-            for slot, consumes_it in asleep:
-                # Lowered by us, so that the next message wakes the next sleeper.
-                if presence.lower_flag(slot) and self._ring(slot) and consumes_it:
-                    self._last_woken = slot
-                    return
-
-    def _ring(self, slot: int) -> bool:
-        with contextlib.suppress(OSError):
-            return wakeup.ring(self._database.run_directory, slot)
-        return False
-
-    def _wake_for(self, lost: Sequence[Lost]) -> None:
-        for one in lost:
-            self.wake(one.queue, None)
 
     # -- the others ---------------------------------------------------------------------------------
 
@@ -459,22 +459,42 @@ class Consumers:
         return self._database.write(work) if worker_ids else 0
 
     def sweep(self) -> list[Lost]:
-        """Give back what dead processes held, and what lies under leases that are over.
+        """End what is over: dead processes, leases, expired messages, queues nobody uses.
 
-        Costs no transaction when nobody died and one small read for the leases. If the sweeper
+        Costs no transaction when there is nothing to end, and one small read. If the sweeper
         dies midway, all of a transaction happened or nothing, and the next one goes on.
         """
         presence = self.presence
         lost = [
             one for entry in self._dead_entries() for one in self._sweep_slot(entry.slot, presence)
         ]
-        lease_now_ms = self._clock.lease_ms()
-        if self._database.read(
-            lambda c: c.execute(sql.ANY_OVERDUE, {"lease_now_ms": lease_now_ms}).fetchone()
-        ):
-            lost += self._database.write(lambda c: self._sweep_overdue(c, presence))
-        self._wake_for(lost)
+        now = {"lease_now_ms": self._clock.lease_ms(), "now_ms": self._clock.wall_ms()}
+        is_overdue, has_expired = self._database.read(
+            lambda c: (
+                c.execute(sql.ANY_OVERDUE, now).fetchone(),
+                c.execute(sql.ANY_EXPIRED, now).fetchone(),
+            )
+        )
+        if is_overdue:
+            lost += self._write(lambda c, landed: self._end_overdue(c, presence, landed))
+        if has_expired:
+            self._write(self._discard_expired)
+        self._topology.end_unused()
         return lost
+
+    def _end_overdue(
+        self, connection: sqlite3.Connection, presence: PresenceFile, landed: Landed
+    ) -> list[Lost]:
+        notes = [
+            note for entry in presence.entries() for note in presence.notes(entry.slot).values()
+        ]
+        return losses.end_overdue(connection, self._clock, notes, landed)
+
+    def _discard_expired(self, connection: sqlite3.Connection, landed: Landed) -> list[Lost]:
+        now_ms = self._clock.wall_ms()
+        for (message_id,) in connection.execute(sql.EXPIRED, {"now_ms": now_ms}).fetchall():
+            routing.discard(connection, message_id, Unwanted.EXPIRED, now_ms, landed)
+        return []
 
     def sweep_all(self) -> list[Lost]:
         """Sweep by the rows, not only by the slots: for a start, after a reboot or a lost file."""
@@ -483,7 +503,6 @@ class Consumers:
         for worker in self._database.read(_registered):
             if self._presence_of(worker, presence) is Presence.DEAD:
                 lost += self._sweep_worker(worker, presence)
-        self._wake_for(lost)
         return lost + self.sweep()
 
     def end_worker(
@@ -500,19 +519,29 @@ class Consumers:
         an orderly shutdown that ran out of grace.
         """
         presence = self.presence
+        slots: list[int] = []
 
-        def work(connection: sqlite3.Connection) -> tuple[list[Lost], int | None]:
+        def work(connection: sqlite3.Connection, landed: Landed) -> list[Lost]:
             worker = next((w for w in _registered(connection) if w.id == worker_id), None)
             slot = None if worker is None else _slot_of(worker, presence)
+            slots[:] = [] if slot is None else [slot]
             notes = presence.notes(slot).values() if slot is not None and count else ()
-            return self._end(connection, worker_id, notes, faults, orderly=not count), slot
+            return losses.end_worker(
+                connection,
+                self._clock,
+                worker_id,
+                notes,
+                landed,
+                faults=faults,
+                orderly=not count,
+            )
 
-        lost, slot = self._database.write(work)
-        if slot is not None and presence.take(slot):
-            if presence.entry(slot).worker_id == worker_id:
-                presence.clear_entry(slot)
-            presence.give_back(slot)
-        self._wake_for(lost)
+        lost = self._write(work)
+        for slot in slots:
+            if presence.take(slot):
+                if presence.entry(slot).worker_id == worker_id:
+                    presence.clear_entry(slot)
+                presence.give_back(slot)
         return lost
 
     def _dead_entries(self) -> list[Entry]:
@@ -537,17 +566,17 @@ class Consumers:
         owner = presence.entry(slot).worker_id
         notes = presence.notes(slot).values()
 
-        def work(connection: sqlite3.Connection) -> list[Lost]:
+        def work(connection: sqlite3.Connection, landed: Landed) -> list[Lost]:
             return [
                 one
                 for worker in _registered(connection)
                 # The slot must match, too: an id from a rolled back registration may have
                 # been given to somebody else in another slot.
                 if worker.id == owner and _slot_of(worker, presence) == slot
-                for one in self._end(connection, worker.id, notes)
+                for one in losses.end_worker(connection, self._clock, worker.id, notes, landed)
             ]
 
-        lost = self._database.write(work)
+        lost = self._write(work)
         presence.clear_entry(slot)
         return lost
 
@@ -555,7 +584,9 @@ class Consumers:
         slot = _slot_of(worker, presence)
         if slot is not None:
             return self._sweep_slot(slot, presence)
-        return self._database.write(lambda c: self._end(c, worker.id, ()))
+        return self._write(
+            lambda c, landed: losses.end_worker(c, self._clock, worker.id, (), landed)
+        )
 
     def _presence_of(self, worker: Worker, presence: PresenceFile) -> Presence:
         if worker.presence != presence.identity:
@@ -565,97 +596,6 @@ class Consumers:
         if slot is None or presence.standing(slot) is not Standing.OWNED:
             return Presence.DEAD
         return Presence.ALIVE
-
-    def _sweep_overdue(self, connection: sqlite3.Connection, presence: PresenceFile) -> list[Lost]:
-        notes = [
-            note for entry in presence.entries() for note in presence.notes(entry.slot).values()
-        ]
-        rows = connection.execute(sql.OVERDUE, {"lease_now_ms": self._clock.lease_ms()}).fetchall()
-        fault = Fault(
-            "LeaseOver", "the worker neither ended the job nor extended its lease in time"
-        )
-        started = _by_delivery(notes)
-        return [
-            self._lose(connection, Held(*row), started, {row[0]: ("lost", fault)}) for row in rows
-        ]
-
-    def _end(
-        self,
-        connection: sqlite3.Connection,
-        worker_id: int,
-        notes: Iterable[Note],
-        faults: Mapping[int, tuple[str, Fault]] | None = None,
-        *,
-        orderly: bool = False,
-    ) -> list[Lost]:
-        """Mark a worker ended and give back what it holds; `orderly` counts nothing."""
-        rows = connection.execute(sql.HELD_BY_WORKER, {"worker_id": worker_id}).fetchall()
-        started = _by_delivery(notes)
-        lost = [
-            self._lose(connection, Held(*row), started, faults or {}, orderly=orderly)
-            for row in rows
-        ]
-        connection.execute(
-            sql.END_WORKER, {"worker_id": worker_id, "now_ms": self._clock.wall_ms()}
-        )
-        return lost
-
-    def _lose(
-        self,
-        connection: sqlite3.Connection,
-        held: Held,
-        started: Mapping[tuple[int, int], Note],
-        faults: Mapping[int, tuple[str, Fault]],
-        *,
-        orderly: bool = False,
-    ) -> Lost:
-        """End one delivery for somebody who cannot any more."""
-        note = started.get((held.message_id, held.delivery))
-        counted = not orderly and note is not None
-        # Nobody can tell whether it was started: its consumer notes no starts, or a reboot may
-        # have lost the note.
-        blind = (
-            not orderly
-            and not counted
-            and (held.worker_kind == "client" or held.worker_boot != self._clock.boot())
-        )
-        now_ms = self._clock.wall_ms()
-        cause, fault = faults.get(
-            held.message_id,
-            ("lost", Fault("WorkerLost", f"worker {held.worker} died while it ran this job")),
-        )
-        values = {
-            "id": held.message_id,
-            "delivery": held.delivery,
-            "run": held.run,
-            "now_ms": now_ms,
-            "counted": int(counted),
-            "blind": int(blind),
-            "outcome": cause,
-            "error_type": fault.type,
-            "error_message": fault.message,
-            "traceback": fault.traceback,
-        }
-        dead = False
-        if note is not None and counted:
-            dead = 0 < _allowed(note, held) <= held.attempts + 1
-            if dead:
-                connection.execute(sql.LOSE_TO_DEAD, values)
-            else:
-                (losses,) = connection.execute(sql.COUNT_LOSSES, values).fetchone()
-                values["due_at_ms"] = now_ms + round(_loss_wait_s(losses) * 1000)
-                connection.execute(sql.LOSE_TO_RETRY, values)
-            connection.execute(sql.RECORD_ATTEMPT, values)
-        elif blind and held.unnoted_losses + 1 >= MAX_UNNOTED_LOSSES:
-            dead = True
-            values["error_type"] = "TooManyDeliveries"
-            values["error_message"] = (
-                f"delivered {MAX_UNNOTED_LOSSES} times to consumers that vanished with it"
-            )
-            connection.execute(sql.LOSE_TO_DEAD, values)
-        else:
-            connection.execute(sql.LOSE_UNCOUNTED, values)
-        return Lost(held.message_id, held.job_id, held.task, held.queue, held.worker, counted, dead)
 
     # -- forking ------------------------------------------------------------------------------------
 
@@ -672,9 +612,9 @@ class Consumers:
 
     def after_fork_in_child(self) -> None:
         """Be nobody yet: the parent's slot, lock and FIFO are not ours."""
-        self._mutex, self._asleep_mutex = threading.RLock(), threading.Lock()
+        self._mutex = threading.RLock()
         self._fork_holds.clear()
-        self._asleep.clear()
+        self._sleepers.after_fork_in_child()
         bell = self._bell
         self._presence, self._slot, self._bell, self._worker_id = None, None, None, 0
         if bell is not None:
@@ -685,6 +625,12 @@ def _registered(connection: sqlite3.Connection) -> list[Worker]:
     """Return every process that registered and was not ended."""
     found = [Worker(*row) for row in connection.execute(sql.REGISTERED_WORKERS).fetchall()]
     return [replace(one, queues=tuple(json.loads(str(one.queues)))) for one in found]
+
+
+def _consume(connection: sqlite3.Connection, worker_id: int, tag: str, queue: str) -> None:
+    values = {"worker_id": worker_id, "tag": tag, "queue": queue}
+    connection.execute(sql.CONSUME, values)
+    connection.execute(sql.USE_QUEUE, values)
 
 
 def _named_presence(connection: sqlite3.Connection) -> str | None:
@@ -700,27 +646,8 @@ def _slot_of(worker: Worker, presence: PresenceFile) -> int | None:
     return worker.slot if presence.entry(worker.slot).worker_id == worker.id else None
 
 
-def _by_delivery(notes: Iterable[Note]) -> dict[tuple[int, int], Note]:
-    """Index notes by (message id, delivery): an older delivery's note says nothing of this one."""
-    return {(note.message_id, note.delivery): note for note in notes}
-
-
 def _translated(error: OSError, path: Path) -> Unavailable:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
         message = f"{error.filename or path}: {error.strerror}; free space or mend the disk"
         return DiskFault(message)
     return CannotOpen(f"cannot use {error.filename or path}: {error.strerror}")
-
-
-def _allowed(note: Note, held: Held) -> int:
-    """Return how many attempts a job may have; 0 means no limit."""
-    if note.max_attempts is not None:
-        return note.max_attempts
-    return DEFAULT_MAX_ATTEMPTS if held.max_attempts is None else held.max_attempts
-
-
-def _loss_wait_s(earlier_losses: int) -> float:
-    """Return how long a lost job waits: not at all the first time, then doubling."""
-    if not earlier_losses:
-        return 0.0
-    return min(_LOSS_BACKOFF_S * 2.0 ** min(earlier_losses - 1, 30), _LOSS_BACKOFF_MAX_S)

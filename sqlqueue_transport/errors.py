@@ -17,6 +17,9 @@
     │       └── SqliteTooOld       this Python's SQLite lacks what we need
     ├── ForkedStore            a handle crossed a fork that could not be made safe
     ├── InvalidMessage         a message, name or option that cannot be stored (also ValueError)
+    ├── NoExchange             a publish to an exchange that was never declared
+    ├── QueueFull              a publish to a full queue that refuses instead of dropping its oldest
+    ├── QueueLocked            an exclusive queue of another connection
     ├── InsideTransaction      a write was asked for inside another write of the same thread
     ├── LeaseLost              a late settlement was refused; expected, never retried
     └── WorkerSwept            this process was taken for dead; it must register anew
@@ -96,6 +99,18 @@ class ForkedStore(TransportError):
 
 class InvalidMessage(TransportError, ValueError):
     """Refuse a message, name or option before anything is stored."""
+
+
+class NoExchange(TransportError):
+    """Say that an exchange was never declared. A channel says so as AMQP does, with 404."""
+
+
+class QueueFull(TransportError):
+    """Say that a queue holds its `x-max-length` and refuses more (`x-overflow: reject-publish`)."""
+
+
+class QueueLocked(TransportError):
+    """Say that a queue is exclusive to another connection. A channel says so with AMQP's 405."""
 
 
 class InsideTransaction(TransportError):

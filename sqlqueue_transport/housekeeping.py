@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlqueue_transport import statements as sql
+
 if TYPE_CHECKING:
     import sqlite3
 
@@ -20,6 +22,7 @@ _EVERY_MS = 60_000
 _JUMP_MS = 3_600_000
 _PAUSE_MS = 86_400_000
 _TICKS_KEPT_MS = 30 * 86_400_000
+_NAMES_KEPT_MS = 86_400_000  # of queues that went away: as long as a late answer may take
 
 # The partial index of the history is used because its predicate stands here to the letter.
 _PRUNE_DONE = """
@@ -75,6 +78,7 @@ class Housekeeping:
             for (entry,) in connection.execute(_ENTRIES).fetchall():
                 values = {"entry": entry, "before_ms": now_ms - _TICKS_KEPT_MS}
                 connection.execute(_PRUNE_TICKS, values)
+            connection.execute(sql.FORGET_QUEUES, {"before_ms": now_ms - _NAMES_KEPT_MS})
             return count
 
         count = self._database.write(work)

@@ -1,4 +1,4 @@
-"""Keep the leases of a plain Kombu consumer alive, and sweep for the dead meanwhile.
+"""Keep the leases of a plain Kombu consumer alive, sweep for the dead, and prune what is old.
 
 A program that consumes through Kombu (Celery, a ConsumerMixin) does not know of leases. A thread
 of its own process extends them as long as the process runs; when it is stopped or killed, so is
@@ -18,6 +18,7 @@ from sqlqueue_transport.errors import TransportError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlqueue_transport.options import Options
     from sqlqueue_transport.store import Store
 
 SWEEP_EVERY_S = 1.0
@@ -28,11 +29,17 @@ _EXTENSIONS_A_LEASE = 4
 class Keeper:
     """Run one daemon thread for one connection; `ensure_running` is cheap and survives forks."""
 
-    def __init__(self, store: Store, *, lease_s: float, holds_any: Callable[[], bool]) -> None:
-        """Prepare; nothing runs yet. `holds_any` says whether there is a lease to extend."""
+    def __init__(
+        self, store: Store, options: Options, held: Callable[[], list[tuple[int, int]]]
+    ) -> None:
+        """Prepare; nothing runs yet. `held` returns the deliveries whose leases to extend.
+
+        They are named one by one: what was claimed and then lost sight of, by an exception at
+        the wrong moment, runs out of its lease and comes back.
+        """
         self._store = store
-        self._lease_s = lease_s
-        self._holds_any = holds_any
+        self._options = options
+        self._held = held
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -59,7 +66,8 @@ class Keeper:
             self._thread.join(timeout=5.0)
 
     def _run(self, stop: threading.Event) -> None:
-        extend_every_s = self._lease_s / _EXTENSIONS_A_LEASE
+        lease_s = self._options.visibility_timeout
+        extend_every_s = lease_s / _EXTENSIONS_A_LEASE
         # What was claimed before the thread ran may have a quarter of its lease behind it.
         extended_s = time.monotonic() - extend_every_s
         while not stop.wait(min(SWEEP_EVERY_S, extend_every_s)):
@@ -67,10 +75,12 @@ class Keeper:
             try:
                 consumers.beat()
                 if time.monotonic() - extended_s >= extend_every_s:
-                    if self._holds_any() and consumers.is_registered:
-                        consumers.extend_worker([consumers.worker_id], self._lease_s)
+                    self._store.extend(self._held(), lease_s)
                     extended_s = time.monotonic()
                 consumers.sweep()
+                self._store.housekeeping.prune(
+                    done_s=self._options.retention_done, dead_s=self._options.retention_dead
+                )
             except (TransportError, OSError):
                 # The file is busy or gone; the consumer itself will say so on its next call.
                 continue

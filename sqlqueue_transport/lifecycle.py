@@ -11,6 +11,10 @@ Every statement that changes a state takes its target from here, and a test walk
 
 An operator may cancel or fail what has not ended, and requeue what has. `stalled` is not a
 state: it is `processing` whose lease is over, and only ever computed.
+
+A queue with a dead letter exchange moves what expired, was rejected or does not fit any more to
+the queues of that exchange, where it is pending again. Messages that are no jobs (no task in
+their headers) are deleted where a job would become `done` or `expired`: nobody asks for them.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ class Event(str, Enum):
     CANCEL = "cancel"
     FAIL = "fail"
     REQUEUE = "requeue"
+    DEAD_LETTER = "dead_letter"
 
 
 FINISHED = frozenset({State.DONE, State.PERMANENTLY_FAILED, State.CANCELLED, State.EXPIRED})
@@ -60,6 +65,10 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PROCESSING, Event.RELEASE): State.PENDING,
     # A message whose `expires` passed before anybody started it.
     (State.PENDING, Event.EXPIRE): State.EXPIRED,
+    # A full queue drops its oldest; a dead letter exchange takes what ended without success.
+    (State.PENDING, Event.EXHAUST): State.PERMANENTLY_FAILED,
+    (State.PENDING, Event.DEAD_LETTER): State.PENDING,
+    (State.PERMANENTLY_FAILED, Event.DEAD_LETTER): State.PENDING,
     # An operator's actions. Failing a running job takes its lease away: the worker's late
     # settlement is then refused like any other.
     (State.PENDING, Event.CANCEL): State.CANCELLED,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from kombu.compression import decompress
 from kombu.message import Message as KombuMessage
 
+from sqlqueue_transport.errors import LeaseLost
+
 if TYPE_CHECKING:
     from sqlqueue_transport.channel import Channel
     from sqlqueue_transport.messages import Delivery
@@ -101,6 +103,24 @@ class Message(KombuMessage):
             except Exception:  # noqa: BLE001 - whatever a codec raises is the message's fault
                 self._errors.append(sys.exc_info())
         return body
+
+    def ack_log_error(self, logger: Any, errors: Any, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - Kombu's signature
+        """Acknowledge, and log what keeps it from that: how Celery's workers do it.
+
+        That somebody else has the message by now is logged as a warning, not raised: it must not
+        end the worker, which could do nothing about it.
+        """
+        try:
+            super().ack_log_error(logger, errors, multiple)
+        except LeaseLost as error:
+            logger.warning("lease_lost: %s", error)
+
+    def reject_log_error(self, logger: Any, errors: Any, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 - as above
+        """Reject, and log what keeps it from that; see `ack_log_error`."""
+        try:
+            super().reject_log_error(logger, errors, requeue)
+        except LeaseLost as error:
+            logger.warning("lease_lost: %s", error)
 
     def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - Kombu's signature
         """Acknowledge; nothing is left to do for a message that was consumed with `no_ack`."""

@@ -19,7 +19,8 @@ class NewMessage:
 
     `queue` None means: to every queue bound to `exchange` with `routing_key`. `headers` and
     `properties` are JSON text. Times are UTC milliseconds; None means no such time.
-    `unique_key` is stored at most once in the whole file; None never deduplicates.
+    `unique_key` is stored at most once in the whole file; None never deduplicates. A `transient`
+    one (AMQP's delivery mode 1) need not survive a power cut.
     """
 
     body: bytes
@@ -37,11 +38,16 @@ class NewMessage:
     due_at_ms: int | None = None
     expires_at_ms: int | None = None
     max_attempts: int | None = None
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Be the answer to a publish: `stored` False means the unique key was there already."""
+    """Be the answer to a publish.
+
+    `stored` False with an id: the unique key was there already. `stored` False without: no queue
+    wanted it.
+    """
 
     message_id: int
     stored: bool
@@ -116,6 +122,7 @@ class Outcome:
     """Say how a delivery ended. Use the class methods.
 
     `cause` is what the attempt's record will say: failed, rejected, timed_out or lost.
+    `most_returns` bounds how often a message may be handed back without an outcome; 0 does not.
     """
 
     event: Event
@@ -123,6 +130,7 @@ class Outcome:
     fault: Fault | None = None
     retry_in_s: float = 0.0
     cause: str = "failed"
+    most_returns: int = 0
 
     @classmethod
     def done(cls, result: str | None = None) -> Outcome:
@@ -146,8 +154,16 @@ class Outcome:
 
     @classmethod
     def release(cls) -> Outcome:
-        """Hand back without counting an attempt."""
+        """Hand back without counting anything: an orderly end, or never started."""
         return cls(Event.RELEASE)
+
+    @classmethod
+    def returned(cls, *, at_most: int) -> Outcome:
+        """Hand back what the consumer did not want; the last of `at_most` times it is dead.
+
+        0 means no bound. So a message that nobody can work on does not go round for ever.
+        """
+        return cls(Event.RELEASE, most_returns=at_most)
 
 
 @dataclass(frozen=True, slots=True)

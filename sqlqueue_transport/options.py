@@ -32,6 +32,10 @@ class Options:
     create: make the file when it is missing.
     keep_leases: extend the leases of what this process holds, from a thread of its own.
     max_prefetch: how many messages a consumer without a prefetch count may hold.
+    max_deliveries: how often a message may come back from consumers that note no starts, because
+        they died with it or handed it back; then it is a dead letter. 0 means no limit.
+    retention_done, retention_dead: seconds that done jobs, and dead letters, are kept, by the
+        consumers of this connection; 0 keeps for ever.
     """
 
     visibility_timeout: float = 3600.0
@@ -41,6 +45,9 @@ class Options:
     create: bool = True
     keep_leases: bool = True
     max_prefetch: int = 100
+    max_deliveries: int = 20
+    retention_done: float = 7 * 86_400.0
+    retention_dead: float = 30 * 86_400.0
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -50,6 +57,12 @@ class Options:
                 _refuse(name, value, f"give {SHORTEST_S} to {LONGEST_S:.0f} seconds")
         if self.durability not in DURABILITIES:
             _refuse("durability", self.durability, "choose one of " + ", ".join(DURABILITIES))
+        for name in ("retention_done", "retention_dead"):
+            value = getattr(self, name)
+            if not 0 <= value <= LONGEST_S:
+                _refuse(name, value, f"give 0 to {LONGEST_S:.0f} seconds")
+        if not 0 <= self.max_deliveries < 2**31:
+            _refuse("max_deliveries", self.max_deliveries, "give a whole number, 0 for no limit")
         if self.max_prefetch < 1:
             _refuse("max_prefetch", self.max_prefetch, "give a whole number above zero")
 

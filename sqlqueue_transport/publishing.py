@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 UNIQUE_PROPERTY = "sqlqueue_job_id"
 MAX_ATTEMPTS_PROPERTY = "sqlqueue_max_attempts"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0, 9
+_TRANSIENT = (1, "1", "transient")  # AMQP's delivery mode; Kombu's default is 2, persistent
 _LARGEST_INTEGER = 2**63 - 1
 # What Kombu's virtual base adds for itself; delivery info and tag are made anew at delivery.
 _NOT_STORED = frozenset(
@@ -58,6 +59,7 @@ def new_message(
         due_at_ms=_time_ms(headers.get("eta")) if hold_eta else None,
         expires_at_ms=_expires_ms(headers.get("expires"), properties.get("expiration"), now_ms),
         max_attempts=_max_attempts(properties.get(MAX_ATTEMPTS_PROPERTY)),
+        transient=properties.get("delivery_mode") in _TRANSIENT,
     )
 
 

@@ -24,11 +24,32 @@ STORE_BODY = "INSERT INTO body (message_id, content) VALUES (:id, :content)"
 
 FIND_UNIQUE = "SELECT id FROM message WHERE unique_key = :unique_key AND unique_key IS NOT NULL"
 
+# What a queue's arguments make of a message; asked for every publish, so the columns hold them.
+QUEUE_RULES = """
+SELECT message_ttl_ms, max_length, max_priority, gone_at_ms FROM queue WHERE name = :queue
+"""
+
+QUEUE_ARGUMENTS = "SELECT arguments FROM queue WHERE name = :queue"
+
+READY_COUNT = "SELECT count(*) FROM message WHERE state = 'pending' AND queue = :queue"
+
+FIRST_READY = """
+SELECT id FROM message
+WHERE state = 'pending' AND queue = :queue
+ORDER BY priority DESC, id
+LIMIT 1
+"""
+
+EXCHANGE_TYPE = "SELECT type FROM exchange WHERE name = :exchange"
+
 ROUTE = """
 SELECT queue FROM binding
 WHERE exchange = :exchange AND routing_key = :routing_key
 ORDER BY queue
 """
+
+# Topic patterns are matched in Python, a fanout exchange takes every binding.
+BINDINGS_OF = "SELECT routing_key, queue FROM binding WHERE exchange = :exchange ORDER BY queue"
 
 # The primary key makes the second beat's tick a no-op; its messages are then not stored either.
 TAKE_TICK = """
@@ -82,10 +103,80 @@ SET
 WHERE id = :id AND state = 'pending'
 """
 
+# Jobs stay as history. Nobody asks for what is no job, and of events and answers there are many.
 EXPIRE = """
 UPDATE message
 SET state = 'expired', finished_at_ms = :now_ms
-WHERE id = :id AND state = 'pending'
+WHERE id = :id AND state = 'pending' AND task IS NOT NULL
+"""
+
+OVERFLOW = """
+UPDATE message
+SET
+  state = 'permanently_failed',
+  finished_at_ms = :now_ms,
+  error_type = 'QueueOverflow',
+  error_message = 'dropped as the oldest of a queue that held its x-max-length'
+WHERE id = :id AND state = 'pending' AND task IS NOT NULL
+"""
+
+DELETE_PENDING = "DELETE FROM message WHERE id = :id AND state = 'pending' AND task IS NULL"
+
+ANY_EXPIRED = """
+SELECT 1 FROM message
+WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
+LIMIT 1
+"""
+
+# Also in queues nobody claims from. Bounded, so that a flood never holds the writer for long.
+EXPIRED = """
+SELECT id FROM message
+WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
+ORDER BY expires_at_ms
+LIMIT 200
+"""
+
+# -- dead letter exchanges --------------------------------------------------------------------------
+
+DEAD_LETTER_RULES = """
+SELECT
+  q.dead_letter_exchange, q.dead_letter_routing_key, m.queue, m.exchange, m.routing_key, m.headers
+FROM message AS m
+JOIN queue AS q ON q.name = m.queue
+WHERE m.id = :id AND q.dead_letter_exchange IS NOT NULL
+"""
+
+# The attempts before stay in the history, as another run.
+DEAD_LETTER = """
+UPDATE message
+SET
+  queue = :queue,
+  state = 'pending',
+  priority = min(priority, coalesce(:max_priority, priority)),
+  exchange = :exchange,
+  routing_key = :routing_key,
+  headers = :headers,
+  run = run + 1,
+  attempts = 0,
+  unnoted_losses = 0,
+  lease_until_ms = NULL,
+  due_at_ms = NULL,
+  expires_at_ms = :expires_at_ms,
+  started_at_ms = NULL,
+  finished_at_ms = NULL,
+  result = NULL,
+  error_type = NULL,
+  error_message = NULL
+WHERE id = :id AND state IN ('pending', 'permanently_failed')
+"""
+
+AS_NEW = """
+SELECT
+  coalesce(m.body, b.content, x''), m.content_type, m.content_encoding, m.properties, m.priority,
+  m.job_id, m.task, m.max_attempts
+FROM message AS m
+LEFT JOIN body AS b ON b.message_id = m.id
+WHERE m.id = :id
 """
 
 # Whoever was taken for dead must not claim: nobody would watch over its deliveries.
@@ -106,6 +197,13 @@ SET
   error_type = NULL,
   error_message = NULL
 WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+  AND task IS NOT NULL
+"""
+
+DELETE_DONE = """
+DELETE FROM message
+WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+  AND task IS NULL
 """
 
 RETRY = """
@@ -138,6 +236,19 @@ SET state = 'pending', lease_until_ms = NULL, started_at_ms = NULL
 WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
 """
 
+# Handed back by a consumer that would not have it: counted, because it may never end otherwise.
+RETURN = """
+UPDATE message
+SET
+  state = 'pending',
+  lease_until_ms = NULL,
+  started_at_ms = NULL,
+  unnoted_losses = unnoted_losses + 1
+WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+"""
+
+RETURNS = "SELECT unnoted_losses FROM message WHERE id = :id"
+
 WHERE_IT_WAITS = "SELECT queue, due_at_ms, state FROM message WHERE id = :id"
 
 RECORD_ATTEMPT = """
@@ -169,12 +280,95 @@ WHERE state = 'processing' AND worker_id = :worker_id AND lease_until_ms > :leas
 
 REGISTER_WORKER = """
 INSERT INTO worker (
-  name, kind, parent_id, pid, host, boot, presence, slot, slots, queues, started_at_ms
+  name, kind, parent_id, pid, host, boot, presence, slot, slots, queues, started_at_ms,
+  max_deliveries
 )
 VALUES (
-  :name, :kind, :parent_id, :pid, :host, :boot, :presence, :slot, :slots, :queues, :now_ms
+  :name, :kind, :parent_id, :pid, :host, :boot, :presence, :slot, :slots, :queues, :now_ms,
+  :max_deliveries
 )
 """
+
+NAME_WORKER = "UPDATE worker SET name = :name WHERE id = :worker_id AND name <> :name"
+
+# -- consumers and the queues that go with them ------------------------------------------------------
+
+CONSUME = """
+INSERT INTO consumer (worker_id, tag, queue) VALUES (:worker_id, :tag, :queue)
+ON CONFLICT (worker_id, tag) DO UPDATE SET queue = excluded.queue
+"""
+
+USE_QUEUE = """
+UPDATE queue
+SET had_consumer = 1, unused_since_ms = NULL
+WHERE name = :queue AND (had_consumer = 0 OR unused_since_ms IS NOT NULL)
+"""
+
+QUEUES_OF = "SELECT DISTINCT queue FROM consumer WHERE worker_id = :worker_id"
+
+STOP_CONSUMING = "DELETE FROM consumer WHERE worker_id = :worker_id AND tag = :tag"
+
+STOP_ALL_CONSUMING = "DELETE FROM consumer WHERE worker_id = :worker_id"
+
+LEAVE_QUEUE = """
+UPDATE queue
+SET unused_since_ms = :now_ms
+WHERE name = :queue AND unused_since_ms IS NULL
+  AND NOT EXISTS (SELECT 1 FROM consumer WHERE queue = :queue)
+"""
+
+CONSUMERS_OF = "SELECT worker_id FROM consumer WHERE queue = :queue"
+
+# A look by somebody who gets or declares, for x-expires: reads first, so that it rarely writes.
+CAN_EXPIRE = """
+SELECT 1 FROM queue WHERE name = :queue AND expires_ms IS NOT NULL AND unused_since_ms IS NOT NULL
+"""
+
+TOUCH_QUEUE = """
+UPDATE queue SET unused_since_ms = :now_ms WHERE name = :queue AND unused_since_ms IS NOT NULL
+"""
+
+# What goes away by itself: auto-delete after its last consumer, x-expires after a time without
+# any, exclusive with its owner.
+ENDING_QUEUES = """
+SELECT name FROM queue
+WHERE gone_at_ms IS NULL AND (
+  (auto_delete = 1 AND had_consumer = 1 AND unused_since_ms IS NOT NULL)
+  OR (exclusive = 1 AND had_consumer = 1 AND unused_since_ms IS NOT NULL)
+  OR (expires_ms IS NOT NULL AND unused_since_ms + expires_ms <= :now_ms)
+  OR (exclusive = 1 AND owner_id IS NOT NULL AND owner_id NOT IN (
+    SELECT id FROM worker WHERE ended_at_ms IS NULL
+  ))
+)
+"""
+
+# Its name stays for a while, so that late answers to it are dropped, not kept for ever.
+END_QUEUE = """
+UPDATE queue
+SET gone_at_ms = :now_ms, owner_id = NULL, had_consumer = 0, unused_since_ms = :now_ms
+WHERE name = :queue AND gone_at_ms IS NULL
+"""
+
+UNBIND_ALL = "DELETE FROM binding WHERE queue = :queue"
+
+# What a consumer still holds is left to it, as everything in AMQP that was delivered.
+EMPTY_QUEUE = """
+DELETE FROM message WHERE id IN (
+  SELECT id FROM message
+  WHERE state = 'pending' AND queue = :queue
+  LIMIT :chunk
+)
+"""
+
+EMPTY_QUEUE_LATER = """
+DELETE FROM message WHERE id IN (
+  SELECT id FROM message
+  WHERE state IN ('scheduled', 'failed') AND queue = :queue
+  LIMIT :chunk
+)
+"""
+
+FORGET_QUEUES = "DELETE FROM queue WHERE gone_at_ms < :before_ms"
 
 END_WORKER = """
 UPDATE worker SET ended_at_ms = :now_ms WHERE id = :worker_id AND ended_at_ms IS NULL
@@ -190,7 +384,8 @@ ORDER BY id
 # "+m.id": to sort by the bare id SQLite would walk over the whole table instead of the few leases.
 HELD_BY_WORKER = """
 SELECT m.id, m.delivery, m.job_id, m.task, m.queue, m.run, m.attempts, m.max_attempts,
-  m.unnoted_losses, coalesce(w.name, ''), coalesce(w.kind, ''), coalesce(w.boot, '')
+  m.unnoted_losses, coalesce(w.name, ''), coalesce(w.kind, ''), coalesce(w.boot, ''),
+  coalesce(w.max_deliveries, 20)
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
 WHERE m.state = 'processing' AND m.worker_id = :worker_id
@@ -203,7 +398,8 @@ SELECT 1 FROM message WHERE state = 'processing' AND lease_until_ms <= :lease_no
 
 OVERDUE = """
 SELECT m.id, m.delivery, m.job_id, m.task, m.queue, m.run, m.attempts, m.max_attempts,
-  m.unnoted_losses, coalesce(w.name, ''), coalesce(w.kind, ''), coalesce(w.boot, '')
+  m.unnoted_losses, coalesce(w.name, ''), coalesce(w.kind, ''), coalesce(w.boot, ''),
+  coalesce(w.max_deliveries, 20)
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
 WHERE m.state = 'processing' AND m.lease_until_ms <= :lease_now_ms

@@ -14,9 +14,12 @@ that an idle consumer writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import threading
 from typing import TYPE_CHECKING, Any
 
+from sqlqueue_transport import routing
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
@@ -26,6 +29,7 @@ from sqlqueue_transport.errors import InvalidMessage, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
 from sqlqueue_transport.lifecycle import Event, State
+from sqlqueue_transport.losses import too_many_returns
 from sqlqueue_transport.messages import (
     Claim,
     Delivery,
@@ -37,15 +41,14 @@ from sqlqueue_transport.messages import (
     storable,
 )
 from sqlqueue_transport.reading import Reading
+from sqlqueue_transport.routing import Landed, Unwanted
 from sqlqueue_transport.schedules import Schedules
 from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-# Above this size a body lies in a table of its own: an ack of a 200 kB row took 207 µs, now 11.
-INLINE_BODY_BYTES = 16_384
 # Ended in one transaction, so that a flood of expired messages never holds the writer for long.
 EXPIRED_AT_ONCE = 200
 # What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
@@ -93,11 +96,12 @@ class Store:
         self.database = Database(self.path, create=create, busy_timeout_s=busy_timeout_s)
         try:
             self.topology = Topology(self.database, clock)
-            self.consumers = Consumers(self.database, clock)
+            self.consumers = Consumers(self.database, clock, self.topology)
             self.reading = Reading(self.database, clock, self.consumers)
             self.schedules = Schedules(self.database, clock)
             self.housekeeping = Housekeeping(self.database, clock)
             self.acting = Acting(self.database, clock, self.consumers)
+            self._collecting = threading.local()
             self.database.write(lambda _: None)  # opens and checks
             self.consumers.attach()
         except BaseException:
@@ -117,10 +121,17 @@ class Store:
 
         Return one answer per message (of several bound queues the first; message id 0 when no
         queue was bound), or None when `tick` had been enqueued before: then nothing is stored.
-        With `durable` it survives a power cut once this has returned. Raises InvalidMessage when
-        one of them cannot be stored. If the process dies midway, all of it is stored or nothing.
+        With `durable` it survives a power cut once this has returned, unless all are `transient`.
+        Raises InvalidMessage when one of them cannot be stored, NoExchange, QueueFull. If the
+        process dies midway, all of it is stored or nothing.
         """
-        landed: list[tuple[str, int | None]] = []
+        collected: list[NewMessage] | None = getattr(self._collecting, "messages", None)
+        if collected is not None and tick is None:
+            collected += messages
+            return [Published(0, stored=True)] * len(messages)
+        if tick is None and self._are_for_nobody(messages):
+            return [Published(0, stored=False)] * len(messages)
+        landed: Landed = []
 
         def work(connection: sqlite3.Connection) -> list[Published] | None:
             # Here and below the clocks are read under the writer lock: waiting for it may have
@@ -129,15 +140,51 @@ class Store:
             landed.clear()
             if tick is not None and not _take_tick(connection, tick, len(messages), now_ms):
                 return None
-            return [_insert(connection, message, now_ms, landed) for message in messages]
+            return self.insert(connection, messages, now_ms, landed)
 
+        is_durable = durable and not (messages and all(one.transient for one in messages))
+        answers = self.database.write(work, durable=is_durable)
+        self.wake_for(landed)
+        return answers
+
+    def _are_for_nobody(self, messages: Sequence[NewMessage]) -> bool:
+        """Say whether no queue wants any of these: events, mostly, while nobody listens.
+
+        They need not wait for the writer. A queue bound a moment later gets what comes later.
+        """
+        if any(message.queue is not None for message in messages):
+            return False
+        return not self.database.read(
+            lambda c: any(routing.routes(c, one.exchange, one.routing_key) for one in messages)
+        )
+
+    def insert(
+        self,
+        connection: sqlite3.Connection,
+        messages: Sequence[NewMessage],
+        now_ms: int,
+        landed: Landed,
+    ) -> list[Published]:
+        """Store messages in a transaction of the caller, who calls `wake_for` after its commit."""
         try:
-            answers = self.database.write(work, durable=durable)
+            return [routing.publish(connection, one, now_ms, landed) for one in messages]
         except _NOT_STORABLE as error:
             text = f"the message cannot be stored: {error}"
             raise InvalidMessage(text) from error
-        self._wake(landed)
-        return answers
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[list[NewMessage]]:
+        """Keep what this thread publishes to this file in a list, instead of storing it.
+
+        For who wants to store it later, with `insert`, together with something else. Blocks do
+        not nest. A publish of a tick is stored all the same.
+        """
+        collected: list[NewMessage] = []
+        self._collecting.messages = collected
+        try:
+            yield collected
+        finally:
+            self._collecting.messages = None
 
     # -- claim and settle ---------------------------------------------------------------------------
 
@@ -193,7 +240,7 @@ class Store:
         if claim.more:
             # A publisher wakes one sleeper per message it sees; several may have met the same
             # sleeper. Whoever finds more than he takes passes the word on.
-            self._wake([(queue, None) for queue in queues])
+            self.wake_for([(queue, None) for queue in queues])
         return claim
 
     def _claim_once(
@@ -207,12 +254,12 @@ class Store:
         no_ack: bool,
     ) -> Claim:
         worker_id = self.consumers.worker_id
-        waiting: list[tuple[str, int | None]] = []
+        landed: Landed = []
 
         def work(connection: sqlite3.Connection) -> Claim:
             now_ms, lease_now_ms = self.clock.wall_ms(), self.clock.lease_ms()
-            waiting.clear()
-            refused = _settle_all(connection, settlements, now_ms, lease_now_ms, waiting)
+            landed.clear()
+            refused = _settle_all(connection, settlements, now_ms, lease_now_ms, landed)
             if not connection.execute(
                 sql.WORKER_IS_REGISTERED, {"worker_id": worker_id}
             ).fetchone():
@@ -227,17 +274,18 @@ class Store:
             deliveries: list[Delivery] = []
             more = False
             for queue in queues:
-                taken, left = _take(connection, queue, limit - len(deliveries), lease)
+                taken, left = _take(connection, queue, limit - len(deliveries), lease, landed)
                 deliveries += taken
                 more = more or left
             if no_ack:
-                for one in deliveries:
-                    ended = Settlement(one.message_id, one.delivery, Outcome.done())
-                    _settle(connection, ended, now_ms, lease_now_ms)
+                done = [
+                    Settlement(one.message_id, one.delivery, Outcome.done()) for one in deliveries
+                ]
+                _settle_all(connection, done, now_ms, lease_now_ms, landed)
             return Claim(deliveries, refused, more)
 
         claim = self.database.write(work, durable=durable and bool(settlements))
-        self._wake(waiting)
+        self.wake_for(landed)
         return claim
 
     def settle(
@@ -249,16 +297,16 @@ class Store:
         """
         if not settlements:
             return []
-        waiting: list[tuple[str, int | None]] = []
+        landed: Landed = []
 
         def work(connection: sqlite3.Connection) -> list[Settlement]:
-            waiting.clear()
+            landed.clear()
             return _settle_all(
-                connection, settlements, self.clock.wall_ms(), self.clock.lease_ms(), waiting
+                connection, settlements, self.clock.wall_ms(), self.clock.lease_ms(), landed
             )
 
         refused = self.database.write(work, durable=durable)
-        self._wake(waiting)
+        self.wake_for(landed)
         return refused
 
     def extend(
@@ -288,9 +336,9 @@ class Store:
 
         return self.database.write(work) if deliveries else []
 
-    def _wake(self, waiting: Sequence[tuple[str, int | None]]) -> None:
+    def wake_for(self, landed: Landed) -> None:
         """Wake who sleeps for these (queue, due) pairs, after the commit that stored them."""
-        for queue, due_at_ms in waiting:
+        for queue, due_at_ms in landed:
             self.consumers.wake(queue, due_at_ms)
 
     def close(self) -> None:
@@ -313,67 +361,12 @@ def _take_tick(connection: sqlite3.Connection, tick: TickOf, jobs: int, now_ms: 
     return bool(connection.execute(sql.TAKE_TICK, values).rowcount)
 
 
-def _insert(
-    connection: sqlite3.Connection,
-    message: NewMessage,
-    now_ms: int,
-    landed: list[tuple[str, int | None]],
-) -> Published:
-    if message.queue is not None:
-        return _insert_into(connection, message, message.queue, now_ms, landed)
-    routes = connection.execute(
-        sql.ROUTE, {"exchange": message.exchange, "routing_key": message.routing_key}
-    ).fetchall()
-    answers = [_insert_into(connection, message, queue, now_ms, landed) for (queue,) in routes]
-    return answers[0] if answers else Published(0, stored=False)
-
-
-def _insert_into(
-    connection: sqlite3.Connection,
-    message: NewMessage,
-    queue: str,
-    now_ms: int,
-    landed: list[tuple[str, int | None]],
-) -> Published:
-    is_later = message.due_at_ms is not None and message.due_at_ms > now_ms
-    inline = len(message.body) <= INLINE_BODY_BYTES
-    cursor = connection.execute(
-        sql.PUBLISH,
-        {
-            "queue": queue,
-            "state": (State.SCHEDULED if is_later else State.PENDING).value,
-            "priority": message.priority,
-            "job_id": message.job_id,
-            "task": message.task,
-            "unique_key": message.unique_key,
-            "max_attempts": message.max_attempts,
-            "now_ms": now_ms,
-            "due_at_ms": message.due_at_ms,
-            "expires_at_ms": message.expires_at_ms,
-            "exchange": message.exchange,
-            "routing_key": message.routing_key,
-            "content_type": message.content_type,
-            "content_encoding": message.content_encoding,
-            "headers": message.headers,
-            "properties": message.properties,
-            "body": message.body if inline else None,
-        },
-    )
-    if not cursor.rowcount:
-        found = connection.execute(sql.FIND_UNIQUE, {"unique_key": message.unique_key}).fetchone()
-        return Published(found[0], stored=False)
-    message_id = cursor.lastrowid or 0
-    if not inline:
-        connection.execute(sql.STORE_BODY, {"id": message_id, "content": message.body})
-    landed.append((queue, message.due_at_ms if is_later else None))
-    return Published(message_id, stored=True)
-
-
 def _take(
     connection: sqlite3.Connection,
     queue: str,
     limit: int,
     lease: dict[str, Any],
+    landed: Landed,
 ) -> tuple[list[Delivery], bool]:
     """Claim up to `limit` of one queue; say whether more was ready. Expired ones end here."""
     taken: list[Delivery] = []
@@ -383,7 +376,7 @@ def _take(
         rows = connection.execute(sql.READY, {"queue": queue, "limit": wanted}).fetchall()
         for *fields, expires_at_ms in rows:
             if expires_at_ms is not None and expires_at_ms <= lease["now_ms"]:
-                connection.execute(sql.EXPIRE, {"id": fields[0], "now_ms": lease["now_ms"]})
+                routing.discard(connection, fields[0], Unwanted.EXPIRED, lease["now_ms"], landed)
                 expired += 1
                 continue
             connection.execute(sql.CLAIM, {"id": fields[0], **lease})
@@ -399,17 +392,17 @@ def _settle_all(
     settlements: Sequence[Settlement],
     now_ms: int,
     lease_now_ms: int,
-    waiting: list[tuple[str, int | None]],
+    landed: Landed,
 ) -> list[Settlement]:
     refused = []
     for settlement in settlements:
-        if not _settle(connection, settlement, now_ms, lease_now_ms):
+        if not _settle(connection, settlement, now_ms, lease_now_ms, landed):
             refused.append(settlement)
         elif settlement.outcome.event in {Event.RETRY, Event.RELEASE}:
             queue, due_at_ms, state = connection.execute(
                 sql.WHERE_IT_WAITS, {"id": settlement.message_id}
             ).fetchone()
-            waiting.append((queue, due_at_ms if state == State.FAILED else None))
+            landed.append((queue, due_at_ms if state == State.FAILED else None))
     return refused
 
 
@@ -418,8 +411,19 @@ def _settle(
     settlement: Settlement,
     now_ms: int,
     lease_now_ms: int,
+    landed: Landed,
 ) -> bool:
     outcome = settlement.outcome
+    why = Unwanted.REJECTED if outcome.cause == "rejected" else None
+    statement = _SETTLE_BY_EVENT[outcome.event]
+    if outcome.most_returns:
+        statement = sql.RETURN
+        (returns,) = connection.execute(sql.RETURNS, {"id": settlement.message_id}).fetchone() or (
+            0,
+        )
+        if returns + 1 >= outcome.most_returns:
+            outcome = Outcome.dead(too_many_returns(outcome.most_returns), cause="rejected")
+            statement, why = sql.EXHAUST, Unwanted.DELIVERY_LIMIT
     fault = outcome.fault
     values: dict[str, Any] = {
         "id": settlement.message_id,
@@ -435,8 +439,12 @@ def _settle(
         "traceback": storable(fault.traceback) if fault else None,
         "outcome": outcome.cause,
     }
-    if not connection.execute(_SETTLE_BY_EVENT[outcome.event], values).rowcount:
-        return False
+    if not connection.execute(statement, values).rowcount:
+        # What is no job has no history: see `lifecycle`.
+        is_gone = outcome.event is Event.COMPLETE and connection.execute(sql.DELETE_DONE, values)
+        return bool(is_gone and is_gone.rowcount)
     if outcome.event in {Event.RETRY, Event.EXHAUST}:
         connection.execute(sql.RECORD_ATTEMPT, values)
+    if outcome.event is Event.EXHAUST and why is not None:
+        routing.dead_letter(connection, settlement.message_id, why, now_ms, landed)
     return True

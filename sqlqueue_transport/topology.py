@@ -1,4 +1,11 @@
-"""Queues, exchanges and bindings: rows in the file, so every process sees the same ones at once."""
+"""Queues, exchanges and bindings: rows in the file, so every process sees the same ones at once.
+
+Three kinds of queues go away by themselves: auto-delete ones with their last consumer, exclusive
+ones with the connection that made them or their last consumer, those with `x-expires` when nobody
+used them for that long. A row says since when a queue has had no consumer; whoever cancels a
+consumer, closes or sweeps looks for what is over (`end_unused`), and the row is judged again in
+the transaction that ends it.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +13,13 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport import statements as sql
+from sqlqueue_transport.errors import InvalidMessage, QueueLocked
+from sqlqueue_transport.routing import exchange_type
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.database import Database
@@ -18,15 +27,35 @@ if TYPE_CHECKING:
 LONGEST_NAME = 255  # AMQP's short string (AMQP 0-9-1, 4.2.5.3)
 PURGED_AT_ONCE = 500  # rows a transaction, so that workers never wait for a purge
 
+# What went away by itself comes back with its new arguments; what is there stays as it was made.
 _DECLARE_QUEUE = """
-INSERT INTO queue (name, durable, exclusive, auto_delete, arguments, created_at_ms)
-VALUES (:name, :durable, :exclusive, :auto_delete, :arguments, :now_ms)
-ON CONFLICT (name) DO NOTHING
+INSERT INTO queue (
+  name, durable, exclusive, auto_delete, arguments, created_at_ms, message_ttl_ms, expires_ms,
+  max_length, max_priority, dead_letter_exchange, dead_letter_routing_key, owner_id,
+  unused_since_ms
+)
+VALUES (
+  :name, :durable, :exclusive, :auto_delete, :arguments, :now_ms, :message_ttl_ms, :expires_ms,
+  :max_length, :max_priority, :dead_letter_exchange, :dead_letter_routing_key, :owner_id, :now_ms
+)
+ON CONFLICT (name) DO UPDATE SET
+  durable = excluded.durable,
+  exclusive = excluded.exclusive,
+  auto_delete = excluded.auto_delete,
+  arguments = excluded.arguments,
+  created_at_ms = excluded.created_at_ms,
+  message_ttl_ms = excluded.message_ttl_ms,
+  expires_ms = excluded.expires_ms,
+  max_length = excluded.max_length,
+  max_priority = excluded.max_priority,
+  dead_letter_exchange = excluded.dead_letter_exchange,
+  dead_letter_routing_key = excluded.dead_letter_routing_key,
+  owner_id = excluded.owner_id,
+  unused_since_ms = excluded.unused_since_ms,
+  gone_at_ms = NULL
+WHERE gone_at_ms IS NOT NULL
 """
-_HAS_QUEUE = "SELECT 1 FROM queue WHERE name = :name"
-_READY_COUNT = "SELECT count(*) FROM message WHERE state = 'pending' AND queue = :queue"
-# Their queues are JSON, read in Python: SQLite has json_each for certain only since 3.38.
-_CONSUMED = "SELECT queues FROM worker WHERE ended_at_ms IS NULL"
+_HAS_QUEUE = "SELECT exclusive, owner_id FROM queue WHERE name = :name AND gone_at_ms IS NULL"
 # Only what waits is purged, as in AMQP: what somebody holds is his. Purged messages are gone.
 _PURGE = """
 DELETE FROM message WHERE id IN (
@@ -43,6 +72,10 @@ DELETE FROM message WHERE id IN (
   LIMIT :chunk
 )
 """
+_DISOWN = """
+UPDATE queue SET owner_id = 0
+WHERE name = :name AND exclusive = 1 AND owner_id = :owner_id AND gone_at_ms IS NULL
+"""
 _NEWEST = "SELECT coalesce(max(id), 0) FROM message"
 _DELETE_QUEUE = "DELETE FROM queue WHERE name = :name"
 _DECLARE_EXCHANGE = """
@@ -50,7 +83,6 @@ INSERT INTO exchange (name, type, durable, auto_delete, arguments)
 VALUES (:name, :type, :durable, :auto_delete, :arguments)
 ON CONFLICT (name) DO NOTHING
 """
-_EXCHANGE_TYPE = "SELECT type FROM exchange WHERE name = :name"
 _IS_BOUND = "SELECT 1 FROM binding WHERE exchange = :name LIMIT 1"
 _DELETE_EXCHANGE = "DELETE FROM exchange WHERE name = :name"
 _DELETE_EXCHANGE_BINDINGS = "DELETE FROM binding WHERE exchange = :name"
@@ -89,36 +121,95 @@ class Topology:
         exclusive: bool = False,
         auto_delete: bool = False,
         arguments: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Make a queue unless it is there; looks first, so that a repetition writes nothing."""
+        owner_id: int | None = None,
+    ) -> bool:
+        """Make a queue unless it is there; say whether it was made.
+
+        Looks first, so that a repetition writes nothing. `arguments` are AMQP's (`x-expires` and
+        so on, see `docs/transport.md`); a queue that is there keeps its own. `owner_id` is the
+        worker whose connection an exclusive queue belongs to. Raises InvalidMessage for a name or
+        an argument that cannot be.
+        """
         valid_name(name, what="queue")
-        if self.has_queue(name):
-            return
+        given = dict(arguments or {})
         values = {
             "name": name,
             "durable": int(durable),
             "exclusive": int(exclusive),
             "auto_delete": int(auto_delete),
-            "arguments": _as_json(arguments),
+            "arguments": _as_json(given),
             "now_ms": self._clock.wall_ms(),
+            "owner_id": owner_id if exclusive else None,
+            "message_ttl_ms": _number(given, "x-message-ttl"),
+            "expires_ms": _number(given, "x-expires", least=1),
+            "max_length": _number(given, "x-max-length"),
+            "max_priority": _number(given, "x-max-priority"),
+            "dead_letter_exchange": _text(given, "x-dead-letter-exchange"),
+            "dead_letter_routing_key": _text(given, "x-dead-letter-routing-key"),
         }
-        self._database.write(lambda c: c.execute(_DECLARE_QUEUE, values).rowcount)
+        if self.has_queue(name):
+            self.touch(name)
+            return False
+        return bool(self._database.write(lambda c: c.execute(_DECLARE_QUEUE, values).rowcount))
 
     def has_queue(self, name: str) -> bool:
-        """Say whether the queue was declared."""
+        """Say whether the queue was declared, and is still there."""
         valid_name(name, what="queue")
         return bool(self._database.read(lambda c: c.execute(_HAS_QUEUE, {"name": name}).fetchone()))
+
+    def refuse_locked(self, name: str, owner_id: int | None) -> None:
+        """Raise QueueLocked for an exclusive queue, unless this worker owns it."""
+        found = self._database.read(lambda c: c.execute(_HAS_QUEUE, {"name": name}).fetchone())
+        if found is not None and found[0] and (owner_id is None or found[1] != owner_id):
+            message = f"queue {name!r} is exclusive to another connection"
+            raise QueueLocked(message)
+
+    def touch(self, name: str) -> None:
+        """Count a look at a queue as use: `x-expires` starts anew."""
+        values = {"queue": name, "now_ms": self._clock.wall_ms()}
+        if self._database.read(lambda c: c.execute(sql.CAN_EXPIRE, values).fetchone()):
+            self._database.write(lambda c: c.execute(sql.TOUCH_QUEUE, values).rowcount)
 
     def size(self, name: str) -> int:
         """Return how many messages of a queue are ready."""
         count: int = self._database.read(
-            lambda c: c.execute(_READY_COUNT, {"queue": name}).fetchone()[0]
+            lambda c: c.execute(sql.READY_COUNT, {"queue": name}).fetchone()[0]
         )
         return count
 
-    def consumers(self, name: str) -> int:
-        """Return how many processes are registered as consuming a queue; plain clients are not."""
-        return self._database.read(lambda c: _consumers(c, name))
+    def end_unused(self) -> None:
+        """End the queues that go away by themselves and whose time has come.
+
+        Their messages go with them, in chunks, before the queue does: if the process dies midway,
+        the next one goes on.
+        """
+        for name in self._ending():
+            while self._empty_some(name) == PURGED_AT_ONCE:
+                pass
+            self._database.write(lambda c, name=name: self._end(c, name))  # type: ignore[misc]
+
+    def end_own(self, names: Sequence[str], owner_id: int) -> None:
+        """End exclusive queues whose connection closes."""
+        for name in names:
+            values = {"name": name, "owner_id": owner_id}
+            self._database.write(lambda c, values=values: c.execute(_DISOWN, values).rowcount)  # type: ignore[misc]
+        self.end_unused()
+
+    def _ending(self) -> list[str]:
+        values = {"now_ms": self._clock.wall_ms()}
+        rows = self._database.read(lambda c: c.execute(sql.ENDING_QUEUES, values).fetchall())
+        return [name for (name,) in rows]
+
+    def _empty_some(self, name: str) -> int:
+        values = {"queue": name, "chunk": PURGED_AT_ONCE}
+        return self._database.write(lambda c: c.execute(sql.EMPTY_QUEUE, values).rowcount)
+
+    def _end(self, connection: sqlite3.Connection, name: str) -> None:
+        values = {"queue": name, "now_ms": self._clock.wall_ms(), "chunk": PURGED_AT_ONCE}
+        if (name,) not in connection.execute(sql.ENDING_QUEUES, values).fetchall():
+            return  # used again meanwhile
+        for statement in (sql.EMPTY_QUEUE, sql.EMPTY_QUEUE_LATER, sql.UNBIND_ALL, sql.END_QUEUE):
+            connection.execute(statement, values)
 
     def purge(self, name: str) -> int:
         """Delete what is ready in a queue and return how many; what is held or due later stays.
@@ -131,13 +222,15 @@ class Topology:
         """Delete a queue with its bindings and waiting messages; return how many were ready.
 
         What a consumer holds is left to it. Nothing happens when a condition is not met, as in
-        Kombu's virtual transports. If the process dies midway the queue is gone, and some of its
+        Kombu's virtual transports; a consumer that died counts until the next sweep. If the process dies midway the queue is gone, and some of its
         messages may be left: delete it again.
         """
 
         def work(connection: sqlite3.Connection) -> bool:
-            ready = connection.execute(_READY_COUNT, {"queue": name}).fetchone()[0]
-            if (if_empty and ready) or (if_unused and _consumers(connection, name)):
+            values = {"queue": name}
+            ready = connection.execute(sql.READY_COUNT, values).fetchone()[0]
+            used = connection.execute(sql.CONSUMERS_OF, values).fetchone()
+            if (if_empty and ready) or (if_unused and used):
                 return False
             connection.execute(_DELETE_QUEUE, {"name": name})
             return True
@@ -184,8 +277,7 @@ class Topology:
 
     def exchange_type(self, name: str) -> str | None:
         """Return an exchange's type; None when it was not declared."""
-        row = self._database.read(lambda c: c.execute(_EXCHANGE_TYPE, {"name": name}).fetchone())
-        return row[0] if row else None
+        return self._database.read(lambda c: exchange_type(c, name))
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
         """Delete an exchange and its bindings; queues and their messages stay.
@@ -208,9 +300,10 @@ class Topology:
         routing_key: str,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Route an exchange's messages with this key to a queue, which is made if need be.
+        """Route an exchange's messages with this key to a queue.
 
-        Looks first, so that a repetition writes nothing.
+        The queue is made if need be, and so is the exchange, as a direct one. Looks first, so that
+        a repetition writes nothing.
         """
         valid_name(queue, what="queue")
         valid_name(exchange, what="exchange")
@@ -222,19 +315,14 @@ class Topology:
             "routing_key": routing_key,
             "arguments": _as_json(arguments),
         }
-        declared = {
-            "name": queue,
-            "durable": 1,
-            "exclusive": 0,
-            "auto_delete": 0,
-            "arguments": "{}",
-            "now_ms": self._clock.wall_ms(),
-        }
         if self._database.read(lambda c: c.execute(_HAS_BINDING, values).fetchone()):
             return
 
+        self.declare_queue(queue)
+        if self.exchange_type(exchange) is None:
+            self.declare_exchange(exchange, "direct")
+
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute(_DECLARE_QUEUE, declared)
             connection.execute(_BIND, values)
 
         self._database.write(work)
@@ -249,10 +337,24 @@ class Topology:
         return self._database.read(lambda c: c.execute(_BINDINGS).fetchall())
 
 
-def _consumers(connection: sqlite3.Connection, queue: str) -> int:
-    return sum(
-        queue in json.loads(queues) for (queues,) in connection.execute(_CONSUMED).fetchall()
-    )
+def _number(arguments: Mapping[str, Any], name: str, *, least: int = 0) -> int | None:
+    """Return a whole number among a queue's arguments; None when it is not there."""
+    given = arguments.get(name)
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not least <= given < 2**53:
+        message = f"queue argument {name}={given!r} is not usable: give a number from {least} on"
+        raise InvalidMessage(message)
+    return int(given)
+
+
+def _text(arguments: Mapping[str, Any], name: str) -> str | None:
+    """Return a text among a queue's arguments; None when it is not there."""
+    given = arguments.get(name)
+    if given is None or isinstance(given, str):
+        return given
+    message = f"queue argument {name}={given!r} is not usable: give a text"
+    raise InvalidMessage(message)
 
 
 def _as_json(arguments: Mapping[str, Any] | None) -> str:

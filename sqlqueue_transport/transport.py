@@ -1,4 +1,8 @@
-"""The Kombu transport: finds the file a URL names, and waits for messages without polling."""
+"""The Kombu transport: finds the file a URL names, and waits for messages without polling.
+
+What it waits in is either `drain_events`, a sleep on the process's bell, or the caller's event
+loop (`event_loop`). Both ask the channels for one message at a time, in turns.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl, quote, unquote
 
 from kombu.transport import virtual
+from kombu.utils.compat import detect_environment
 
 from sqlqueue_transport.channel import Channel
-from sqlqueue_transport.consumers import LONGEST_SLEEP_S
 from sqlqueue_transport.errors import CannotOpen, LeaseLost, Unavailable
+from sqlqueue_transport.event_loop import LoopSide
 from sqlqueue_transport.keeper import Keeper
+from sqlqueue_transport.messages import split_tag
 from sqlqueue_transport.options import Options
+from sqlqueue_transport.routing import EXCHANGE_TYPES
+from sqlqueue_transport.sleepers import LONGEST_SLEEP_S
 from sqlqueue_transport.stores import close_store, open_store
 
 if TYPE_CHECKING:
@@ -41,9 +49,9 @@ class Transport(virtual.Transport):
     # A late acknowledgement is the delivery's fault, not the connection's.
     channel_errors: Any = (*virtual.Transport.channel_errors, LeaseLost)
     implements = virtual.Transport.implements.extend(
-        asynchronous=False,
+        asynchronous=True,
         batch_publish=True,
-        exchange_type=frozenset(["direct"]),
+        exchange_type=frozenset(EXCHANGE_TYPES),
         heartbeats=False,
     )
     # Kombu would put its "localhost" into the copies it makes after a failover.
@@ -56,6 +64,8 @@ class Transport(virtual.Transport):
         self._keeper: Keeper | None = None
         self._turns = itertools.count()
         self._sleeps = False
+        self._loop_side: LoopSide | None = None
+        self.exclusive_queues: set[str] = set()
         self.options = Options()
 
     @property
@@ -72,26 +82,43 @@ class Transport(virtual.Transport):
 
     def establish_connection(self) -> Transport:
         """Open the file. Raises one of `connection_errors` with a sentence that helps."""
+        if detect_environment() == "eventlet":
+            # Its patched modules have no select.poll, and it is no longer developed
+            # (eventlet.readthedocs.io).
+            message = "sqlqueue does not run under eventlet; use gevent, threads or processes"
+            raise CannotOpen(message)
         path, query = path_and_query(self.client)
         self.options = Options.read({**query, **self.client.transport_options})
         if self._store is None:
             self._store = open_store(
                 path, create=self.options.create, busy_timeout_s=self.options.busy_timeout
             )
+            self._store.consumers.max_deliveries = self.options.max_deliveries
         self._avail_channels.append(self.create_channel(self))
         return self
 
     def close_connection(self, connection: Any) -> None:
         """Close the channels, which hands back what they hold, and give the store back."""
+        if self._loop_side is not None:
+            self._loop_side.close()
+            self._loop_side = None
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper = None
         try:
-            super().close_connection(connection)
+            try:
+                super().close_connection(connection)
+            finally:
+                self._end_exclusive_queues()
         finally:
             store, self._store = self._store, None
             if store is not None:
                 close_store(store)
+
+    def _end_exclusive_queues(self) -> None:
+        names, self.exclusive_queues = self.exclusive_queues, set()
+        if names and self._store is not None and self._store.consumers.is_registered:
+            self._store.topology.end_own(sorted(names), self._store.consumers.worker_id)
 
     def verify_connection(self, connection: Any) -> bool:
         """Say whether the store is open."""
@@ -115,6 +142,19 @@ class Transport(virtual.Transport):
                 # Nothing can ever come; the base would spin here.
                 raise TimeoutError
             self._sleep(left_s)
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Deliver from within Kombu's event loop from now on, instead of by `drain_events`."""
+        self.unregister_from_event_loop(connection, loop)
+        self._loop_side = LoopSide(
+            loop, self.store, deliver_one=self._deliver_one, open_queues=self._open_queues
+        )
+
+    def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
+        """Leave the event loop; harmless when not in it."""
+        side, self._loop_side = self._loop_side, None
+        if side is not None:
+            side.close()
 
     def _deliver_one(self) -> bool:
         """Let the channels, in turns, deliver one message between them."""
@@ -148,22 +188,26 @@ class Transport(virtual.Transport):
         return [queue for channel in list(self.channels) for queue in channel.open_queues]
 
     def make_room(self) -> None:
-        """Wake the drain of this connection: a channel that was full may take messages again."""
+        """Wake this connection: a channel may take messages that it could not take before.
+
+        Any thread may call it.
+        """
+        if self._loop_side is not None:
+            self._loop_side.wake()
         bell = self.store.consumers.bell if self._sleeps else None
         if bell is not None:
             bell.ring()
 
-    def keep_leases(self) -> None:
-        """Make sure that the leases of what this connection holds are extended."""
+    def keep_watch(self) -> None:
+        """Have a thread that extends what this connection holds, and sweeps for the dead."""
         if not self.options.keep_leases:
             return
         if self._keeper is None:
-            self._keeper = Keeper(
-                self.store,
-                lease_s=self.options.visibility_timeout,
-                holds_any=lambda: any(channel.holds_any for channel in list(self.channels)),
-            )
+            self._keeper = Keeper(self.store, self.options, self._held)
         self._keeper.ensure_running()
+
+    def _held(self) -> list[tuple[int, int]]:
+        return [split_tag(tag) for channel in list(self.channels) for tag in channel.held_tags()]
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: FBT001, FBT002
         """Return the URL as it is: a path holds no secret."""

@@ -43,6 +43,7 @@ class Bell:
         self._poll.register(self.descriptor, select.POLLIN)
         self._changed = threading.Condition()
         self._somebody_listens = False
+        self._echoes: set[int] = set()
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until somebody rings, at most `timeout_s`; say whether somebody may have.
@@ -59,7 +60,7 @@ class Bell:
                 self._somebody_listens = is_listening = True
             if not self._poll.poll(timeout_s * 1000):
                 return False
-            self.silence()
+            self.hear()
             return True
         finally:
             if is_listening:
@@ -67,13 +68,25 @@ class Bell:
                     self._somebody_listens = False
                     self._changed.notify_all()
 
-    def silence(self) -> None:
-        """Forget what was rung so far."""
-        try:
-            while len(os.read(self.descriptor, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+    def hear(self) -> None:
+        """Take the bytes rung so far, and pass the word on to all who sleep in this process."""
+        silence(self.descriptor)
+        for echo in list(self._echoes):
+            with contextlib.suppress(BlockingIOError):  # full: it is awake already
+                os.write(echo, _WORD)
+        with self._changed:
+            self._changed.notify_all()
+
+    def add_echo(self, descriptor: int) -> None:
+        """Write a byte to a pipe of an event loop whenever somebody hears the bell.
+
+        A loop watches the FIFO itself, too; but a thread that waits may take the byte from it.
+        """
+        self._echoes.add(descriptor)
+
+    def remove_echo(self, descriptor: int) -> None:
+        """Stop writing to a pipe, before it is closed."""
+        self._echoes.discard(descriptor)
 
     def ring(self) -> None:
         """Wake the owner itself: for signal handlers and other threads of the process."""
@@ -83,6 +96,15 @@ class Bell:
     def close(self) -> None:
         """Close the FIFO; its name stays for the slot's next owner."""
         os.close(self.descriptor)
+
+
+def silence(descriptor: int) -> None:
+    """Read all there is from a FIFO or pipe that does not block."""
+    try:
+        while len(os.read(descriptor, 4096)) == 4096:
+            pass
+    except BlockingIOError:
+        pass
 
 
 def bell_path(run_directory: Path, slot: int) -> Path:
