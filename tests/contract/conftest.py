@@ -173,7 +173,7 @@ OTHER_PROCESS = """
         try:
             call()
         except Exception as error:
-            return type(error).__name__, getattr(error, "code", None)
+            return f"{type(error).__name__}: {error}"
     for line in sys.stdin:
         print(eval(line), flush=True)
 """
@@ -204,12 +204,12 @@ class OtherProcess:
 
 
 @pytest.fixture
-def another(sqlqueue: Broker) -> Iterator[Callable[[], OtherProcess]]:
-    """Start further processes on our file."""
-    return lambda: OtherProcess(sqlqueue.url)
+def another(sqlqueue: Broker) -> Callable[..., OtherProcess]:
+    """Start further processes on our file; options may stand behind the `?` of `query`."""
+    return lambda query="": OtherProcess(sqlqueue.url + query)
 
 
 @pytest.fixture
-def other_process(another: Callable[[], OtherProcess]) -> OtherProcess:
+def other_process(another: Callable[..., OtherProcess]) -> OtherProcess:
     """Be one further process on our file."""
     return another()

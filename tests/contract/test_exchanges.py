@@ -194,7 +194,7 @@ def test_a_fanout_exchange_leads_to_every_queue_whatever_the_key(sqlqueue: Broke
 
 def test_publishing_to_an_exchange_that_nobody_declared_is_refused(sqlqueue: Broker) -> None:
     connection = sqlqueue.connect()
-    with refused(404, "NOT_FOUND - no exchange 'nowhere'"):
+    with refused(404, "NOT_FOUND.*'nowhere'"):
         publish(connection, "x", exchange="nowhere")
     publish(connection, "y")
     assert get_all(connection) == ["y"]  # the channel goes on
@@ -285,13 +285,6 @@ def test_one_binding_of_several_is_removed(sqlqueue: Broker) -> None:
     producer.publish("red", routing_key="red.x")
     producer.publish("blue", routing_key="blue.x")
     assert get_all(connection) == ["blue"]
-
-
-def test_binding_to_an_exchange_that_nobody_declared_is_refused(sqlqueue: Broker) -> None:
-    channel = sqlqueue.connect().default_channel
-    channel.queue_declare("q")
-    with refused(404):
-        channel.queue_bind("q", "nowhere", "k")
 
 
 def test_a_deleted_queue_takes_its_bindings_along(sqlqueue: Broker) -> None:

@@ -110,13 +110,22 @@ def test_each_consumer_has_a_prefetch_count_of_its_own(filled: kombu.Connection)
     assert _counts(_hold(filled, channel, "a", "b")) == [3, 3]
 
 
-def test_a_prefetch_count_is_for_the_consumers_that_come_after_it(filled: kombu.Connection) -> None:
+def test_a_prefetch_count_may_be_changed_while_consuming(filled: kombu.Connection) -> None:
+    """Celery does so, at every message with an eta and every time its pool grows or shrinks."""
     channel = filled.channel()
     channel.basic_qos(0, 3, False)
     first = _hold(filled, channel, "a")
+    assert _counts(first) == [3]
     channel.basic_qos(0, 5, False)
     second = _hold(filled, channel, "b")
-    assert (_counts(first), _counts(second)) == ([3], [5])
+    assert _counts(first) + _counts(second) == [5, 5]
+    channel.basic_qos(0, 4, False)
+    first["a"][0].ack()
+    first["a"][1].ack()
+    filled.drain_events(timeout=10)
+    with pytest.raises(socket.timeout):
+        filled.drain_events(timeout=0.05)
+    assert _counts(first) == [6]  # of which it holds four
 
 
 def test_a_global_prefetch_count_is_shared_by_the_channel(filled: kombu.Connection) -> None:

@@ -18,6 +18,7 @@ from tests.contract.verbs import (
     collecting,
     declare,
     declared,
+    exists,
     get,
     get_all,
     publish,
@@ -208,7 +209,7 @@ def _goes(connection: kombu.Connection, queue: str = "q") -> None:
     began_s = time.monotonic()
     with collecting(connection, "elsewhere", channel=connection.channel()):
         wait_until(
-            lambda: turn(connection) or declared(connection, queue) is None,
+            lambda: turn(connection) or not exists(connection, queue),
             what=f"the end of queue {queue}",
         )
     print(f"gone after {time.monotonic() - began_s:.3f} s")
@@ -297,7 +298,7 @@ def test_an_exclusive_queue_is_locked_for_other_processes(
 ) -> None:
     declare(sqlqueue.connect(), exclusive=True)
     for call in ("queue_declare('q')", "basic_get('q')", "queue_delete('q')"):
-        assert "RESOURCE_LOCKED" in other_process(f"str(error_of(lambda: channel.{call}))")
+        assert "RESOURCE_LOCKED" in other_process(f"error_of(lambda: channel.{call})")
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
@@ -319,9 +320,9 @@ def test_an_exclusive_queue_goes_with_its_connection(
     connection = sqlqueue.connect()
     other_process("channel.queue_declare('q', exclusive=True)")
     other_process("channel.close()")
-    assert declared(connection)
+    assert exists(connection)
     other_process("connection.release()")
-    assert declared(connection) is None
+    assert not exists(connection)
 
 
 @pytest.mark.parametrize("end", [OtherProcess.kill, OtherProcess.leave], ids=["killed", "left"])
@@ -330,7 +331,7 @@ def test_an_exclusive_queue_goes_with_its_process(
 ) -> None:
     connection = sqlqueue.connect()
     other_process("channel.queue_declare('q', exclusive=True)")
-    assert declared(connection)
+    assert exists(connection)
     end(other_process)
     _goes(connection)
 

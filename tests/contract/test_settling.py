@@ -310,7 +310,7 @@ def test_a_release_in_good_order_is_not_counted(
 @pytest.mark.parametrize("end", [OtherProcess.kill, OtherProcess.leave], ids=["killed", "left"])
 def test_a_consumer_that_is_killed_counts_and_one_that_leaves_does_not(
     sqlqueue: Broker,
-    another: Callable[[], OtherProcess],
+    another: Callable[..., OtherProcess],
     end: Callable[[OtherProcess], None],
 ) -> None:
     connection = sqlqueue.connect(max_deliveries=2)
@@ -323,7 +323,7 @@ def test_a_consumer_that_is_killed_counts_and_one_that_leaves_does_not(
         return "processing" not in _states(connection)[:1]
 
     for _ in range(2):
-        process = another()
+        process = another("?max_deliveries=2")
         assert process("held.append(channel.basic_get('q')) or held[0].payload") == "poison"
         end(process)
         wait_until(is_back, what="the message back")

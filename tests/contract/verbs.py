@@ -82,6 +82,16 @@ def declared(connection: kombu.Connection, queue: str = "q") -> Any:
             return None
 
 
+def exists(connection: kombu.Connection, queue: str = "q") -> bool:
+    """Say whether there is such a queue, and be it another connection's own."""
+    try:
+        return declared(connection, queue) is not None
+    except ChannelError as error:
+        if int(error.reply_code) != 405:
+            raise
+        return True
+
+
 def declare(connection: kombu.Connection, queue: str = "q", **options: Any) -> Any:
     """Declare a queue with the arguments of Kombu's Queue, and return it."""
     bound = Queue(queue, **options)(connection.default_channel)
@@ -90,7 +100,7 @@ def declare(connection: kombu.Connection, queue: str = "q", **options: Any) -> A
 
 
 @contextlib.contextmanager
-def refused(code: int, match: str = "") -> Iterator[Any]:
+def refused(code: int, match: str | None = None) -> Iterator[Any]:
     """Expect a ChannelError with AMQP's number for what is wrong."""
     with pytest.raises(ChannelError, match=match) as caught:
         yield caught
