@@ -315,8 +315,9 @@ def test_what_cannot_be_opened_fails_in_connect_with_a_connection_error(
     assert not connection.connected
     with pytest.raises(kombu.exceptions.OperationalError):
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+    connection.transport_options.update(max_retries=1, interval_start=0, interval_step=0)
     with pytest.raises(kombu.exceptions.OperationalError):
-        publish(connection, "x", retry=True, retry_policy={"max_retries": 1, "interval_start": 0})
+        publish(connection, "x")
 
 
 def test_a_directory_that_cannot_be_written_fails_in_connect() -> None:

@@ -81,6 +81,9 @@ TOPICS = [
 TOPICS_OF_AMQP = [
     *TOPICS,
     ("#", "", True),
+    ("*", "", False),
+    ("", "", True),
+    ("", "a", False),
     ("a.#", "a", True),
     ("#.a", "a", True),
     ("a.#.b", "a.b", True),
@@ -198,6 +201,18 @@ def test_publishing_to_an_exchange_that_nobody_declared_is_refused(sqlqueue: Bro
         publish(connection, "x", exchange="nowhere")
     publish(connection, "y")
     assert get_all(connection) == ["y"]  # the channel goes on
+
+
+@pytest.mark.parametrize("kind", ["direct", "topic", "fanout"])
+def test_one_exchange_of_each_type_is_there_without_being_declared(
+    sqlqueue: Broker, kind: str
+) -> None:
+    """AMQP 0-9-1, 3.1.3."""
+    connection = sqlqueue.connect()
+    connection.default_channel.queue_declare("q")
+    connection.default_channel.queue_bind("q", f"amq.{kind}", "k")
+    publish(connection, "x", "k", exchange=f"amq.{kind}")
+    assert get_all(connection) == ["x"]
 
 
 def test_a_batch_that_names_an_exchange_nobody_declared_stores_nothing(sqlqueue: Broker) -> None:

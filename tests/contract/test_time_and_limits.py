@@ -464,3 +464,61 @@ def test_a_cycle_of_dead_letters_without_a_rejection_ends(sqlqueue: Broker, froz
     with collecting(connection, "elsewhere", channel=connection.channel()):
         frozen.tick(timedelta(seconds=61))
         wait_until(lambda: turn(connection) or not _rows(connection), what="an empty file")
+
+
+def test_a_full_queue_that_is_its_own_dead_letter_queue_ends_somewhere(sqlqueue: Broker) -> None:
+    """Also with a message that somebody did reject, once."""
+    connection = sqlqueue.connect()
+    declare(
+        connection,
+        max_length=1,
+        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"},
+    )
+    publish(connection, "rejected once")
+    get(connection).reject()
+    publish(connection, "newer")
+    assert declared(connection).message_count == 1
+
+
+def test_dead_letter_queues_that_are_full_do_not_keep_a_message_from_dying(
+    sqlqueue: Broker, frozen: Any
+) -> None:
+    connection = sqlqueue.connect()
+    exchange = Exchange("dlx", "fanout")
+    refusing = {"x-overflow": "reject-publish"}
+    for name in ("first", "second"):
+        declare(connection, name, exchange=exchange, max_length=0, queue_arguments=refusing)
+    declare(connection, message_ttl=60, queue_arguments={"x-dead-letter-exchange": "dlx"})
+    publish(connection, "rejected")
+    get(connection).reject()
+    publish(connection, "expired")
+    frozen.tick(timedelta(seconds=61))
+    with collecting(connection, "elsewhere", channel=connection.channel()):
+        wait_until(lambda: turn(connection) or not _rows(connection), what="the end of both")
+
+
+def test_a_dead_letter_for_a_queue_that_went_stays_where_it_is_seen(sqlqueue: Broker) -> None:
+    connection, other = sqlqueue.connect(), sqlqueue.connect()
+    declare(other, "dead", exclusive=True)
+    declare(
+        connection,
+        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"},
+    )
+    publish(connection, "x", headers={"task": "tasks.stamp", "id": "1"})
+    other.release()
+    get(connection).reject()
+    store = connection.default_channel.store
+    assert rows_of(store, "SELECT queue, state FROM message") == [("q", "permanently_failed")]
+
+
+@pytest.mark.parametrize("exchange", ["nowhere", "unbound"])
+def test_a_dead_letter_exchange_that_leads_nowhere_leaves_the_job_with_the_dead_letters(
+    sqlqueue: Broker, exchange: str
+) -> None:
+    connection = sqlqueue.connect()
+    connection.default_channel.exchange_declare("unbound", "fanout")
+    declare(connection, queue_arguments={"x-dead-letter-exchange": exchange})
+    publish(connection, "x", headers={"task": "tasks.stamp", "id": "1"})
+    get(connection).reject()
+    store = connection.default_channel.store
+    assert rows_of(store, "SELECT queue, state FROM message") == [("q", "permanently_failed")]
