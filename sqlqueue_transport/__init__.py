@@ -6,17 +6,32 @@ Features
 ========
 * Type: virtual (one file, many processes, one machine)
 * Supports direct exchanges and the default exchange: yes
-* Supports topic and fanout exchanges: not yet
-* Supports priorities: yes, 0 to 9, higher first
+* Supports topic exchanges: yes, `*` for one word, `#` for any number
+* Supports fanout exchanges: yes
+* Supports headers exchanges: no, refused with 540
+* Supports binding exchanges to exchanges: no
+* Supports priorities: yes, 0 to 9, higher first; `x-max-priority` cuts
 * Supports `eta` held by the broker: yes (`hold_eta`)
-* Supports `expires` and `expiration`: yes
+* Supports `expires`, `expiration` and `x-message-ttl`: yes, with or without a consumer
+* Supports `x-expires`, auto-delete and exclusive queues: yes, gone within two seconds
+* Supports `x-max-length`: yes, drops the oldest; `x-overflow: reject-publish` refuses instead
+* Supports `x-max-length-bytes`: no, stored and not acted on
+* Supports `x-dead-letter-exchange` and `x-dead-letter-routing-key`: yes, the row moves
+* Supports a limit of deliveries: yes (`max_deliveries`)
+* Supports prefetch counts: yes, of a consumer and of a channel; 0 means `max_prefetch`
 * Supports visibility timeouts: yes (`visibility_timeout`), extended while the consumer lives
 * Supports batches (`Producer.batch`): yes, one transaction a flush
-* Supports the event loop (`asynchronous`): not yet
+* Supports the event loop (`asynchronous`): yes, by a descriptor, not by polling
+* Supports heartbeats: no, a process's end is told by the kernel
+* Supports gevent: yes
+* Supports eventlet: no, refused when connecting
 
-Queues, exchanges and bindings lie in the file, so every process sees the same ones. A message is
-acknowledged, requeued and given back in its row: nothing is ever published again. A message is
-delivered at least once, and its delivery tag is good until its lease is over (`LeaseLost`).
+Queues, exchanges, bindings and consumers lie in the file, so every process sees the same ones. A
+message is acknowledged, requeued and given back in its row: nothing is ever published again. A
+message is delivered at least once, and its delivery tag is good until its lease is over
+(`LeaseLost`). Jobs, which have a `task` in their headers, stay in the file as history
+(`retention_done`); other messages are deleted when they are done. AMQP's transient messages
+(`delivery_mode` 1) survive a kill, not a power cut.
 
 Transport options: see `options.Options`. In a list of URLs to fail over to they must be given as
 `transport_options`: there Kombu (5.7) refuses a query behind the path.

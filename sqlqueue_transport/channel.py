@@ -198,11 +198,9 @@ class Channel(virtual.Channel):
     ) -> str:
         """Deliver the queue's messages to `callback` when the transport drains; return the tag."""
         self._refuse_closed()
-        self._refuse_locked(queue)
+        self._refuse_locked(valid_name(queue, what="queue"))
         tag = consumer_tag or f"sqlqueue-{uuid4().hex}"
-        consumer = Consumer(
-            tag, f"{self._number}.{tag}", valid_name(queue, what="queue"), bool(no_ack), callback
-        )
+        consumer = Consumer(tag, f"{self._number}.{tag}", queue, bool(no_ack), callback)
         self.store.consumers.consume(consumer.name, queue)
         self._by_tag[tag] = consumer
         self._consumers.add(tag)
@@ -228,9 +226,9 @@ class Channel(virtual.Channel):
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Delivered | None:  # noqa: FBT001, FBT002
         """Take one message; None when nothing is ready."""
         self._refuse_closed()
-        self._refuse_locked(queue)
+        self._refuse_locked(valid_name(queue, what="queue"))
         self.store.topology.touch(queue)
-        found = self._claim(valid_name(queue, what="queue"), 1, no_ack=no_ack)
+        found = self._claim(queue, 1, no_ack=no_ack)
         for message in found:
             self._hand_over(message, None)
         return found[0] if found else None
@@ -295,11 +293,11 @@ class Channel(virtual.Channel):
         with self._unacked_mutex:
             held = Counter(self._unacked.values())
         held.update(consumer.tag for consumer, _ in self._arrived)
-        together = self.prefetch_count or self.options.max_prefetch
-        room = together - (held.total() - held[None])
+        of_all = held.total() - held[None]
         if self.consumer_prefetch_count:
-            room = min(room, self.consumer_prefetch_count - held[tag])
-        return room
+            room = self.consumer_prefetch_count - held[tag]
+            return min(room, self.prefetch_count - of_all) if self.prefetch_count else room
+        return (self.prefetch_count or self.options.max_prefetch) - of_all
 
     def _claim(
         self, queue: str, limit: int, *, no_ack: bool, tag: str | None = None

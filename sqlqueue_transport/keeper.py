@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.store import Store
 
 SWEEP_EVERY_S = 1.0
+PRUNE_EVERY_S = 60.0  # and not at once: a program that lives for a moment has better things to do
 # A lease is extended when a quarter of it has passed, so that three attempts may fail.
 _EXTENSIONS_A_LEASE = 4
 
@@ -70,6 +71,7 @@ class Keeper:
         extend_every_s = lease_s / _EXTENSIONS_A_LEASE
         # What was claimed before the thread ran may have a quarter of its lease behind it.
         extended_s = time.monotonic() - extend_every_s
+        pruned_s = time.monotonic()
         while not stop.wait(min(SWEEP_EVERY_S, extend_every_s)):
             consumers = self._store.consumers
             try:
@@ -78,9 +80,13 @@ class Keeper:
                     self._store.extend(self._held(), lease_s)
                     extended_s = time.monotonic()
                 consumers.sweep()
-                self._store.housekeeping.prune(
-                    done_s=self._options.retention_done, dead_s=self._options.retention_dead
-                )
+                if time.monotonic() - pruned_s >= PRUNE_EVERY_S:
+                    pruned_s = time.monotonic()
+                    self._prune()
             except (TransportError, OSError):
                 # The file is busy or gone; the consumer itself will say so on its next call.
                 continue
+
+    def _prune(self) -> None:
+        options = self._options
+        self._store.housekeeping.prune(done_s=options.retention_done, dead_s=options.retention_dead)

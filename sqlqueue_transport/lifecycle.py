@@ -48,6 +48,7 @@ class Event(str, Enum):
     CANCEL = "cancel"
     FAIL = "fail"
     REQUEUE = "requeue"
+    OVERFLOW = "overflow"
     DEAD_LETTER = "dead_letter"
 
 
@@ -66,7 +67,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     # A message whose `expires` passed before anybody started it.
     (State.PENDING, Event.EXPIRE): State.EXPIRED,
     # A full queue drops its oldest; a dead letter exchange takes what ended without success.
-    (State.PENDING, Event.EXHAUST): State.PERMANENTLY_FAILED,
+    (State.PENDING, Event.OVERFLOW): State.PERMANENTLY_FAILED,
     (State.PENDING, Event.DEAD_LETTER): State.PENDING,
     (State.PERMANENTLY_FAILED, Event.DEAD_LETTER): State.PENDING,
     # An operator's actions. Failing a running job takes its lease away: the worker's late

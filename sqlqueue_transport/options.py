@@ -34,8 +34,9 @@ class Options:
     max_prefetch: how many messages a consumer without a prefetch count may hold.
     max_deliveries: how often a message may come back from consumers that note no starts, because
         they died with it or handed it back; then it is a dead letter. 0 means no limit.
-    retention_done, retention_dead: seconds that done jobs, and dead letters, are kept, by the
-        consumers of this connection; 0 keeps for ever.
+    retention_done: how long, in seconds, the consumers of this connection let done jobs be kept;
+        0 keeps for ever.
+    retention_dead: the same for dead letters, cancelled and expired jobs.
     """
 
     visibility_timeout: float = 3600.0

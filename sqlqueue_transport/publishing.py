@@ -39,7 +39,9 @@ def new_message(
     With `hold_eta` its `eta` header keeps it in the file until then. Raises InvalidMessage.
     """
     headers, properties = message["headers"], message["properties"]
-    if not exchange:
+    if exchange:
+        valid_name(exchange, what="exchange")
+    else:
         valid_name(routing_key, what="queue")
     job_id, task = headers.get("id"), headers.get("task")
     kept = {name: value for name, value in properties.items() if name not in _NOT_STORED}

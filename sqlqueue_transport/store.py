@@ -154,9 +154,10 @@ class Store:
         """
         if any(message.queue is not None for message in messages):
             return False
-        return not self.database.read(
-            lambda c: any(routing.routes(c, one.exchange, one.routing_key) for one in messages)
-        )
+        with _storable():
+            return not self.database.read(
+                lambda c: any(routing.routes(c, one.exchange, one.routing_key) for one in messages)
+            )
 
     def insert(
         self,
@@ -166,11 +167,8 @@ class Store:
         landed: Landed,
     ) -> list[Published]:
         """Store messages in a transaction of the caller, who calls `wake_for` after its commit."""
-        try:
+        with _storable():
             return [routing.publish(connection, one, now_ms, landed) for one in messages]
-        except _NOT_STORABLE as error:
-            text = f"the message cannot be stored: {error}"
-            raise InvalidMessage(text) from error
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[list[NewMessage]]:
@@ -348,6 +346,16 @@ class Store:
         finally:
             self.consumers.detach()
             self.database.close()
+
+
+@contextlib.contextmanager
+def _storable() -> Iterator[None]:
+    """Turn SQLite's refusal of a value into InvalidMessage."""
+    try:
+        yield
+    except _NOT_STORABLE as error:
+        text = f"the message cannot be stored: {error}"
+        raise InvalidMessage(text) from error
 
 
 def _take_tick(connection: sqlite3.Connection, tick: TickOf, jobs: int, now_ms: int) -> bool:

@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from sqlqueue_transport.errors import FileReplaced, TransportError
+from sqlqueue_transport.errors import DatabaseMissing, FileReplaced, TransportError
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.store import Store
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _open: dict[Path, tuple[Store, int]] = {}
+# Files that vanished while this process had them open: see `open_store`.
+_vanished: set[Path] = set()
 _mutex = threading.RLock()
 
 
@@ -29,6 +31,10 @@ def open_store(
     """Return this process's store of a file, opening it for the first caller.
 
     Pair every call with `close_store`. Raises a CannotOpen that says what is wrong.
+
+    With `create` a missing file is made, but not one that vanished while this process had it open.
+    It was moved, or its disk is not mounted, and may come back: what was published into a new file
+    until then would be overwritten.
     """
     where = resolved_path(path)
     with _mutex:
@@ -41,12 +47,19 @@ def open_store(
                 # The open one writes into a file nobody else sees; the caller gets the new one.
                 _open.pop(where)
                 with contextlib.suppress(TransportError):
-                    store.close()
+                    _close(store)
             else:
                 _open[where] = (store, users + 1)
                 return store
+        if create and where in _vanished and not os.path.lexists(where):
+            message = (
+                f"{where} was in use by this process and is gone now; put it back, or start the "
+                "process anew to begin with an empty queue"
+            )
+            raise DatabaseMissing(message)
         store = Store(where, create=create, busy_timeout_s=busy_timeout_s)
         _open[where] = (store, 1)
+        _vanished.discard(where)
         return store
 
 
@@ -61,7 +74,13 @@ def close_store(store: Store) -> None:
             _open[store.path] = (store, users)
             return
         _open.pop(store.path)
-        store.close()
+        _close(store)
+
+
+def _close(store: Store) -> None:
+    if not os.path.lexists(store.path):
+        _vanished.add(store.path)
+    store.close()
 
 
 @atexit.register

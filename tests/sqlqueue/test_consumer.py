@@ -368,7 +368,7 @@ def test_stop_while_idle_returns_promptly(app, place):
 
 
 def _sleeps(place):
-    return place.backend.store.consumers._asleep
+    return place.backend.store.consumers.sleepers._asleep
 
 
 def test_a_publisher_wakes_an_idle_consumer(app, place):

@@ -25,6 +25,8 @@ def store_of(connection: kombu.Connection) -> Store:
 
 
 def publish(connection: kombu.Connection, queue: str, body: Any = "x", **options: Any) -> None:
+    """Publish a job, unless `headers` say otherwise: what is no job leaves no history."""
+    options.setdefault("headers", {"task": "tasks.t"})
     kombu.Producer(connection.default_channel).publish(body, routing_key=queue, **options)
 
 

@@ -314,10 +314,10 @@ def test_what_expires_before_it_is_due_expires_when_due(store: Store, clock: Fak
 def test_a_flood_of_expired_messages_is_ended_in_portions_and_hides_nothing(
     store: Store, clock: FakeClock
 ) -> None:
+    _ = store.consumers.worker_id  # registers
     flood = [new(expires_at_ms=clock.wall) for _ in range(store_module.EXPIRED_AT_ONCE * 3 + 7)]
     store.publish(flood, durable=False)
     good = publish(store)
-    _ = store.consumers.worker_id  # registers
     before = store.database.write_transactions
 
     assert claim_one(store).message_id == good

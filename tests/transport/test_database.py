@@ -648,7 +648,7 @@ FILL = """
         stored = []
         for _ in range(count):
             try:
-                (answer,) = store.publish([NewMessage(os.urandom(10_000), "default")])
+                (answer,) = store.publish([NewMessage(os.urandom(10_000), "default", task="t")])
             except DiskFault as error:
                 print("refused:", error)
                 return stored

@@ -364,6 +364,11 @@ class StoreModel(RuleBasedStateMachine):
                     counted = (message.id, message.delivery) in notes
                     self._lose(message, counted=counted)
                     expected.add((message.id, counted, message.state is State.PERMANENTLY_FAILED))
+        # Also in queues that nobody claims from.
+        for message in self.model.values():
+            is_old = message.expires_ms is not None and message.expires_ms <= self.clock.wall
+            if message.state is State.PENDING and is_old:
+                message.state = State.EXPIRED
         self.dead.clear()
         assert lost == expected
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from sqlqueue_transport import store as store_module
-from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport import routing
+from sqlqueue_transport.errors import InvalidMessage, NoExchange
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import NewMessage, Outcome, Published, TickOf
-from sqlqueue_transport.store import INLINE_BODY_BYTES, Store
+from sqlqueue_transport.routing import INLINE_BODY_BYTES
+from sqlqueue_transport.store import Store
 from tests.support import FakeClock, finish, run_python
 from tests.transport.rows import claim_one, ended, new, publish, row, rows_of, state_of
 
@@ -235,10 +236,18 @@ def test_an_exchange_leads_to_every_queue_bound_with_the_key(store: Store) -> No
 
 
 def test_a_message_no_queue_is_bound_for_is_stored_nowhere(store: Store) -> None:
+    store.topology.declare_exchange("news", "direct")
+    before = store.database.write_transactions
     assert store.publish([new(None, exchange="news", routing_key="nobody")]) == [
         Published(0, stored=False)
     ]
+    assert store.database.write_transactions == before  # nobody waits for the writer for nothing
     assert _count(store) == 0
+
+
+def test_an_exchange_that_was_never_declared_is_an_error(store: Store) -> None:
+    with pytest.raises(NoExchange, match="'news' was never declared"):
+        store.publish([new(None, exchange="news", routing_key="nobody")])
 
 
 # -- what cannot be stored --------------------------------------------------------------------------
@@ -276,6 +285,7 @@ def test_a_message_no_queue_is_bound_for_is_stored_nowhere(store: Store) -> None
 def test_what_sqlite_cannot_hold_is_an_invalid_message(
     store: Store, fields: dict[str, Any]
 ) -> None:
+    store.topology.declare_exchange("e", "direct")
     with pytest.raises(InvalidMessage, match="cannot be stored"):
         store.publish([new(**{"queue": "q", **fields})])
     assert _count(store) == 0
@@ -289,4 +299,4 @@ def test_a_store_that_is_not_usable_is_another_error_than_a_bad_message(store: S
 
 
 def test_the_limit_of_inline_bodies_is_where_acks_become_dear() -> None:
-    assert store_module.INLINE_BODY_BYTES == 16_384
+    assert routing.INLINE_BODY_BYTES == 16_384

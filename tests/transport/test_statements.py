@@ -18,10 +18,13 @@ CHANGES_STATE = {
     "statements.PROMOTE": Event.PROMOTE,
     "statements.CLAIM": Event.CLAIM,
     "statements.EXPIRE": Event.EXPIRE,
+    "statements.OVERFLOW": Event.OVERFLOW,
+    "statements.DEAD_LETTER": Event.DEAD_LETTER,
     "statements.COMPLETE": Event.COMPLETE,
     "statements.RETRY": Event.RETRY,
     "statements.EXHAUST": Event.EXHAUST,
     "statements.RELEASE": Event.RELEASE,
+    "statements.RETURN": Event.RELEASE,
     # What a sweeper does for somebody else is the same step.
     "statements.LOSE_TO_RETRY": Event.RETRY,
     "statements.LOSE_TO_DEAD": Event.EXHAUST,
@@ -71,6 +74,13 @@ def _values(store: Store, message_id: int, before: State, event: Event) -> dict[
         "reason": "r",
         "before": before.value,
         "after": TRANSITIONS.get((before, event), before).value,
+        # A dead letter exchange's target.
+        "queue": "elsewhere",
+        "exchange": "dlx",
+        "routing_key": "k",
+        "headers": "{}",
+        "max_priority": None,
+        "expires_at_ms": None,
     }
 
 
@@ -97,7 +107,8 @@ def test_a_statement_leads_from_and_to_the_states_of_the_table(store: Store, nam
         if after is not before:
             steps.add((before, after))
 
-    assert steps == {(b, a) for (b, known), a in TRANSITIONS.items() if known is event}
+    known = {(before, after) for (before, one), after in TRANSITIONS.items() if one is event}
+    assert steps == {(before, after) for before, after in known if before is not after}
 
 
 def test_every_statement_that_changes_a_state_is_held_by_the_test_above() -> None:
@@ -121,7 +132,9 @@ def test_no_statement_asks_sqlite_for_the_time(name: str) -> None:
     )
 
 
-SETTLEMENTS = ("COMPLETE", "RETRY", "EXHAUST", "RELEASE", "EXTEND")
+SETTLEMENTS = ("COMPLETE", "DELETE_DONE", "RETRY", "EXHAUST", "RELEASE", "RETURN", "EXTEND")
+# What is no job is deleted when it is done, so each of the two ends only its own kind.
+ENDS_ONLY = {"COMPLETE": " AND task IS NOT NULL", "DELETE_DONE": " AND task IS NULL"}
 
 
 @pytest.mark.parametrize("name", SETTLEMENTS)
@@ -129,7 +142,7 @@ def test_a_settlement_is_fenced_and_asks_for_an_unexpired_lease(name: str) -> No
     condition = " ".join(getattr(statements, name).split("WHERE")[1].split())
     assert condition == (
         "id = :id AND delivery = :delivery AND state = 'processing' "
-        "AND lease_until_ms > :lease_now_ms"
+        "AND lease_until_ms > :lease_now_ms" + ENDS_ONLY.get(name, "")
     )
 
 
@@ -182,7 +195,7 @@ PLANS = {
     "statements.RELEASE": ["SEARCH message USING INTEGER PRIMARY KEY"],
     "statements.EXTEND": ["SEARCH message USING INTEGER PRIMARY KEY"],
     "statements.COUNT_LOSSES": ["SEARCH attempt USING INDEX attempt_message (message_id=?)"],
-    "topology._READY_COUNT": ["SEARCH message USING INDEX message_ready (queue=?)"],
+    "statements.READY_COUNT": ["SEARCH message USING INDEX message_ready (queue=?)"],
     "topology._PURGE": [
         "SEARCH message USING INTEGER PRIMARY KEY",
         "LIST SUBQUERY",

@@ -10,6 +10,7 @@ import pytest
 
 from sqlqueue_transport import (
     CannotOpen,
+    DatabaseMissing,
     NewMessage,
     Outcome,
     Settlement,
@@ -21,6 +22,7 @@ from sqlqueue_transport import (
 from sqlqueue_transport import keeper as keepers
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.keeper import Keeper
+from sqlqueue_transport.options import Options
 from tests.support import (
     FakeClock,
     database_names,
@@ -47,7 +49,7 @@ def test_all_users_of_a_file_share_one_store_until_the_last_has_closed_it(path, 
     two = open_store(str(tmp_path / "sub" / ".." / "q.db"))
     assert one is two
     close_store(one)
-    assert two.publish([NewMessage(b"x", "default")])
+    assert two.publish([NewMessage(b"x", "default", task="t")])
     close_store(two)
     assert database_names(path) == []
     with pytest.raises(CannotOpen, match="is closed"):
@@ -87,16 +89,43 @@ def test_an_opening_that_fails_is_not_remembered(path):
 
 def test_a_file_that_was_replaced_is_opened_anew(path):
     old = open_store(path)
-    old.publish([NewMessage(b"x", "default")])
+    old.publish([NewMessage(b"x", "default", task="t")])
     path.rename(path.with_name("old.db"))
     path.with_name("q.db-wal").rename(path.with_name("old.db-wal"))
     path.with_name("q.db-shm").rename(path.with_name("old.db-shm"))
+    Store(path).close()  # somebody else's
     new = open_store(path)
     assert new is not old
     assert not new.has_work(["default"])
     close_store(old)  # not the shared one any more
-    assert new.publish([NewMessage(b"x", "default")])
+    assert new.publish([NewMessage(b"x", "default", task="t")])
     close_store(new)
+
+
+def test_a_file_that_vanished_while_it_was_open_is_not_made_anew_and_may_come_back(tmp_path):
+    directory, away = tmp_path / "here", tmp_path / "away"
+    directory.mkdir(0o700)
+    path = directory / "q.db"
+    old = open_store(path)
+    old.publish([NewMessage(b"x", "default", task="t")])
+    directory.rename(away)
+    directory.mkdir(0o700)
+    for _ in range(2):
+        with pytest.raises(DatabaseMissing, match="was in use by this process and is gone"):
+            open_store(path)
+    close_store(old)
+    assert list(directory.iterdir()) == []
+    directory.rmdir()
+    away.rename(directory)
+    new = open_store(path)
+    assert new.has_work(["default"])
+    close_store(new)
+
+
+def test_a_file_that_was_removed_when_nobody_used_it_is_made_anew(path):
+    close_store(open_store(path))
+    path.unlink()
+    close_store(open_store(path))
 
 
 def test_threads_that_open_at_once_get_the_same_store(path):
@@ -115,7 +144,9 @@ def test_threads_that_open_at_once_get_the_same_store(path):
 
 def test_a_forked_child_goes_on_with_its_parents_store(path):
     store = open_store(path)
-    assert in_forked_child(lambda: open_store(path).publish([NewMessage(b"x", "default")]))
+    assert in_forked_child(
+        lambda: open_store(path).publish([NewMessage(b"x", "default", task="t")])
+    )
     assert store.has_work(["default"])
     close_store(store)
 
@@ -137,7 +168,7 @@ HOLD = """
 @pytest.mark.parametrize("way", ["falls off the end", "sys.exit(3)", "raise ValueError"])
 def test_what_a_process_holds_at_its_exit_is_given_back_uncounted(path, way):
     store = Store(path)
-    store.publish([NewMessage(b"x", "default")])
+    store.publish([NewMessage(b"x", "default", task="t")])
     process = run_python(HOLD + ("" if way.startswith("falls") else f"    {way}\n"), path)
     assert read_line(process) == "1"
     assert not store.has_work(["default"])
@@ -162,7 +193,7 @@ def test_a_child_that_ends_gives_back_nothing_of_its_parents(path):
         "    print(len(held)",
     )
     store = Store(path)
-    store.publish([NewMessage(b"x", "default")])
+    store.publish([NewMessage(b"x", "default", task="t")])
     process = run_python(code, path)
     assert read_line(process) == "1"
     assert not store.has_work(["default"])
@@ -195,10 +226,15 @@ class Held:
 
     def __init__(self, path, *, lease_s):
         self.store = Store(path)
-        self.store.publish([NewMessage(b"x", "default")])
+        self.store.publish([NewMessage(b"x", "default", task="t")])
         (self.delivery,) = self.store.claim(["default"], lease_s=lease_s).deliveries
         self.holds_any = True
-        self.keeper = Keeper(self.store, lease_s=lease_s, holds_any=lambda: self.holds_any)
+        named = (self.delivery.message_id, self.delivery.delivery)
+        self.keeper = Keeper(
+            self.store,
+            Options(visibility_timeout=lease_s),
+            lambda: [named] if self.holds_any else [],
+        )
 
     def lease_left_s(self):
         (until_ms,) = self.store.database.read(

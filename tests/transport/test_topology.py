@@ -58,12 +58,12 @@ def test_the_size_counts_what_is_ready_in_this_queue(store: Store) -> None:
 
 
 def test_consumers_counts_registered_processes_that_live(store: Store, other: Store) -> None:
-    assert store.topology.consumers("a") == 0
+    assert store.consumers.count("a") == 0
     store.consumers.register(name="w1", kind="child", queues=["a", "b"])
     other.consumers.register(name="w2", kind="child", queues=["a"])
-    assert (store.topology.consumers("a"), store.topology.consumers("b")) == (2, 1)
+    assert (store.consumers.count("a"), store.consumers.count("b")) == (2, 1)
     other.consumers.leave()
-    assert store.topology.consumers("a") == 1
+    assert store.consumers.count("a") == 1
 
 
 def test_a_queues_name_is_data_wherever_it_goes(store: Store) -> None:
@@ -72,7 +72,7 @@ def test_a_queues_name_is_data_wherever_it_goes(store: Store) -> None:
     store.topology.bind(hostile, "e", hostile)
     store.publish([new(None, exchange="e", routing_key=hostile)])
     assert store.topology.size(hostile) == 1
-    assert store.topology.consumers(hostile) == 1
+    assert store.consumers.count(hostile) == 1
     assert store.topology.purge(hostile) == 1
 
 

@@ -32,6 +32,7 @@ from sqlqueue_transport.errors import (
     Unavailable,
     WorkerSwept,
 )
+from sqlqueue_transport.store import Store
 from sqlqueue_transport.transport import path_and_query, split_url
 from tests.support import finish, run_python, wait_until
 from tests.transport.broker import connect, get, publish, store_of
@@ -58,9 +59,9 @@ def test_the_scheme_is_registered_by_importing_the_package() -> None:
 
 def test_it_claims_to_implement_what_it_does_and_nothing_else() -> None:
     assert dict(Transport.implements) == {
-        "asynchronous": False,
+        "asynchronous": True,
         "batch_publish": True,
-        "exchange_type": frozenset({"direct"}),
+        "exchange_type": frozenset({"direct", "topic", "fanout"}),
         "heartbeats": False,
     }
     assert (Transport.driver_type, Transport.driver_name) == ("sqlqueue", "sqlite3")
@@ -79,17 +80,30 @@ def test_the_capabilities_of_the_docstring_are_those_of_the_class() -> None:
     }
     assert says == {
         "direct exchanges and the default exchange": "yes",
-        "topic and fanout exchanges": "not yet",
+        "topic exchanges": "yes",
+        "fanout exchanges": "yes",
+        "headers exchanges": "no",
+        "binding exchanges to exchanges": "no",
         "priorities": "yes",
         "`eta` held by the broker": "yes (`hold_eta`)",
-        "`expires` and `expiration`": "yes",
+        "`expires`, `expiration` and `x-message-ttl`": "yes",
+        "`x-expires`, auto-delete and exclusive queues": "yes",
+        "`x-max-length`": "yes",
+        "`x-max-length-bytes`": "no",
+        "`x-dead-letter-exchange` and `x-dead-letter-routing-key`": "yes",
+        "a limit of deliveries": "yes (`max_deliveries`)",
+        "prefetch counts": "yes",
         "visibility timeouts": "yes (`visibility_timeout`)",
         "batches (`Producer.batch`)": "yes",
-        "the event loop (`asynchronous`)": "not yet",
+        "the event loop (`asynchronous`)": "yes",
+        "heartbeats": "no",
+        "gevent": "yes",
+        "eventlet": "no",
     }
-    assert Transport.implements.exchange_type == {"direct"}
+    assert Transport.implements.exchange_type == {"direct", "topic", "fanout"}
     assert Transport.implements.batch_publish
-    assert not Transport.implements.asynchronous
+    assert Transport.implements.asynchronous
+    assert not Transport.implements.heartbeats
 
 
 def test_the_driver_is_the_standard_library(connection: kombu.Connection) -> None:
@@ -316,7 +330,10 @@ def test_a_file_that_was_replaced_is_noticed_and_connecting_again_uses_the_new_o
     with pytest.raises(FileReplaced):
         store_of(connection).database.look_at_path()
     connection.release()
+    with pytest.raises(connection.connection_errors, match="gone now; put it back"):
+        connection.connect()
 
+    Store(path).close()  # somebody else's
     publish(connection, "q", "in the new file")
     assert get(connection, "q").payload == "in the new file"
     connection.release()
@@ -436,6 +453,7 @@ def test_an_idle_drain_looks_at_the_file_once_a_second_and_writes_nothing(
     connection: kombu.Connection,
 ) -> None:
     connection.default_channel.basic_consume("q", False, print)
+    connection.transport._keeper.stop()  # it looks at the file for another reason
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0)
     with pytest.raises(TimeoutError):

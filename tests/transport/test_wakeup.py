@@ -17,8 +17,8 @@ from sqlqueue_transport import (
     Outcome,
     Settlement,
     Store,
-    consumers,
     presence,
+    sleepers,
     wakeup,
 )
 from sqlqueue_transport.wakeup import Bell, bell_path, ring
@@ -27,16 +27,16 @@ from tests.support import in_forked_child, kill, read_line, run_python, say, wai
 # Sleeps whenever it is told a queue, and says when it was woken (system-wide monotonic clock).
 SLEEPER = """
     import sys, time
-    from sqlqueue_transport import Store, consumers
+    from sqlqueue_transport import Store, sleepers, wakeup
     path, longest_s = sys.argv[1:]
-    consumers.LONGEST_SLEEP_S = float(longest_s)
+    sleepers.LONGEST_SLEEP_S = float(longest_s)
     store = Store(path)
     store.consumers.register(name="sleeper", kind="child")
     print(store.consumers._slot, flush=True)
     for line in sys.stdin:
         queues = line.split()
         # Whoever saw the work before he was rung is rung in vain the next time.
-        store.consumers.bell.silence()
+        wakeup.silence(store.consumers.bell.descriptor)
         before = store.database.read_transactions, store.database.write_transactions
         woken = store.consumers.sleep(queues, 30.0, has_work=store.has_work)
         now_ns = time.monotonic_ns()
@@ -240,7 +240,7 @@ def test_each_of_several_messages_wakes_a_sleeper_of_its_own(store, path):
     sleepers = [Sleeper(store, path) for _ in range(3)]
     for sleeper in sleepers:
         sleeper.sleep("default")
-    store.publish([NewMessage(b"x", "default") for _ in range(3)])
+    store.publish([NewMessage(b"x", "default", task="t") for _ in range(3)])
     assert [sleeper.wait()[1] for sleeper in sleepers] == [True] * 3
 
 
@@ -406,17 +406,17 @@ def test_several_threads_of_a_process_sleep_each_for_its_own_queues(store, path,
             store.consumers.sleep([queue], 30.0, has_work=store.has_work)
         awake.append(queue)
 
-    monkeypatch.setattr(consumers, "LONGEST_SLEEP_S", 20.0)
+    monkeypatch.setattr(sleepers, "LONGEST_SLEEP_S", 20.0)
     threads = {name: threading.Thread(target=sleep, args=(name,)) for name in ("a", "b", "c")}
     for thread in threads.values():
         thread.start()
-    wait_until(lambda: len(store.consumers._asleep) == 3)
+    wait_until(lambda: len(store.consumers.sleepers._asleep) == 3)
     publisher = Store(path)
     for left, name in enumerate(("b", "a", "c"), start=1):
         publish(publisher, name)
         threads[name].join(10)
         assert awake[-1:] == [name]
-        wait_until(lambda left=left: len(store.consumers._asleep) == 3 - left)
+        wait_until(lambda left=left: len(store.consumers.sleepers._asleep) == 3 - left)
     publisher.close()
 
 
@@ -425,8 +425,8 @@ def test_several_threads_of_a_process_sleep_each_for_its_own_queues(store, path,
 
 STRESS = """
     import sys, time
-    from sqlqueue_transport import Outcome, Settlement, Store, consumers
-    consumers.LONGEST_SLEEP_S = 20.0  # a lost wake-up must be seen, not slept over
+    from sqlqueue_transport import Outcome, Settlement, Store, sleepers
+    sleepers.LONGEST_SLEEP_S = 20.0  # a lost wake-up must be seen, not slept over
     store, queue = Store(sys.argv[1]), "default"
     store.consumers.register(name=queue, kind="child")
     print(flush=True)
@@ -492,7 +492,7 @@ def test_a_burst_wakes_as_many_as_it_needs(store, path):
     for process in processes:
         read_line(process)
     wait_until(lambda: len(list(store.consumers.presence.sleepers("default", None))) == 3)
-    store.publish([NewMessage(b"x", "default") for _ in range(60)])
+    store.publish([NewMessage(b"x", "default", task="t") for _ in range(60)])
     wait_until(
         lambda: (
             store.database.read(
