@@ -367,13 +367,13 @@ def test_a_path_that_is_mended_is_connected_to(tmp_path: Path) -> None:
 
 @pytest.fixture
 def vanished(sqlqueue: Broker, tmp_path: Path) -> tuple[kombu.Connection, Path]:
-    """Be a connection that was in use, whose file was moved away."""
+    """Be a connection whose file was moved away while it was in use."""
     connection = sqlqueue.connect()
     publish(connection, "x")
-    connection.release()
     assert sqlqueue.path is not None
     aside = tmp_path / "aside.db"
     sqlqueue.path.rename(aside)
+    connection.release()
     return connection, aside
 
 
@@ -433,15 +433,17 @@ def test_a_file_that_vanishes_under_a_connection_is_a_connection_error(
     assert not sqlqueue.path.exists()
 
 
-def test_a_process_that_never_had_the_file_makes_it(
-    sqlqueue: Broker,
-    vanished: tuple[kombu.Connection, Path],
-    another: Callable[..., OtherProcess],
+def test_a_file_that_was_moved_in_good_order_is_made_anew_by_others(
+    sqlqueue: Broker, tmp_path: Path, another: Callable[..., OtherProcess]
 ) -> None:
-    """It cannot know; `create=False` is for who does."""
-    there = another()
-    there("channel.queue_declare('q')")
+    """They cannot know of it; `create=False` is for who does."""
+    connection = sqlqueue.connect()
+    publish(connection, "x")
+    connection.release()
     assert sqlqueue.path is not None
+    sqlqueue.path.rename(tmp_path / "aside.db")
+    there = another()
+    assert there("channel.queue_declare('q').message_count") == "0"
     assert sqlqueue.path.exists()
 
 
