@@ -259,7 +259,7 @@ def test_a_message_that_came_before_the_consumer_is_not_forgotten(
     began_s = time.monotonic()
     with collecting(connection, into=found):
         _run(hub, lambda: found)
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 0.9
 
 
 def test_a_message_that_is_requeued_elsewhere_does_not_wait_for_the_loop(
@@ -278,8 +278,9 @@ def test_a_message_that_is_requeued_elsewhere_does_not_wait_for_the_loop(
         _run(hub, lambda: found)
         took_s = time.monotonic() - began_s
         later.join()
+    print(f"requeued after 0.05 s, delivered after {took_s:.3f} s")
     assert found == ["x"]
-    assert took_s < 5
+    assert took_s < 0.9
 
 
 def test_acknowledgements_of_other_threads_make_room_and_wake_the_loop(
@@ -308,7 +309,7 @@ def test_acknowledgements_of_other_threads_make_room_and_wake_the_loop(
         thread.join()
     print(f"4 messages, acknowledged by threads after 0.03 s each: {took_s:.3f} s")
     assert found == [0, 1, 2, 3]
-    assert took_s < 5
+    assert took_s < 0.9  # the safety look of a sleeper comes once a second
 
 
 @pytest.mark.parametrize("state", ["idle", "full", "not consuming"])

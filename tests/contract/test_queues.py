@@ -325,6 +325,17 @@ def test_an_exclusive_queue_goes_with_its_connection(
     assert not exists(connection)
 
 
+def test_an_exclusive_queue_goes_with_its_connection_though_the_process_has_others(
+    sqlqueue: Broker,
+) -> None:
+    connection, other = sqlqueue.connect(), sqlqueue.connect()
+    declare(other, "other's", exclusive=True)
+    declare(connection, exclusive=True)
+    connection.release()
+    assert not exists(other)
+    assert declared(other, "other's")
+
+
 @pytest.mark.parametrize("end", [OtherProcess.kill, OtherProcess.leave], ids=["killed", "left"])
 def test_an_exclusive_queue_goes_with_its_process(
     sqlqueue: Broker, other_process: OtherProcess, end: Callable[[OtherProcess], None]
