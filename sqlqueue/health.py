@@ -283,9 +283,9 @@ def _check_jobs(inspection: Inspection) -> Iterator[Check]:
 
 def _check_workers(inspection: Inspection) -> Check:
     limit_s = inspection.settings.visibility_timeout
-    silent, unknown, alive = [], [], 0
+    silent, unknown, alive, others = [], [], 0, 0
     for row in inspection.backend.workers():
-        if row.kind not in {"worker", "child"}:
+        if row.kind not in {"worker", "child"} and not row.queues:
             continue
         name = f"{row.kind} {row.name} (process {row.pid})"
         if not row.is_known_alive:
@@ -294,6 +294,8 @@ def _check_workers(inspection: Inspection) -> Check:
             silent.append(f"{name}: no sign of life for {row.heartbeat_age_s:.0f} s")
         elif row.kind == "worker":
             alive += 1
+        elif row.kind == "client":
+            others += 1
     if silent:
         return Check(
             "workers",
@@ -310,7 +312,11 @@ def _check_workers(inspection: Inspection) -> Check:
             tuple(unknown[:MOST_PROBLEMS]),
             hint="restart the workers",
         )
-    return Check("workers", Level.OK, f"{alive} alive" if alive else "none is running")
+    summary = f"{alive} alive" if alive else "none is running"
+    if others:
+        # Celery's workers, and whatever else consumes through Kombu.
+        summary += f", {others} other program{'s' if others > 1 else ''} consuming"
+    return Check("workers", Level.OK, summary)
 
 
 def _check_queues(inspection: Inspection) -> Check:

@@ -31,7 +31,7 @@ from sqlqueue_transport.errors import (
     CannotOpen,
     InvalidMessage,
     LeaseLost,
-    NoExchange,
+    NotDeclared,
     QueueFull,
     QueueLocked,
     WorkerSwept,
@@ -201,7 +201,8 @@ class Channel(virtual.Channel):
         self._refuse_locked(valid_name(queue, what="queue"))
         tag = consumer_tag or f"sqlqueue-{uuid4().hex}"
         consumer = Consumer(tag, f"{self._number}.{tag}", queue, bool(no_ack), callback)
-        self.store.consumers.consume(consumer.name, queue)
+        with _as_channel_errors("Channel.basic_consume"):
+            self.store.consumers.consume(consumer.name, queue)
         self._by_tag[tag] = consumer
         self._consumers.add(tag)
         if queue.endswith(_MAILBOX):
@@ -321,11 +322,16 @@ class Channel(virtual.Channel):
 
     def _refuse_locked(self, queue: str) -> None:
         """Raise AMQP's RESOURCE_LOCKED for a queue that is exclusive to another connection."""
+        topology, consumers = self.store.topology, self.store.consumers
         mine = queue in self.connection.exclusive_queues
-        with _as_channel_errors("Channel.queue_declare"):
-            self.store.topology.refuse_locked(
-                queue, self.store.consumers.worker_id if mine else None
-            )
+        owner_id = consumers.worker_id if mine else None
+        try:
+            topology.refuse_locked(queue, owner_id)
+        except QueueLocked:
+            # Its owner may have been killed a moment ago, and be started anew under the same name.
+            consumers.sweep_all()
+            with _as_channel_errors("Channel.queue_declare"):
+                topology.refuse_locked(queue, owner_id)
 
     def _refuse_closed(self) -> None:
         if self.closed:
@@ -482,6 +488,7 @@ class Channel(virtual.Channel):
         """Make a queue, or with `passive` only look; return its name, ready and consumer counts."""
         name = queue or f"amq.gen-{uuid4()}"
         topology, consumers = self.store.topology, self.store.consumers
+        self._refuse_locked(name)
         if not passive and topology.declare_queue(
             name,
             durable=durable,
@@ -496,8 +503,6 @@ class Channel(virtual.Channel):
         elif not topology.has_queue(name):
             text = f"NOT_FOUND - no queue {name!r} in {self.store.path}"
             raise ChannelError(text, (50, 10), "Channel.queue_declare", "404")
-        else:
-            self._refuse_locked(name)
         return queue_declare_ok_t(name, topology.size(name), consumers.count(name))
 
     def prepare_queue_arguments(self, arguments: Any, **options: Any) -> Any:
@@ -619,7 +624,7 @@ def _as_channel_errors(method: str) -> Iterator[None]:
     """Say what only we have own errors for as AMQP does: by its reply codes (AMQP 0-9-1, 1.1)."""
     try:
         yield
-    except NoExchange as error:
+    except NotDeclared as error:
         raise ChannelError(f"NOT_FOUND - {error}", (60, 40), method, "404") from error
     except QueueLocked as error:
         raise ChannelError(f"RESOURCE_LOCKED - {error}", (50, 10), method, "405") from error

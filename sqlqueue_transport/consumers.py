@@ -9,7 +9,6 @@ sweep at any moment; the writer lock and the state of each row decide what is st
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import threading
@@ -18,7 +17,13 @@ from typing import TYPE_CHECKING
 
 from sqlqueue_transport import forking, losses, routing, wakeup
 from sqlqueue_transport import statements as sql
-from sqlqueue_transport.errors import CannotOpen, DiskFault, TransportError, Unavailable
+from sqlqueue_transport.errors import (
+    CannotOpen,
+    DiskFault,
+    NotDeclared,
+    TransportError,
+    Unavailable,
+)
 from sqlqueue_transport.options import Options
 from sqlqueue_transport.presence import (
     SLOTS,
@@ -58,8 +63,8 @@ class Worker:
     presence: str
     slot: int
     slots: int
-    queues: tuple[str, ...]
     started_at_ms: int
+    queues: tuple[str, ...] = ()  # what it consumes; only `alive` says so
 
 
 class Consumers:
@@ -190,10 +195,10 @@ class Consumers:
                             "presence": presence.identity,
                             "slot": slot,
                             "slots": slots,
-                            "queues": json.dumps(list(queues)),
                             "now_ms": self._clock.wall_ms(),
                             "max_deliveries": self.max_deliveries,
                         },
+                        queues,
                     )
                 )
             except BaseException:
@@ -220,13 +225,14 @@ class Consumers:
         connection: sqlite3.Connection,
         presence: PresenceFile,
         row: dict[str, object],
+        queues: Sequence[str],
     ) -> int:
         slot = row["slot"]
         if not isinstance(slot, int):  # pragma: no cover - set by `register`
             raise TypeError
         self._refuse_other_clocks(_registered(connection), presence)
         worker_id = connection.execute(sql.REGISTER_WORKER, row).lastrowid or 0
-        for queue in json.loads(str(row["queues"])):
+        for queue in queues:
             _consume(connection, worker_id, f"registered for {queue}", queue)
         # Both before the commit, so that nobody ever sees a registered row whose slot does not
         # name it, or whose process does not own it.
@@ -286,7 +292,8 @@ class Consumers:
     def consume(self, tag: str, queue: str) -> None:
         """Count a consumer of a queue, from now until `stop_consuming` or the end of this process.
 
-        `tag` is unique in this process. If the process dies midway, it is counted until a sweep.
+        `tag` is unique in this process. Raises NotDeclared for a queue that went away by itself.
+        If the process dies midway, the consumer is counted until a sweep.
         """
         worker_id = self.worker_id
         self._database.write(lambda c: _consume(c, worker_id, tag, queue))
@@ -405,7 +412,7 @@ class Consumers:
         """
         presence = self.presence
         found: list[tuple[Worker, Entry | None]] = []
-        for worker in self._database.read(_registered):
+        for worker in self._database.read(_registered_with_queues):
             standing = self._presence_of(worker, presence)
             if standing is Presence.UNKNOWN:
                 found.append((worker, None))
@@ -623,12 +630,25 @@ class Consumers:
 
 def _registered(connection: sqlite3.Connection) -> list[Worker]:
     """Return every process that registered and was not ended."""
-    found = [Worker(*row) for row in connection.execute(sql.REGISTERED_WORKERS).fetchall()]
-    return [replace(one, queues=tuple(json.loads(str(one.queues)))) for one in found]
+    return [Worker(*row) for row in connection.execute(sql.REGISTERED_WORKERS).fetchall()]
+
+
+def _registered_with_queues(connection: sqlite3.Connection) -> list[Worker]:
+    consuming: dict[int, list[str]] = {}
+    for worker_id, queue in connection.execute(sql.CONSUMING).fetchall():
+        consuming.setdefault(worker_id, []).append(queue)
+    return [
+        replace(one, queues=tuple(consuming.get(one.id, ()))) for one in _registered(connection)
+    ]
 
 
 def _consume(connection: sqlite3.Connection, worker_id: int, tag: str, queue: str) -> None:
     values = {"worker_id": worker_id, "tag": tag, "queue": queue}
+    if connection.execute(sql.HAS_GONE, values).fetchone():
+        message = (
+            f"queue {queue!r} went away (auto-delete, exclusive or x-expires); declare it anew"
+        )
+        raise NotDeclared(message)
     connection.execute(sql.CONSUME, values)
     connection.execute(sql.USE_QUEUE, values)
 

@@ -17,7 +17,7 @@
     │       └── SqliteTooOld       this Python's SQLite lacks what we need
     ├── ForkedStore            a handle crossed a fork that could not be made safe
     ├── InvalidMessage         a message, name or option that cannot be stored (also ValueError)
-    ├── NoExchange             a publish to an exchange that was never declared
+    ├── NotDeclared            an exchange that was never declared, a queue that went away
     ├── QueueFull              a publish to a full queue that refuses instead of dropping its oldest
     ├── QueueLocked            an exclusive queue of another connection
     ├── InsideTransaction      a write was asked for inside another write of the same thread
@@ -101,8 +101,11 @@ class InvalidMessage(TransportError, ValueError):
     """Refuse a message, name or option before anything is stored."""
 
 
-class NoExchange(TransportError):
-    """Say that an exchange was never declared. A channel says so as AMQP does, with 404."""
+class NotDeclared(TransportError):
+    """Say that there is no such exchange, or that a queue went away by itself.
+
+    A channel says so as AMQP does, with 404.
+    """
 
 
 class QueueFull(TransportError):

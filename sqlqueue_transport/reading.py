@@ -78,7 +78,7 @@ FROM (
 )
 GROUP BY queue
 """
-_QUEUE_NAMES = "SELECT name FROM queue"
+_QUEUE_NAMES = "SELECT name FROM queue WHERE gone_at_ms IS NULL"
 # Asked again and again by a worker that waits for the end.
 _UNFINISHED = """
 SELECT min(due_at_ms)

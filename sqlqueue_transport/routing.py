@@ -20,7 +20,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue_transport import statements as sql
-from sqlqueue_transport.errors import NoExchange, QueueFull
+from sqlqueue_transport.errors import NotDeclared, QueueFull
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import NewMessage, Published
 
@@ -53,7 +53,7 @@ def publish(
 ) -> Published:
     """Store a message in every queue it is for; return the answer of the first.
 
-    Raises NoExchange, and QueueFull where a queue refuses more.
+    Raises NotDeclared, and QueueFull where a queue refuses more.
     """
     if message.queue is not None:
         return _insert(connection, message, message.queue, now_ms, landed)
@@ -65,14 +65,14 @@ def publish(
 
 
 def routes(connection: sqlite3.Connection, exchange: str, routing_key: str) -> list[str]:
-    """Return the queues that an exchange leads to with this key. Raises NoExchange."""
+    """Return the queues that an exchange leads to with this key. Raises NotDeclared."""
     if not exchange:
         return [routing_key]
     values = {"exchange": exchange, "routing_key": routing_key}
     kind = exchange_type(connection, exchange)
     if kind is None:
         message = f"exchange {exchange!r} was never declared; declare it before publishing to it"
-        raise NoExchange(message)
+        raise NotDeclared(message)
     if kind == "direct":
         return [queue for (queue,) in connection.execute(sql.ROUTE, values).fetchall()]
     bindings = connection.execute(sql.BINDINGS_OF, values).fetchall()
@@ -224,9 +224,11 @@ def dead_letter(
     key = from_key if routing_key is None else routing_key
     try:
         targets = routes(connection, exchange, key)
-    except NoExchange:
+    except NotDeclared:
         return False
-    headers = json.loads(headers_text)
+    headers = _headers(headers_text)
+    if headers is None:
+        return False
     deaths = _deaths(headers)
     was_rejected = why is Unwanted.REJECTED or any(
         one.get("reason") == Unwanted.REJECTED.value for one in deaths
@@ -283,6 +285,15 @@ def _move(
     landed.append((queue, None))
     if max_length is not None:
         _shorten(connection, queue, max_length, now_ms, landed)
+
+
+def _headers(text: str) -> dict[str, Any] | None:
+    """Return a message's headers; None when somebody wrote what are none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _deaths(headers: dict[str, Any]) -> list[dict[str, Any]]:

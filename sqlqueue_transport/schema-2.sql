@@ -12,6 +12,7 @@ ALTER TABLE queue ADD COLUMN had_consumer INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE queue ADD COLUMN unused_since_ms INTEGER;
 ALTER TABLE queue ADD COLUMN gone_at_ms INTEGER;
 ALTER TABLE worker ADD COLUMN max_deliveries INTEGER NOT NULL DEFAULT 20;
+ALTER TABLE worker DROP COLUMN queues; -- the table consumer says so
 
 CREATE TABLE consumer (
   worker_id INTEGER NOT NULL,
@@ -43,6 +44,11 @@ CREATE TABLE chord_member (
   value    BLOB NOT NULL,
   UNIQUE (chord, member)
 ) STRICT;
+
+CREATE INDEX queue_mortal ON queue (unused_since_ms)
+  WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL);
+
+CREATE INDEX queue_gone ON queue (gone_at_ms) WHERE gone_at_ms IS NOT NULL;
 
 CREATE INDEX consumer_queue ON consumer (queue);
 

@@ -20,7 +20,6 @@ CREATE TABLE worker (
   presence      TEXT NOT NULL,              -- identity of the presence file that holds its lock
   slot          INTEGER NOT NULL,           -- its place in that file
   slots         INTEGER NOT NULL DEFAULT 0, -- how many jobs it runs at once (a worker: all its children)
-  queues        TEXT NOT NULL DEFAULT '[]',
   started_at_ms INTEGER NOT NULL,
   ended_at_ms   INTEGER,
   max_deliveries INTEGER NOT NULL DEFAULT 20 -- how often it lets a message come back uncounted; 0: no limit
@@ -49,6 +48,10 @@ CREATE TABLE queue (
   unused_since_ms INTEGER,                  -- NULL while it has a consumer
   gone_at_ms      INTEGER                   -- it went away by itself; NULL: it is there
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX queue_mortal ON queue (unused_since_ms)
+  WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL);
+CREATE INDEX queue_gone ON queue (gone_at_ms) WHERE gone_at_ms IS NOT NULL;
 
 -- Who consumes from which queue, a row for each consumer tag; they end with their worker's row.
 CREATE TABLE consumer (

@@ -280,12 +280,10 @@ WHERE state = 'processing' AND worker_id = :worker_id AND lease_until_ms > :leas
 
 REGISTER_WORKER = """
 INSERT INTO worker (
-  name, kind, parent_id, pid, host, boot, presence, slot, slots, queues, started_at_ms,
-  max_deliveries
+  name, kind, parent_id, pid, host, boot, presence, slot, slots, started_at_ms, max_deliveries
 )
 VALUES (
-  :name, :kind, :parent_id, :pid, :host, :boot, :presence, :slot, :slots, :queues, :now_ms,
-  :max_deliveries
+  :name, :kind, :parent_id, :pid, :host, :boot, :presence, :slot, :slots, :now_ms, :max_deliveries
 )
 """
 
@@ -317,6 +315,8 @@ WHERE name = :queue AND unused_since_ms IS NULL
   AND NOT EXISTS (SELECT 1 FROM consumer WHERE queue = :queue)
 """
 
+CONSUMING = "SELECT DISTINCT worker_id, queue FROM consumer ORDER BY worker_id, queue"
+
 CONSUMERS_OF = "SELECT worker_id FROM consumer WHERE queue = :queue"
 
 # A look by somebody who gets or declares, for x-expires: reads first, so that it rarely writes.
@@ -328,11 +328,14 @@ TOUCH_QUEUE = """
 UPDATE queue SET unused_since_ms = :now_ms WHERE name = :queue AND unused_since_ms IS NOT NULL
 """
 
+HAS_GONE = "SELECT 1 FROM queue WHERE name = :queue AND gone_at_ms IS NOT NULL"
+
 # What goes away by itself: auto-delete after its last consumer, x-expires after a time without
-# any, exclusive with its owner.
+# any, exclusive with its owner. Those that cannot, and the names of those that have, are not even
+# looked at.
 ENDING_QUEUES = """
-SELECT name FROM queue
-WHERE gone_at_ms IS NULL AND (
+SELECT name FROM queue INDEXED BY queue_mortal
+WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL) AND (
   (auto_delete = 1 AND had_consumer = 1 AND unused_since_ms IS NOT NULL)
   OR (exclusive = 1 AND had_consumer = 1 AND unused_since_ms IS NOT NULL)
   OR (expires_ms IS NOT NULL AND unused_since_ms + expires_ms <= :now_ms)
@@ -368,14 +371,16 @@ DELETE FROM message WHERE id IN (
 )
 """
 
-FORGET_QUEUES = "DELETE FROM queue WHERE gone_at_ms < :before_ms"
+FORGET_QUEUES = """
+DELETE FROM queue WHERE gone_at_ms IS NOT NULL AND gone_at_ms < :before_ms
+"""
 
 END_WORKER = """
 UPDATE worker SET ended_at_ms = :now_ms WHERE id = :worker_id AND ended_at_ms IS NULL
 """
 
 REGISTERED_WORKERS = """
-SELECT id, name, kind, parent_id, pid, host, boot, presence, slot, slots, queues, started_at_ms
+SELECT id, name, kind, parent_id, pid, host, boot, presence, slot, slots, started_at_ms
 FROM worker
 WHERE ended_at_ms IS NULL
 ORDER BY id

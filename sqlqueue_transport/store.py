@@ -122,7 +122,7 @@ class Store:
         Return one answer per message (of several bound queues the first; message id 0 when no
         queue was bound), or None when `tick` had been enqueued before: then nothing is stored.
         With `durable` it survives a power cut once this has returned, unless all are `transient`.
-        Raises InvalidMessage when one of them cannot be stored, NoExchange, QueueFull. If the
+        Raises InvalidMessage when one of them cannot be stored, NotDeclared, QueueFull. If the
         process dies midway, all of it is stored or nothing.
         """
         collected: list[NewMessage] | None = getattr(self._collecting, "messages", None)

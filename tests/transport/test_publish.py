@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sqlqueue_transport import routing
-from sqlqueue_transport.errors import InvalidMessage, NoExchange
+from sqlqueue_transport.errors import InvalidMessage, NotDeclared
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import NewMessage, Outcome, Published, TickOf
 from sqlqueue_transport.routing import INLINE_BODY_BYTES
@@ -246,7 +246,7 @@ def test_a_message_no_queue_is_bound_for_is_stored_nowhere(store: Store) -> None
 
 
 def test_an_exchange_that_was_never_declared_is_an_error(store: Store) -> None:
-    with pytest.raises(NoExchange, match="'news' was never declared"):
+    with pytest.raises(NotDeclared, match="'news' was never declared"):
         store.publish([new(None, exchange="news", routing_key="nobody")])
 
 
