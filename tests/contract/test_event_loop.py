@@ -205,18 +205,24 @@ def test_a_closed_connection_is_not_looked_after_any_more(sqlqueue: Broker, hub:
     assert _turns_in(hub, 0.2) < 20
 
 
-def test_several_messages_are_delivered_in_one_turn(sqlqueue: Broker, hub: Hub) -> None:
+@pytest.mark.parametrize("no_ack", [False, True], ids=["acknowledged", "without acknowledgement"])
+def test_several_messages_are_delivered_in_one_turn(
+    sqlqueue: Broker, hub: Hub, no_ack: bool
+) -> None:
     connection, other = _registered(sqlqueue, hub), sqlqueue.connect()
     producer = Producer(other.default_channel)
     with producer.batch():
         for number in range(200):
             producer.publish(number, routing_key="q")
     found: list[Any] = []
-    with collecting(connection, into=found):
+    began_s = time.monotonic()
+    with collecting(connection, into=found, no_ack=no_ack):
         turns = _run(hub, lambda: len(found) == 200)
-    print(f"200 messages in {turns} turns of the loop")
+    took_s = time.monotonic() - began_s
+    print(f"200 messages in {turns} turns of the loop and {took_s:.3f} s")
     assert found == list(range(200))
     assert turns <= 100
+    assert took_s < 2.5  # no sleep between the turns
 
 
 def test_a_turn_ends_so_that_the_loop_can_do_its_other_work(sqlqueue: Broker, hub: Hub) -> None:

@@ -191,10 +191,11 @@ def test_an_acknowledgement_of_another_thread_wakes_a_full_consumer(
     assert len(held) == 2
 
 
-def test_what_was_got_does_not_count(filled: kombu.Connection) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["its own", "the channel's"])
+def test_what_was_got_does_not_count(filled: kombu.Connection, shared: bool) -> None:
     """A `get` is no consumer, so what it took fills none."""
     channel = filled.channel()
-    channel.basic_qos(0, 3, False)
+    channel.basic_qos(0, 3, shared)
     assert [channel.basic_get("q").payload for _ in range(5)] == [0, 1, 2, 3, 4]
     assert _counts(_hold(filled, channel, "a")) == [3]
 

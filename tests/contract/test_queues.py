@@ -220,6 +220,8 @@ def test_a_queue_that_deletes_itself_waits_for_its_first_consumer(sqlqueue: Brok
     declare(connection, auto_delete=True)
     publish(connection, "x")
     connection.release()
+    with collecting(connection, "elsewhere", channel=connection.default_channel):
+        _let_sweep(connection)
     assert get(connection) is not None
     assert declared(connection)
 
@@ -388,11 +390,17 @@ def test_a_queue_that_is_used_stays(
     with collecting(connection, "elsewhere", channel=connection.channel()):
         for _ in range(3):
             frozen.tick(timedelta(seconds=50))
-            turn(connection)
+            _let_sweep(connection)
             assert declared(connection)
             use(connection.default_channel)
         frozen.tick(timedelta(seconds=61))
-        wait_until(lambda: turn(connection) or declared(connection) is None)
+        wait_until(lambda: turn(connection) or not exists(connection))
+
+
+def _let_sweep(connection: kombu.Connection) -> None:
+    """Wait until a queue is gone whose time is over at once: by then others could be as well."""
+    declare(connection, "witness", expires=0.001)
+    wait_until(lambda: turn(connection) or not exists(connection, "witness"), what="a sweep")
 
 
 def test_a_queue_with_a_consumer_does_not_expire(sqlqueue: Broker, frozen: Any) -> None:
@@ -400,15 +408,14 @@ def test_a_queue_with_a_consumer_does_not_expire(sqlqueue: Broker, frozen: Any) 
     declare(connection, expires=60)
     with collecting(connection, "elsewhere", channel=connection.channel()):
         with collecting(connection, channel=connection.channel()):
-            for _ in range(3):
-                frozen.tick(timedelta(seconds=61))
-                turn(connection)
+            frozen.tick(timedelta(seconds=61))
+            _let_sweep(connection)
             assert declared(connection)
-        frozen.tick(timedelta(seconds=59))
-        turn(connection)
+        frozen.tick(timedelta(seconds=50))  # less than that after the consumer's end
+        _let_sweep(connection)
         assert declared(connection)
-        frozen.tick(timedelta(seconds=2))
-        wait_until(lambda: turn(connection) or declared(connection) is None)
+        frozen.tick(timedelta(seconds=11))
+        wait_until(lambda: turn(connection) or not exists(connection))
 
 
 def test_publishing_is_no_use_of_a_queue(sqlqueue: Broker, frozen: Any) -> None:

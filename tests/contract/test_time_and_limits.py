@@ -129,6 +129,10 @@ def test_what_somebody_holds_does_not_expire(sqlqueue: Broker, frozen: Any) -> N
     publish(connection, "y", expiration=60)
     held = [get(connection), get(connection)]
     frozen.tick(timedelta(seconds=61))
+    declare(connection, "witness", message_ttl=0)
+    publish(connection, "z", "witness")
+    with collecting(connection, "elsewhere", channel=connection.channel()):
+        wait_until(lambda: turn(connection) or ("witness", "pending") not in _rows(connection))
     held[0].ack()
     held[1].requeue()
     assert get(connection) is None  # once it is back, its time is over
