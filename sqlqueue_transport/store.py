@@ -414,6 +414,7 @@ def _settle_all(
                 sql.WHERE_IT_WAITS, {"id": settlement.message_id}
             ).fetchone()
             landed.append((queue, due_at_ms if state == State.FAILED else None))
+            routing.forget_if_gone(connection, settlement.message_id)
     return refused
 
 
