@@ -108,8 +108,23 @@ class Arguments:
 
 
 @dataclass(frozen=True, slots=True)
+class CeleryResult:
+    """Be what Celery's result backend keeps of a job: Celery's own state, result and error.
+
+    `result` is None where there is none, and where it is not JSON that we read.
+    """
+
+    state: str
+    result: object
+    error: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """Be one job whole. `others` are older messages with the same job id, newest first."""
+    """Be one job whole. `others` are older messages with the same job id, newest first.
+
+    `celery` is None for a job whose result Celery did not store in this file.
+    """
 
     row: JobRow
     max_attempts: int
@@ -119,6 +134,7 @@ class Job:
     history: tuple[History, ...]
     audit: tuple[AuditRow, ...]
     others: tuple[int, ...]
+    celery: CeleryResult | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +268,7 @@ class Inspection:
             history=_history(detail),
             audit=detail.audit,
             others=others,
+            celery=_celery_result(detail),
         )
 
     def message_ids(self, name: str) -> list[int]:
@@ -384,6 +401,34 @@ def _read_result(text: str | None) -> object:
         return None if text is None else plain_json.read(text.encode())
     except plain_json.Unreadable:
         return None
+
+
+def _celery_result(detail: JobDetail) -> CeleryResult | None:
+    """Read what Celery stored, in its own words (celery.backends.base, 5.7).
+
+    Of an error it keeps type and text as a result. What is compressed or in another format is not
+    unpacked: its state is known all the same.
+    """
+    if detail.celery_result is None:
+        return None
+    state, encoded = detail.celery_result
+    try:
+        found = plain_json.read(encoded)
+    except plain_json.Unreadable:
+        found = None
+    meta = found if isinstance(found, dict) else {}
+    result, traceback = meta.get("result"), meta.get("traceback")
+    if not isinstance(result, dict) or "exc_type" not in result:
+        return CeleryResult(state, result, None)
+    text = result.get("exc_message")
+    if isinstance(text, list):
+        text = ", ".join(map(str, text))
+    error = Failure(
+        str(result["exc_type"]),
+        "" if text is None else str(text),
+        traceback if isinstance(traceback, str) else None,
+    )
+    return CeleryResult(state, None, error)
 
 
 def _failure(kind: str | None, message: str | None, traceback: str | None) -> Failure | None:

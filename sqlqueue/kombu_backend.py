@@ -13,6 +13,8 @@ import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kombu.exceptions import ChannelError
+
 from sqlqueue import envelope
 from sqlqueue.backend import Publication, Publisher, Taken
 from sqlqueue.errors import NotAvailable
@@ -187,10 +189,16 @@ class KombuBackend:
 
     def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
         """Return 0 when something waits in the queues or is held here; None when nothing does."""
-        is_any_left = bool(self._held) or any(
-            self._channel.queue_declare(queue=queue, passive=True).message_count for queue in queues
-        )
+        is_any_left = bool(self._held) or any(self._ready(queue) for queue in queues)
         return 0 if is_any_left else None
+
+    def _ready(self, queue: str) -> int:
+        """Return how many messages of a queue are ready; Redis knows no queue that is empty."""
+        try:
+            count: int = self._channel.queue_declare(queue=queue, passive=True).message_count
+        except ChannelError:
+            return 0
+        return count
 
     def close(self) -> None:
         """Close the connection."""

@@ -22,6 +22,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from amqp.exceptions import (  # type: ignore[import-untyped]
+    NotFound,
+    PreconditionFailed,
+    ResourceLocked,
+)
 from amqp.protocol import queue_declare_ok_t  # type: ignore[import-untyped]
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
@@ -502,7 +507,7 @@ class Channel(virtual.Channel):
                 self.connection.keep_watch()
         elif not topology.has_queue(name):
             text = f"NOT_FOUND - no queue {name!r} in {self.store.path}"
-            raise ChannelError(text, (50, 10), "Channel.queue_declare", "404")
+            raise NotFound(text, (50, 10), "Channel.queue_declare")
         return queue_declare_ok_t(name, topology.size(name), consumers.count(name))
 
     def prepare_queue_arguments(self, arguments: Any, **options: Any) -> Any:
@@ -536,7 +541,8 @@ class Channel(virtual.Channel):
         """Route messages of an exchange to a queue; the default exchange needs no binding."""
         if exchange:
             self._refuse_locked(queue)
-            self.store.topology.bind(queue, exchange, routing_key or "", arguments)
+            with _as_channel_errors("Channel.queue_bind"):
+                self.store.topology.bind(queue, exchange, routing_key or "", arguments)
 
     def queue_unbind(
         self,
@@ -566,7 +572,7 @@ class Channel(virtual.Channel):
         if passive:
             if self.store.topology.exchange_type(name) is None:
                 text = f"NOT_FOUND - no exchange {name!r} in {self.store.path}"
-                raise ChannelError(text, (50, 10), "Channel.exchange_declare", "404")
+                raise NotFound(text, (50, 10), "Channel.exchange_declare")
             return
         if kind not in self.connection.implements.exchange_type:
             text = f"NOT_IMPLEMENTED - exchange type {kind!r}; known: {', '.join(EXCHANGE_TYPES)}"
@@ -576,7 +582,7 @@ class Channel(virtual.Channel):
         )
         if known != kind:
             text = f"PRECONDITION_FAILED - exchange {name!r} is of type {known!r}, not {kind!r}"
-            raise ChannelError(text, (40, 10), "Channel.exchange_declare", "406")
+            raise PreconditionFailed(text, (40, 10), "Channel.exchange_declare")
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:  # noqa: FBT001, FBT002
         """Delete an exchange and its bindings; with `if_unused` only when it has none."""
@@ -629,10 +635,11 @@ def _as_channel_errors(method: str) -> Iterator[None]:
     try:
         yield
     except NotDeclared as error:
-        raise ChannelError(f"NOT_FOUND - {error}", (60, 40), method, "404") from error
+        raise NotFound(f"NOT_FOUND - {error}", (60, 40), method) from error
     except QueueLocked as error:
-        raise ChannelError(f"RESOURCE_LOCKED - {error}", (50, 10), method, "405") from error
+        raise ResourceLocked(f"RESOURCE_LOCKED - {error}", (50, 10), method) from error
     except QueueFull as error:
+        # 506; amqp's own class of it is a connection error, which callers would try again.
         raise ChannelError(f"RESOURCE_ERROR - {error}", (60, 40), method, "506") from error
 
 

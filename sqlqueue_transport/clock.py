@@ -49,6 +49,32 @@ class SystemClock:
 
 SYSTEM_CLOCK = SystemClock()
 
+JUMP_MS = 3_600_000
+PAUSE_MS = 86_400_000
+
+
+class JumpWatch:
+    """Notice that the wall clock was set: by more than an hour against the lease clock.
+
+    Age is told by the wall clock, and ten years ahead everything would be old. So what deletes by
+    age pauses for a day after a jump, in which somebody may notice.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        """Take the clocks as they stand for right."""
+        self._clock = clock
+        self._offset_ms = clock.wall_ms() - clock.lease_ms()
+        self._until_ms = 0  # on the lease clock, which does not jump
+
+    def pauses(self) -> bool:
+        """Say whether the wall clock has jumped within a day, comparing the clocks once more."""
+        now_ms = self._clock.lease_ms()
+        offset_ms = self._clock.wall_ms() - now_ms
+        if abs(offset_ms - self._offset_ms) > JUMP_MS:
+            self._until_ms = now_ms + PAUSE_MS
+        self._offset_ms = offset_ms
+        return now_ms < self._until_ms
+
 
 @functools.cache
 def _boot_identity() -> str:

@@ -399,15 +399,24 @@ class Consumers:
     # -- sleeping and waking ------------------------------------------------------------------------
 
     def sleep(
-        self, queues: Sequence[str], timeout_s: float, *, has_work: Callable[[Sequence[str]], bool]
+        self,
+        queues: Sequence[str],
+        timeout_s: float,
+        *,
+        has_work: Callable[[Sequence[str]], bool],
+        until_due: bool = True,
     ) -> bool:
         """Sleep until one of these queues may have work, at most `timeout_s` and one second.
 
         `has_work` is the store's look at the file; it runs after the flag is up. Return True when
-        there is or may be work. Several threads may sleep; a ring wakes all of them.
+        there is or may be work. Several threads may sleep; a ring wakes all of them. With
+        `until_due` False a message that becomes due ends no sleep: for who would not take it, and
+        without a worker would not sleep at all from then on.
         """
         slot, bell = self.ready_to_sleep()
-        return self._sleepers.sleep(slot, bell, queues, timeout_s, has_work=has_work)
+        return self._sleepers.sleep(
+            slot, bell, queues, timeout_s, has_work=has_work, until_due=until_due
+        )
 
     def ready_to_sleep(self) -> tuple[int, wakeup.Bell]:
         """Return this process's slot and bell, registering it as a plain client if need be."""

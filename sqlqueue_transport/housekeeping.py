@@ -1,8 +1,7 @@
 """Remove what is old: bounded work, done by whatever worker is alive.
 
-Age is told by the wall clock, and a wall clock can be set wrong: ten years ahead, everything would
-be old. So when wall and lease clock disagree by more than an hour since they were last compared,
-nothing is removed for a day, in which somebody may notice.
+Age is told by the wall clock, and a wall clock can be set wrong: nothing is removed for a day after
+a jump (`clock.JumpWatch`).
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport import statements as sql
+from sqlqueue_transport.clock import JumpWatch
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 CHUNK = 500  # rows a transaction, so that claims never wait long
 _EVERY_MS = 60_000
-_JUMP_MS = 3_600_000
-_PAUSE_MS = 86_400_000
 _TICKS_KEPT_MS = 30 * 86_400_000
 _NAMES_KEPT_MS = 86_400_000  # of queues that went away: as long as a late answer may take
 
@@ -52,7 +50,7 @@ class Housekeeping:
         """Remember where."""
         self._database = database
         self._clock = clock
-        self._offset_ms = clock.wall_ms() - clock.lease_ms()
+        self._jumps = JumpWatch(clock)
         self._next_ms = 0  # on the lease clock, which does not jump
 
     def prune(self, *, done_s: float, dead_s: float, force: bool = False) -> int:
@@ -62,11 +60,8 @@ class Housekeeping:
         chunk, or with `force`, and pauses for a day after a jump of the wall clock. If the process dies midway a chunk is gone or still there.
         """
         now_ms, lease_now_ms = self._clock.wall_ms(), self._clock.lease_ms()
-        offset_ms = now_ms - lease_now_ms
-        if abs(offset_ms - self._offset_ms) > _JUMP_MS:
-            self._next_ms = lease_now_ms + _PAUSE_MS
-        self._offset_ms = offset_ms
-        if lease_now_ms < self._next_ms and not force:
+        pauses = self._jumps.pauses()
+        if (pauses or lease_now_ms < self._next_ms) and not force:
             return 0
 
         def work(connection: sqlite3.Connection) -> int:

@@ -160,6 +160,7 @@ def _lose(
         connection.execute(sql.LOSE_UNCOUNTED, values)
     if not dead:
         landed.append((held.queue, None))
+        routing.forget_if_gone(connection, held.message_id)
     return Lost(held.message_id, held.job_id, held.task, held.queue, held.worker, counted, dead)
 
 

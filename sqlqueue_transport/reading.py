@@ -62,6 +62,10 @@ SELECT at_ms, actor, action, reason, before, after FROM audit WHERE message_id =
 _MESSAGES_OF_JOB = """
 SELECT id FROM message WHERE job_id = :job_id AND job_id IS NOT NULL ORDER BY id DESC
 """
+# What Celery's result backend keeps under its own name for a job (celery.backends.base, 5.7).
+_CELERY_RESULT = """
+SELECT status, value FROM result WHERE key = 'celery-task-meta-' || :job_id
+"""
 # One branch for each partial index: a state IN (…) of them all would walk over the history.
 _QUEUES = """
 SELECT queue, sum(pending), sum(later), sum(processing), min(since_ms)
@@ -199,6 +203,7 @@ class JobDetail:
     result: str | None
     attempts: tuple[AttemptRow, ...]
     audit: tuple[AuditRow, ...]
+    celery_result: tuple[str, bytes] | None  # Celery's state, and what it encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +284,13 @@ class Reading:
                 list(connection.execute(_DETAIL, values).fetchone()),
                 connection.execute(_ATTEMPTS, values).fetchall(),
                 connection.execute(_AUDIT, values).fetchall(),
+                connection.execute(_CELERY_RESULT, {"job_id": row[1]}).fetchall(),
             )
 
         found = self._database.read(work)
         if found is None:
             return None
-        rows, detail, attempts, audit = found
+        rows, detail, attempts, audit, results = found
         headers, properties, body, content_type, content_encoding, result = detail
         return JobDetail(
             row=self._job_rows(rows)[0],
@@ -296,6 +302,7 @@ class Reading:
             result=result,
             attempts=tuple(AttemptRow(*row) for row in attempts),
             audit=tuple(AuditRow(*row) for row in audit),
+            celery_result=results[0] if results else None,
         )
 
     def queues(self) -> list[QueueRow]:

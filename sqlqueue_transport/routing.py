@@ -213,9 +213,9 @@ def dead_letter(
 ) -> bool:
     """Move a message to where its queue's dead letter exchange leads; say whether it did.
 
-    It does not when the queue names no such exchange, when that leads nowhere, and when the
-    message would go round without anybody ever having rejected it (RabbitMQ's guides call that
-    an automatic cycle).
+    It does not when the queue names no such exchange, when that leads nowhere or only to queues
+    that went away or refuse more, and when the message would go round without anybody ever having
+    rejected it (RabbitMQ's guides call that an automatic cycle).
     """
     row = connection.execute(sql.DEAD_LETTER_RULES, {"id": message_id}).fetchone()
     if row is None:
@@ -234,7 +234,11 @@ def dead_letter(
         one.get("reason") == Unwanted.REJECTED.value for one in deaths
     )
     been_in = {queue, *(one.get("queue") for one in deaths)}
-    targets = [one for one in targets if was_rejected or one not in been_in]
+    targets = [
+        one
+        for one in targets
+        if (was_rejected or one not in been_in) and _takes_more(connection, one)
+    ]
     if not targets:
         return False
     died = {
@@ -267,6 +271,28 @@ def dead_letter(
     }
     _move(connection, moved, now_ms, landed)
     return True
+
+
+def _takes_more(connection: sqlite3.Connection, queue: str) -> bool:
+    """Say whether a dead letter can go to a queue; nobody is there to be told if not."""
+    rules = connection.execute(sql.QUEUE_RULES, {"queue": queue}).fetchone()
+    if rules is None:
+        return True
+    _, max_length, _, gone_at_ms = rules
+    try:
+        if max_length is not None:
+            _refuse_full(connection, queue, max_length)
+    except QueueFull:
+        return False
+    return gone_at_ms is None
+
+
+def forget_if_gone(connection: sqlite3.Connection, message_id: int) -> None:
+    """Delete a message that came back to a queue which went away while somebody held it.
+
+    Its queue's other messages went with the queue.
+    """
+    connection.execute(sql.DELETE_FROM_GONE, {"id": message_id})
 
 
 def _move(

@@ -21,29 +21,51 @@ CREATE TABLE consumer (
   PRIMARY KEY (worker_id, tag)
 ) STRICT, WITHOUT ROWID;
 
+-- Results as Celery stores them: its own keys, its own encoding. A new row with a new id for every
+-- change, so that who waits for many results reads only what is new. The value stands last: what is
+-- read without it then never walks along a large one.
 CREATE TABLE result (
   id            INTEGER PRIMARY KEY AUTOINCREMENT,
   key           TEXT NOT NULL UNIQUE,
   status        TEXT NOT NULL,              -- Celery's state; a SUCCESS is never replaced by another
-  value         BLOB NOT NULL,
-  expires_at_ms INTEGER                     -- NULL: never
+  expires_at_ms INTEGER,                    -- NULL: never
+  value         BLOB NOT NULL
 ) STRICT;
 
+-- One run of a chord: its body is published in the transaction that counts its last member, and
+-- then the run is over. What comes for the key later belongs to another run. Members are counted
+-- here, because counting them each time would take the square of their number.
 CREATE TABLE chord (
-  key             TEXT PRIMARY KEY NOT NULL,
-  size            INTEGER,                  -- NULL until the header has been sent whole
-  published_at_ms INTEGER,
-  expires_at_ms   INTEGER
+  id            INTEGER PRIMARY KEY AUTOINCREMENT,
+  key           TEXT UNIQUE,                  -- NULL: it is over, and its rows wait to be deleted
+  begun         INTEGER NOT NULL,             -- 0: nobody has announced it; 1: before its header was sent
+  size          INTEGER,                      -- NULL until the last of the header is about to be sent
+  added         INTEGER NOT NULL DEFAULT 0,   -- members added while it runs
+  counted       INTEGER NOT NULL DEFAULT 0,   -- members that have ended
+  expires_at_ms INTEGER,                      -- NULL: never
+  body          BLOB                          -- only if a member ended before the size was known
+) STRICT;
+
+-- One row for each member that has ended, however often it was delivered.
+CREATE TABLE chord_member (
+  id       INTEGER PRIMARY KEY,             -- in the order of ending
+  chord_id INTEGER NOT NULL REFERENCES chord (id) ON DELETE CASCADE,
+  slot     TEXT NOT NULL,
+  position REAL,                            -- in the header; NULL: behind those that have one
+  value    BLOB NOT NULL,
+  UNIQUE (chord_id, slot)
+) STRICT;
+
+-- A member that another one added: the slot it fills. When the adding one is delivered again and adds
+-- again, both additions fill the same slot.
+CREATE TABLE chord_addition (
+  chord_id INTEGER NOT NULL REFERENCES chord (id) ON DELETE CASCADE,
+  task_id  TEXT NOT NULL,
+  slot     TEXT NOT NULL,
+  PRIMARY KEY (chord_id, task_id)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE chord_member (
-  id       INTEGER PRIMARY KEY,
-  chord    TEXT NOT NULL REFERENCES chord (key) ON DELETE CASCADE,
-  member   TEXT NOT NULL,
-  position REAL NOT NULL,
-  value    BLOB NOT NULL,
-  UNIQUE (chord, member)
-) STRICT;
+CREATE INDEX chord_addition_slot ON chord_addition (chord_id, slot);
 
 CREATE INDEX queue_mortal ON queue (unused_since_ms)
   WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL);

@@ -59,15 +59,22 @@ class Sleepers:
         timeout_s: float,
         *,
         has_work: Callable[[Sequence[str]], bool],
+        until_due: bool = True,
     ) -> bool:
-        """Sleep on `bell` until one of these queues may have work, at most `timeout_s` and 1 s."""
+        """Sleep on `bell` until one of these queues may have work, at most `timeout_s` and 1 s.
+
+        With `until_due` False a message that becomes due does not end it.
+        """
         timeout_s = min(timeout_s, LONGEST_SLEEP_S)
+        heard = bell.heard
         nap = self.lie_down(slot, queues, timeout_s)
         try:
             if has_work(queues):
                 return True
-            due_in_s = self.due_in_s()
-            return bell.wait(timeout_s if due_in_s is None else min(timeout_s, due_in_s))
+            due_in_s = self.due_in_s() if until_due else None
+            if due_in_s is not None:
+                timeout_s = min(timeout_s, due_in_s)
+            return bell.wait(timeout_s, since=heard)
         finally:
             self.get_up(slot, nap)
 

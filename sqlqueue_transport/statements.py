@@ -249,6 +249,12 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until
 
 RETURNS = "SELECT unnoted_losses FROM message WHERE id = :id"
 
+DELETE_FROM_GONE = """
+DELETE FROM message
+WHERE id = :id AND state IN ('pending', 'failed')
+  AND queue IN (SELECT name FROM queue WHERE gone_at_ms IS NOT NULL)
+"""
+
 WHERE_IT_WAITS = "SELECT queue, due_at_ms, state FROM message WHERE id = :id"
 
 RECORD_ATTEMPT = """

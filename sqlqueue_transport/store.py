@@ -41,6 +41,7 @@ from sqlqueue_transport.messages import (
     storable,
 )
 from sqlqueue_transport.reading import Reading
+from sqlqueue_transport.results import Results
 from sqlqueue_transport.routing import Landed, Unwanted
 from sqlqueue_transport.schedules import Schedules
 from sqlqueue_transport.topology import Topology
@@ -74,8 +75,8 @@ class Store:
     """Keep one queue file for this process; safe to share between threads.
 
     `topology` declares queues and bindings, `consumers` knows who is alive, `schedules` what
-    the beats described; `reading` and `acting` serve operators. Errors: `errors.Unavailable`
-    kinds when the file cannot be used.
+    the beats described, `results` what Celery's jobs returned; `reading` and `acting` serve
+    operators. Errors: `errors.Unavailable` kinds when the file cannot be used.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Store:
             self.schedules = Schedules(self.database, clock)
             self.housekeeping = Housekeeping(self.database, clock)
             self.acting = Acting(self.database, clock, self.consumers)
+            self.results = Results(self.database, clock, self.consumers)
             self._collecting = threading.local()
             self.database.write(lambda _: None)  # opens and checks
             self.consumers.attach()
@@ -174,15 +176,16 @@ class Store:
     def collecting(self) -> Iterator[list[NewMessage]]:
         """Keep what this thread publishes to this file in a list, instead of storing it.
 
-        For who wants to store it later, with `insert`, together with something else. Blocks do
-        not nest. A publish of a tick is stored all the same.
+        For who wants to store it later, with `insert`, together with something else. In a block
+        inside a block the inner one collects. A publish of a tick is stored all the same.
         """
+        outer = getattr(self._collecting, "messages", None)
         collected: list[NewMessage] = []
         self._collecting.messages = collected
         try:
             yield collected
         finally:
-            self._collecting.messages = None
+            self._collecting.messages = outer
 
     # -- claim and settle ---------------------------------------------------------------------------
 
@@ -411,6 +414,7 @@ def _settle_all(
                 sql.WHERE_IT_WAITS, {"id": settlement.message_id}
             ).fetchone()
             landed.append((queue, due_at_ms if state == State.FAILED else None))
+            routing.forget_if_gone(connection, settlement.message_id)
     return refused
 
 

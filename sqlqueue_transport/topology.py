@@ -14,7 +14,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport import statements as sql
-from sqlqueue_transport.errors import InvalidMessage, QueueLocked
+from sqlqueue_transport.errors import InvalidMessage, NotDeclared, QueueLocked
 from sqlqueue_transport.routing import exchange_type
 
 if TYPE_CHECKING:
@@ -302,8 +302,8 @@ class Topology:
     ) -> None:
         """Route an exchange's messages with this key to a queue.
 
-        The queue is made if need be, and so is the exchange, as a direct one. Looks first, so that
-        a repetition writes nothing.
+        The queue is made if need be. Looks first, so that a repetition writes nothing. Raises
+        NotDeclared for an exchange that is not there: made now, it might be of the wrong type.
         """
         valid_name(queue, what="queue")
         valid_name(exchange, what="exchange")
@@ -320,7 +320,8 @@ class Topology:
 
         self.declare_queue(queue)
         if self.exchange_type(exchange) is None:
-            self.declare_exchange(exchange, "direct")
+            message = f"exchange {exchange!r} was never declared; declare it before binding to it"
+            raise NotDeclared(message)
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(_BIND, values)

@@ -39,28 +39,41 @@ class Bell:
                 os.mkfifo(path, 0o600)
         # Reading and writing, so that opening never blocks and the FIFO never reads as closed.
         self.descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # By which an event loop that polls the same FIFO tells the thread that listens.
+        self._word_reading, self._word_writing = os.pipe()
         self._poll = select.poll()
-        self._poll.register(self.descriptor, select.POLLIN)
+        for descriptor in (self._word_reading, self._word_writing):
+            os.set_blocking(descriptor, False)
+        for descriptor in (self.descriptor, self._word_reading):
+            self._poll.register(descriptor, select.POLLIN)
         self._changed = threading.Condition()
         self._somebody_listens = False
         self._echoes: set[int] = set()
+        # How often this process has heard it: see `wait`.
+        self.heard = 0
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float, *, since: int | None = None) -> bool:
         """Sleep until somebody rings, at most `timeout_s`; say whether somebody may have.
 
         Of several threads one listens for all: whoever reads the byte would otherwise take it
         from the thread it was meant for. When it stops listening, the others wake as well.
+
+        That leaves a thread which has looked and is about to sleep. With `since`, what `heard` was
+        before it raised its flag, it does not sleep if another has heard the bell by now.
         """
         timeout_s = max(timeout_s, 0.0)
         is_listening = False
         try:
             with self._changed:
+                if since is not None and since != self.heard:
+                    return True
                 if self._somebody_listens:
                     return self._changed.wait(timeout_s)
                 self._somebody_listens = is_listening = True
             if not self._poll.poll(timeout_s * 1000):
                 return False
-            self.hear()
+            silence(self._word_reading)
+            self._hear()
             return True
         finally:
             if is_listening:
@@ -69,13 +82,23 @@ class Bell:
                     self._changed.notify_all()
 
     def hear(self) -> None:
-        """Take the bytes rung so far, and pass the word on to all who sleep in this process."""
-        silence(self.descriptor)
+        """Take the bytes rung so far, for an event loop, and wake all who sleep in this process."""
+        self._hear()
+        with self._changed:
+            if self._somebody_listens:
+                # It polls the same FIFO. Woken by a byte that is gone it would sleep on.
+                with contextlib.suppress(BlockingIOError):  # full: it is awake already
+                    os.write(self._word_writing, _WORD)
+
+    def _hear(self) -> None:
+        with self._changed:
+            # In one step for who compares `heard`: no byte is taken that it does not tell of.
+            silence(self.descriptor)
+            self.heard += 1
+            self._changed.notify_all()
         for echo in list(self._echoes):
             with contextlib.suppress(BlockingIOError):  # full: it is awake already
                 os.write(echo, _WORD)
-        with self._changed:
-            self._changed.notify_all()
 
     def add_echo(self, descriptor: int) -> None:
         """Write a byte to a pipe of an event loop whenever somebody hears the bell.
@@ -95,7 +118,8 @@ class Bell:
 
     def close(self) -> None:
         """Close the FIFO; its name stays for the slot's next owner."""
-        os.close(self.descriptor)
+        for descriptor in (self.descriptor, self._word_reading, self._word_writing):
+            os.close(descriptor)
 
 
 def silence(descriptor: int) -> None:

@@ -69,6 +69,12 @@ def job_document(job: Job) -> dict[str, Any]:
         "history": [_history(one) for one in job.history],
         "audit": [_audit(one) for one in job.audit],
         "other_messages": list(job.others),
+        "celery": job.celery
+        and {
+            "state": job.celery.state,
+            "result": job.celery.result,
+            "error": _error(job.celery.error),
+        },
     }
 
 

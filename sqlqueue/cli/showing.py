@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlqueue.cli.output import Output
     from sqlqueue.health import Check
     from sqlqueue.inspection import (
+        CeleryResult,
         DeadGroup,
         Failure,
         Inspection,
@@ -309,6 +310,8 @@ def job(output: Output, found: Job, *, now_ms: int, utc: bool, tracebacks: str) 
             ]
         )
     _history(output, found, utc=utc, tracebacks=tracebacks)
+    if found.celery is not None and found.celery.error is not None and tracebacks != "none":
+        _traceback(output, "Celery's traceback", found.celery.error)
     if found.audit:
         output.line("")
         output.line("What operators did", HEADING)
@@ -328,13 +331,21 @@ def _contents(found: Job) -> list[tuple[str, Cell | str]]:
         )
     else:
         call = ("arguments", _call_text(found))
-    result = "" if found.row.state.value != "done" else _value_text(found.result)
     error = found.error
-    return [
-        call,
-        ("result", result),
-        ("error", Cell(_error_text(error), STATES["failed"]) if error else ""),
-    ]
+    shown_error = Cell(_error_text(error), STATES["failed"]) if error else ""
+    if found.celery is not None:
+        return [call, ("error", shown_error), ("celery", _celery_text(found.celery))]
+    result = "" if found.row.state.value != "done" else _value_text(found.result)
+    return [call, ("result", result), ("error", shown_error)]
+
+
+def _celery_text(found: CeleryResult) -> Cell:
+    """Say what Celery says of a job: a task that raised has been acknowledged all the same."""
+    if found.error is not None:
+        return Cell(f"{found.state}: {_error_text(found.error)}", STATES["failed"])
+    if found.result is None:
+        return Cell(found.state)
+    return Cell(f"{found.state}: {_value_text(found.result)}")
 
 
 def _call_text(found: Job) -> str:
@@ -374,12 +385,18 @@ def _history(output: Output, found: Job, *, utc: bool, tracebacks: str) -> None:
     )
     wanted = {"all": found.history, "last": found.history[-1:], "none": ()}[tracebacks]
     for one in wanted:
-        if one.error is not None and one.error.traceback:
-            output.line("")
-            output.line(f"Traceback of attempt {one.attempt}", HEADING)
-            # Indented, so that no line of it can pass for one of ours.
-            for line in one.error.traceback.rstrip("\n").split("\n"):
-                output.line(f"  {line}")
+        if one.error is not None:
+            _traceback(output, f"Traceback of attempt {one.attempt}", one.error)
+
+
+def _traceback(output: Output, heading: str, error: Failure) -> None:
+    if not error.traceback:
+        return
+    output.line("")
+    output.line(heading, HEADING)
+    # Indented, so that no line of it can pass for one of ours.
+    for line in error.traceback.rstrip("\n").split("\n"):
+        output.line(f"  {line}")
 
 
 # -- pieces -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What every backend does alike, and what one without a store answers instead.
 
-Each test runs on our file and on Kombu's own `memory://`; other brokers join by the fixture.
+Each test runs on our file, on Kombu's own `memory://` and on a real Redis; other brokers join by the
+fixture.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from sqlqueue_transport.errors import WorkerSwept
 from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Fault
 from sqlqueue_transport.reading import JobFilter
+from tests.contract.conftest import REDIS, Broker
 from tests.support import wait_until
 
 FAULT = Fault("ValueError", "boom")
@@ -54,8 +56,11 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.Transport, "global_state", type(memory.Transport.global_state)())
 
 
-@pytest.fixture(params=["sqlqueue:///queue.db", "memory://"])
+@pytest.fixture(params=["sqlqueue:///queue.db", "memory://", REDIS])
 def url(request: pytest.FixtureRequest) -> str:
+    if request.param == "redis":
+        running: Broker = request.getfixturevalue("redis")
+        return running.url
     return request.param
 
 

@@ -56,6 +56,12 @@ def ended(delivery: Delivery, outcome: Outcome) -> Settlement:
     return Settlement(delivery.message_id, delivery.delivery, outcome)
 
 
+def bind(store: Store, queue: str, exchange: str, routing_key: str) -> None:
+    """Bind a queue to a direct exchange, which is declared if need be."""
+    store.topology.declare_exchange(exchange, "direct")
+    store.topology.bind(queue, exchange, routing_key)
+
+
 def row(store: Store, message_id: int) -> dict[str, Any]:
     """Return a message's row as it lies in the file."""
 
@@ -133,6 +139,7 @@ __all__ = [
     "LEASE_S",
     "SETTLING",
     "attempts_of",
+    "bind",
     "claim_one",
     "ended",
     "new",

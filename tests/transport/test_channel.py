@@ -26,7 +26,7 @@ from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import Fault, Outcome, TickOf
 from sqlqueue_transport.store import Store
 from tests.transport.broker import connect, get, publish, store_of
-from tests.transport.rows import attempts_of, row, rows_of, state_of
+from tests.transport.rows import attempts_of, bind, row, rows_of, state_of
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_mandatory_says_when_no_queue_is_bound(connection: kombu.Connection, sto
     producer.publish("x", exchange="e", routing_key="k")  # dropped, as AMQP does
     with pytest.raises(ChannelError, match="NO_ROUTE"):
         producer.publish("x", exchange="e", routing_key="k", mandatory=True)
-    store.topology.bind("q", "e", "k")
+    bind(store, "q", "e", "k")
     producer.publish("x", exchange="e", routing_key="k", mandatory=True)
     assert _states(store) == ["pending"]
 

@@ -17,7 +17,7 @@ from sqlqueue_transport.messages import NewMessage, Outcome, Published, TickOf
 from sqlqueue_transport.routing import INLINE_BODY_BYTES
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock, finish, run_python
-from tests.transport.rows import claim_one, ended, new, publish, row, rows_of, state_of
+from tests.transport.rows import bind, claim_one, ended, new, publish, row, rows_of, state_of
 
 SURROGATE = "\udcff"
 
@@ -226,8 +226,8 @@ def test_a_publish_after_a_refused_one_works(store: Store) -> None:
 
 def test_an_exchange_leads_to_every_queue_bound_with_the_key(store: Store) -> None:
     for queue in ("a", "b"):
-        store.topology.bind(queue, "news", "sport")
-    store.topology.bind("c", "news", "weather")
+        bind(store, queue, "news", "sport")
+    bind(store, "c", "news", "weather")
 
     (answer,) = store.publish([new(None, exchange="news", routing_key="sport")]) or []
 

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from sqlqueue_transport import acting, housekeeping, reading, schedules, statements, topology
+from sqlqueue_transport import (
+    acting,
+    chords,
+    housekeeping,
+    reading,
+    results,
+    schedules,
+    statements,
+    topology,
+)
 from sqlqueue_transport.lifecycle import TRANSITIONS, Event, State
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock
@@ -33,7 +42,7 @@ CHANGES_STATE = {
     "acting._FAIL": Event.FAIL,
     "acting._REQUEUE": Event.REQUEUE,
 }
-MODULES = (statements, acting, topology, schedules, reading, housekeeping)
+MODULES = (statements, acting, topology, schedules, reading, housekeeping, results, chords)
 
 
 def _all_statements() -> dict[str, str]:
@@ -215,6 +224,45 @@ PLANS = {
     ],
     "reading._ATTEMPTS": ["SEARCH attempt USING INDEX attempt_message (message_id=?)"],
     "reading._AUDIT": ["SEARCH audit USING INDEX audit_message (message_id=?)"],
+    "results._STORE": ["SEARCH result USING INDEX sqlite_autoindex_result_1 (key=?)"],
+    "results._GET": ["SEARCH result USING INDEX sqlite_autoindex_result_1 (key=?)"],
+    "results._DELETE": ["SEARCH result USING INDEX sqlite_autoindex_result_1 (key=?)"],
+    "results._EXPIRE": ["SEARCH result USING INDEX sqlite_autoindex_result_1 (key=?)"],
+    "results._NEWER": ["SEARCH result USING INTEGER PRIMARY KEY (rowid>?)"],
+    "results._NEWEST": ["SEARCH result"],
+    "results._VALUE": ["SEARCH result USING INTEGER PRIMARY KEY (rowid=?)"],
+    "results._PRUNE": [
+        "SEARCH result USING INTEGER PRIMARY KEY",
+        "LIST SUBQUERY",
+        "SEARCH result USING INDEX result_expiry (expires_at_ms>? AND expires_at_ms<?)",
+    ],
+    "chords._RUN": ["SEARCH chord USING INDEX sqlite_autoindex_chord_1 (key=?)"],
+    "chords._MEMBERS": ["SEARCH chord_member USING INDEX sqlite_autoindex_chord_member_1"],
+    "chords._IS_FILLED": [
+        "SEARCH chord_member USING INDEX sqlite_autoindex_chord_member_1 (chord_id=? AND slot=?)"
+    ],
+    "chords._SLOT_OF": ["SEARCH chord_addition USING PRIMARY KEY (chord_id=? AND task_id=?)"],
+    "chords._IS_ADDED": [
+        "SEARCH chord_addition USING INDEX chord_addition_slot (chord_id=? AND slot=?)"
+    ],
+    "chords._DELETE_MEMBERS": [
+        "SEARCH chord_member USING INTEGER PRIMARY KEY",
+        "LIST SUBQUERY",
+        "SEARCH chord_member USING INDEX sqlite_autoindex_chord_member_1 (chord_id=?)",
+    ],
+    "chords._PRUNE_MEMBERS": [
+        "SEARCH chord_member USING INTEGER PRIMARY KEY",
+        "LIST SUBQUERY",
+        "SEARCH c USING INDEX chord_expiry (expires_at_ms>? AND expires_at_ms<?)",
+        "SEARCH m USING INDEX sqlite_autoindex_chord_member_1 (chord_id=?)",
+    ],
+    "chords._PRUNE": [
+        "SEARCH chord USING INTEGER PRIMARY KEY",
+        "LIST SUBQUERY",
+        "SEARCH c USING INDEX chord_expiry (expires_at_ms>? AND expires_at_ms<?)",
+        "CORRELATED SCALAR SUBQUERY",
+        "SEARCH m USING INDEX sqlite_autoindex_chord_member_1 (chord_id=?)",
+    ],
 }
 
 
@@ -232,7 +280,10 @@ MAY_SORT = {"statements.HELD_BY_WORKER", "reading._QUEUES"}
 
 
 def _walks_everything(line: str) -> bool:
-    return re.match(r"(SCAN|SEARCH) (message|m)\b", line) is not None and "USING" not in line
+    return (
+        re.match(r"(SCAN|SEARCH) (message|m|chord_member|chord_addition)\b", line) is not None
+        and "USING" not in line
+    )
 
 
 def test_the_plan_test_sees_a_predicate_that_does_not_match(store: Store) -> None:

@@ -14,7 +14,7 @@ from sqlqueue_transport.messages import Outcome
 from sqlqueue_transport.store import Store
 from sqlqueue_transport.topology import valid_name
 from tests.support import FakeClock
-from tests.transport.rows import claim_one, ended, new, publish, put, rows_of, state_of
+from tests.transport.rows import bind, claim_one, ended, new, publish, put, rows_of, state_of
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_consumers_counts_registered_processes_that_live(store: Store, other: St
 def test_a_queues_name_is_data_wherever_it_goes(store: Store) -> None:
     hostile = "x'; DROP TABLE message; --"
     store.consumers.register(name="w", kind="child", queues=[hostile, '"]'])
-    store.topology.bind(hostile, "e", hostile)
+    bind(store, hostile, "e", hostile)
     store.publish([new(None, exchange="e", routing_key=hostile)])
     assert store.topology.size(hostile) == 1
     assert store.consumers.count(hostile) == 1
@@ -113,8 +113,8 @@ def test_a_purge_leaves_what_is_published_meanwhile(
 
 
 def test_deleting_a_queue_takes_its_bindings_and_what_waits_in_it(store: Store) -> None:
-    store.topology.bind("a", "e", "k")
-    store.topology.bind("b", "e", "k")
+    bind(store, "a", "e", "k")
+    bind(store, "b", "e", "k")
     ids = {state: put(store, state, queue="a", due="future") for state in State}
     untouched = publish(store, "b")
 
@@ -171,8 +171,8 @@ def test_an_exchange_keeps_its_first_type(store: Store, other: Store) -> None:
 
 def test_deleting_an_exchange_takes_its_bindings_and_leaves_the_queues(store: Store) -> None:
     store.topology.declare_exchange("e", "direct")
-    store.topology.bind("a", "e", "k")
-    store.topology.bind("a", "f", "k")
+    bind(store, "a", "e", "k")
+    bind(store, "a", "f", "k")
     publish(store, "a")
 
     store.topology.delete_exchange("e", if_unused=True)
@@ -188,24 +188,24 @@ def test_deleting_an_exchange_takes_its_bindings_and_leaves_the_queues(store: St
 def test_binding_makes_the_queue_and_binding_again_writes_nothing(
     store: Store, other: Store
 ) -> None:
-    store.topology.bind("a", "e", "k")
+    bind(store, "a", "e", "k")
     assert other.topology.has_queue("a")
     before = other.database.write_transactions
-    other.topology.bind("a", "e", "k")
+    bind(other, "a", "e", "k")
     assert other.database.write_transactions == before
     assert other.topology.bindings() == [("a", "e", "k")]
 
 
 def test_unbinding_removes_one_binding(store: Store) -> None:
     for key in ("k", "l"):
-        store.topology.bind("a", "e", key)
+        bind(store, "a", "e", key)
     store.topology.unbind("a", "e", "k")
     store.topology.unbind("a", "e", "never there")
     assert store.topology.bindings() == [("a", "e", "l")]
 
 
 def test_a_binding_survives_its_process(store: Store, tmp_path: Path) -> None:
-    store.topology.bind("a", "e", "k")
+    bind(store, "a", "e", "k")
     store.close()
     again = Store(tmp_path / "queue.db", clock=FakeClock())
     again.publish([new(None, exchange="e", routing_key="k")])
@@ -231,7 +231,7 @@ def test_a_binding_survives_its_process(store: Store, tmp_path: Path) -> None:
     ],
 )
 def test_a_name_may_be_any_text_that_fits_a_line(store: Store, name: str) -> None:
-    store.topology.bind(name, name, name)
+    bind(store, name, name, name)
     assert store.topology.has_queue(name)
     assert store.topology.bindings() == [(name, name, name)]
 
@@ -264,13 +264,13 @@ def test_a_name_that_cannot_be_one_is_refused_with_the_reason(
         lambda: store.topology.declare_queue(name),  # type: ignore[arg-type]
         lambda: store.topology.has_queue(name),  # type: ignore[arg-type]
         lambda: store.topology.declare_exchange(name, "direct"),  # type: ignore[arg-type]
-        lambda: store.topology.bind(name, "e", "k"),  # type: ignore[arg-type]
-        lambda: store.topology.bind("q", name, "k"),  # type: ignore[arg-type]
+        lambda: bind(store, name, "e", "k"),  # type: ignore[arg-type]
+        lambda: bind(store, "q", name, "k"),  # type: ignore[arg-type]
     ):
         with pytest.raises(InvalidMessage, match=says):
             attempt()
     if name:
         with pytest.raises(InvalidMessage, match=says):
-            store.topology.bind("q", "e", name)  # type: ignore[arg-type]
+            bind(store, "q", "e", name)  # type: ignore[arg-type]
     assert rows_of(store, "SELECT * FROM queue") == []
     assert rows_of(store, "SELECT * FROM binding") == []

@@ -36,6 +36,7 @@ from sqlqueue_transport.store import Store
 from sqlqueue_transport.transport import path_and_query, split_url
 from tests.support import finish, run_python, wait_until
 from tests.transport.broker import connect, get, publish, store_of
+from tests.transport.rows import bind
 
 
 @pytest.fixture
@@ -382,7 +383,7 @@ def test_a_connection_shows_a_url_after_a_failover_too(tmp_path: Path) -> None:
 
 
 def test_bindings_are_shown_by_kombus_manager(connection: kombu.Connection) -> None:
-    store_of(connection).topology.bind("q", "e", "k")
+    bind(store_of(connection), "q", "e", "k")
     assert connection.get_manager().get_bindings() == [
         {"destination": "q", "source": "e", "routing_key": "k"}
     ]

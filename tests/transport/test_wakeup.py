@@ -172,6 +172,34 @@ def test_one_ring_wakes_every_thread_of_a_process(tmp_path):
     bell.close()
 
 
+def test_a_ring_that_another_thread_hears_keeps_who_was_about_to_sleep_awake(tmp_path):
+    """It has looked, in vain, before the commit; the byte that told of it is somebody else's."""
+    bell = Bell(bell_path(tmp_path, 0))
+    before_the_look = bell.heard
+    other = threading.Thread(target=bell.wait, args=(20,))
+    other.start()
+    wait_until(lambda: bell._somebody_listens)
+    ring(tmp_path, 0)
+    other.join(10)
+    assert bell.wait(0, since=before_the_look)
+    assert not bell.wait(0, since=bell.heard)
+    bell.close()
+
+
+def test_an_event_loop_that_hears_the_bell_first_wakes_the_thread_that_listens(tmp_path):
+    """Both poll the same FIFO, and who takes the byte takes the readiness from the other."""
+    bell = Bell(bell_path(tmp_path, 0))
+    woken = []
+    listener = threading.Thread(target=lambda: woken.append(bell.wait(20)))
+    listener.start()
+    wait_until(lambda: bell._somebody_listens)
+    bell.hear()
+    listener.join(10)
+    assert woken == [True]
+    assert not bell.wait(0.01)
+    bell.close()
+
+
 # -- one process wakes another -----------------------------------------------------------------------------
 
 
@@ -268,6 +296,41 @@ def test_a_sleeper_wakes_when_something_is_due(store, path):
     late_s = at_s - time.monotonic() + (store.clock.wall_ms() - due_ms) / 1000
     print(f"awake {late_s * 1000:.1f} ms after it was due")
     assert -0.01 < late_s < 2.5
+
+
+def test_who_takes_no_messages_sleeps_on_beside_one_that_is_due(store):
+    publish(store, due_at_ms=store.clock.wall_ms() + 1)
+    wait_until(lambda: store.has_work(["default"]))
+    began_s = time.monotonic()
+    assert not store.consumers.sleep(["x"], 0.2, has_work=lambda _: False, until_due=False)
+    assert time.monotonic() - began_s >= 0.2
+
+
+def test_two_threads_that_sleep_are_both_awake_after_one_ring(store):
+    """One looks at the file while the other takes the byte from the FIFO."""
+    store.consumers.register(name="w", kind="child")
+    looked, woken = threading.Event(), []
+
+    def look_while_the_other_hears(_):
+        looked.set()
+        bell = store.consumers.bell
+        wait_until(lambda: bell._somebody_listens)
+        heard = bell.heard
+        bell.ring()
+        wait_until(lambda: bell.heard != heard)
+        return False
+
+    def sleep_first():
+        looked.wait(10)
+        woken.append(store.consumers.sleep(["b"], 1.0, has_work=lambda _: False))
+
+    other = threading.Thread(target=sleep_first)
+    other.start()
+    began_s = time.monotonic()
+    assert store.consumers.sleep(["a"], 1.0, has_work=look_while_the_other_hears)
+    assert time.monotonic() - began_s < 0.5
+    other.join(10)
+    assert woken == [True]
 
 
 def test_what_was_stored_before_the_flag_went_up_is_seen_by_the_second_look(store):
