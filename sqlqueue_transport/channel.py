@@ -608,7 +608,10 @@ class Channel(virtual.Channel):
     # -- the end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Cancel the consumers and hand back what was not acknowledged; harmless when closed."""
+        """Cancel the consumers and hand back what was not acknowledged; harmless when closed.
+
+        If the file cannot be written now, whoever sees it again hands back all this process holds.
+        """
         if self.closed:
             return
         self.closed = True
@@ -616,9 +619,10 @@ class Channel(virtual.Channel):
         self._by_tag.clear()
         self._consumers.clear()
         try:
-            self.release_all()
-            if self._pid == os.getpid():
-                self.store.consumers.stop_consuming(consuming)
+            with self.store.consumers.abandoning():
+                self.release_all()
+                if self._pid == os.getpid():
+                    self.store.consumers.stop_consuming(consuming)
         finally:
             if self.connection is not None:
                 self.connection.close_channel(self)

@@ -8,6 +8,7 @@ sweep at any moment; the writer lock and the state of each row decide what is st
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -38,7 +39,7 @@ from sqlqueue_transport.sleepers import Sleepers
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sqlqueue_transport.clock import Clock
@@ -254,25 +255,50 @@ class Consumers:
             presence.part()
 
     def leave(self) -> list[Lost]:
-        """Release what this process holds, uncounted, and give its slot back; harmless twice."""
+        """Release what this process holds, uncounted, and give its slot back; harmless twice.
+
+        If the file cannot be written now, the slot is given back all the same: see `abandoning`.
+        """
         with self._mutex:
             if not self._worker_id or self._slot is None or self._presence is None:
                 return []
             worker_id, slot, presence = self._worker_id, self._slot, self._presence
-            lost = self._write(
-                lambda c, landed: losses.end_worker(
-                    c, self._clock, worker_id, (), landed, orderly=True
+            try:
+                lost = self._write(
+                    lambda c, landed: losses.end_worker(
+                        c, self._clock, worker_id, (), landed, orderly=True
+                    )
                 )
-            )
-            if presence.entry(slot).worker_id == worker_id:
-                presence.clear_entry(slot)
-            presence.give_back(slot)
-            bell, self._bell = self._bell, None
-            self._slot, self._worker_id = None, 0
-            if bell is not None:
-                bell.close()
+                if presence.entry(slot).worker_id == worker_id:
+                    presence.clear_entry(slot)
+            finally:
+                self._let_slot_go()
         self._topology.end_unused()
         return lost
+
+    @contextlib.contextmanager
+    def abandoning(self) -> Iterator[None]:
+        """Be taken for dead if the block cannot hand back what a connection held.
+
+        It was moved away, for example. This process lives and will not settle it any more, so its
+        worker id must not seem alive: whoever sees the file again, this process under a new id
+        among them, sweeps the old one and so releases what it held.
+        """
+        try:
+            yield
+        except Unavailable:
+            with self._mutex:
+                self._let_slot_go()
+            raise
+
+    def _let_slot_go(self) -> None:
+        slot, self._slot = self._slot, None
+        bell, self._bell = self._bell, None
+        self._worker_id = 0
+        if slot is not None and self._presence is not None:
+            self._presence.give_back(slot)
+        if bell is not None:
+            bell.close()
 
     def _write(self, work: Callable[[sqlite3.Connection, Landed], list[Lost]]) -> list[Lost]:
         """Run `work` in a transaction, and wake for what it gave back."""

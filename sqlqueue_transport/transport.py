@@ -98,7 +98,11 @@ class Transport(virtual.Transport):
         return self
 
     def close_connection(self, connection: Any) -> None:
-        """Close the channels, which hands back what they hold, and give the store back."""
+        """Close the channels, which hands back what they hold, and give the store back.
+
+        If the file cannot be written now, raises one of `connection_errors`; then all that this
+        process holds is handed back by whoever sees the file again.
+        """
         if self._loop_side is not None:
             self._loop_side.close()
             self._loop_side = None
@@ -118,7 +122,8 @@ class Transport(virtual.Transport):
     def _end_exclusive_queues(self) -> None:
         names, self.exclusive_queues = self.exclusive_queues, set()
         if names and self._store is not None and self._store.consumers.is_registered:
-            self._store.topology.end_own(sorted(names), self._store.consumers.worker_id)
+            with self._store.consumers.abandoning():
+                self._store.topology.end_own(sorted(names), self._store.consumers.worker_id)
 
     def verify_connection(self, connection: Any) -> bool:
         """Say whether the store is open."""
