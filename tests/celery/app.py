@@ -85,6 +85,16 @@ def work_late(self, seconds, label=None):
     note(self, "end", label=label)
 
 
+@app.task(name="hold_late", bind=True, acks_late=True)
+def hold_late(self, name):
+    """Run until somebody makes a file of that name."""
+    note(self, "start")
+    path, give_up_s = Path(os.environ["CELERY_TRACES"]) / name, time.monotonic() + 120
+    while not path.exists() and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    note(self, "end")
+
+
 @app.task(
     name="flaky",
     bind=True,
