@@ -180,13 +180,12 @@ class Topology:
     def end_unused(self) -> None:
         """End the queues that go away by themselves and whose time has come.
 
-        Their messages go with them, in chunks, before the queue does: if the process dies midway,
-        the next one goes on.
+        Their messages go with them, in chunks. Each is judged anew, so a queue that somebody uses
+        meanwhile keeps what is left and what comes. If the process dies midway, the next one goes on.
         """
         for name in self._ending():
-            while self._empty_some(name) == PURGED_AT_ONCE:
+            while self._database.write(lambda c, name=name: self._end_some(c, name)):  # type: ignore[misc]
                 pass
-            self._database.write(lambda c, name=name: self._end(c, name))  # type: ignore[misc]
 
     def end_own(self, names: Sequence[str], owner_id: int) -> None:
         """End exclusive queues whose connection closes."""
@@ -200,16 +199,17 @@ class Topology:
         rows = self._database.read(lambda c: c.execute(sql.ENDING_QUEUES, values).fetchall())
         return [name for (name,) in rows]
 
-    def _empty_some(self, name: str) -> int:
-        values = {"queue": name, "chunk": PURGED_AT_ONCE}
-        return self._database.write(lambda c: c.execute(sql.EMPTY_QUEUE, values).rowcount)
-
-    def _end(self, connection: sqlite3.Connection, name: str) -> None:
+    def _end_some(self, connection: sqlite3.Connection, name: str) -> bool:
+        """Delete a chunk of an ending queue's messages, or end it; say whether there is more to do."""
         values = {"queue": name, "now_ms": self._clock.wall_ms(), "chunk": PURGED_AT_ONCE}
-        if (name,) not in connection.execute(sql.ENDING_QUEUES, values).fetchall():
-            return  # used again meanwhile
-        for statement in (sql.EMPTY_QUEUE, sql.EMPTY_QUEUE_LATER, sql.UNBIND_ALL, sql.END_QUEUE):
+        if not connection.execute(sql.IS_ENDING, values).fetchone():
+            return False  # used again meanwhile, or ended by somebody else
+        for statement in (sql.EMPTY_QUEUE, sql.EMPTY_QUEUE_LATER):
+            if connection.execute(statement, values).rowcount == PURGED_AT_ONCE:
+                return True
+        for statement in (sql.UNBIND_ALL, sql.END_QUEUE):
             connection.execute(statement, values)
+        return False
 
     def purge(self, name: str) -> int:
         """Delete what is ready in a queue and return how many; what is held or due later stays.
