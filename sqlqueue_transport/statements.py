@@ -133,7 +133,7 @@ EXPIRED = """
 SELECT id FROM message
 WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
 ORDER BY expires_at_ms
-LIMIT 200
+LIMIT :chunk
 """
 
 # -- dead letter exchanges --------------------------------------------------------------------------
