@@ -647,7 +647,7 @@ class Consumers:
         bell = self._bell
         self._presence, self._slot, self._bell, self._worker_id = None, None, None, 0
         if bell is not None:
-            bell.close()
+            bell.close_in_child()
 
 
 def _registered(connection: sqlite3.Connection) -> list[Worker]:
