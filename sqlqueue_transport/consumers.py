@@ -20,7 +20,6 @@ from sqlqueue_transport import statements as sql
 from sqlqueue_transport.errors import (
     CannotOpen,
     DiskFault,
-    NotDeclared,
     TransportError,
     Unavailable,
 )
@@ -35,6 +34,7 @@ from sqlqueue_transport.presence import (
 )
 from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
 from sqlqueue_transport.sleepers import Sleepers
+from sqlqueue_transport.topology import refuse_gone
 
 if TYPE_CHECKING:
     import sqlite3
@@ -666,11 +666,7 @@ def _registered_with_queues(connection: sqlite3.Connection) -> list[Worker]:
 
 def _consume(connection: sqlite3.Connection, worker_id: int, tag: str, queue: str) -> None:
     values = {"worker_id": worker_id, "tag": tag, "queue": queue}
-    if connection.execute(sql.HAS_GONE, values).fetchone():
-        message = (
-            f"queue {queue!r} went away (auto-delete, exclusive or x-expires); declare it anew"
-        )
-        raise NotDeclared(message)
+    refuse_gone(connection, queue)
     connection.execute(sql.CONSUME, values)
     connection.execute(sql.USE_QUEUE, values)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sqlqueue_transport import topology as topology_module
-from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport.errors import InvalidMessage, NotDeclared
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import Outcome
 from sqlqueue_transport.store import Store
@@ -239,6 +239,18 @@ def test_binding_makes_the_queue_and_binding_again_writes_nothing(
     bind(other, "a", "e", "k")
     assert other.database.write_transactions == before
     assert other.topology.bindings() == [("a", "e", "k")]
+
+
+def test_a_queue_that_went_away_is_not_made_anew_by_a_binding(store: Store) -> None:
+    """It would be an ordinary one then, fed by its exchange for ever."""
+    store.topology.declare_exchange("e", "fanout")
+    store.topology.declare_queue("a", auto_delete=True)
+    store.consumers.consume("tag", "a")
+    store.consumers.stop_consuming({"tag": "a"})
+    with pytest.raises(NotDeclared, match="declare it anew"):
+        store.topology.bind("a", "e", "")
+    assert not store.topology.has_queue("a")
+    assert store.topology.bindings() == []
 
 
 def test_unbinding_removes_one_binding(store: Store) -> None:
