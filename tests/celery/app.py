@@ -7,6 +7,7 @@ known, and the result backend, is what installing the package is for.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -23,6 +24,11 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
 )
 app.conf.update(json.loads(os.environ.get("CELERY_SETTINGS", "{}")))
+
+
+# Not shared: a test process makes this application anew for each test, and Celery gives the shared
+# tasks of one to all others of the process.
+task = functools.partial(app.task, bind=True, shared=False)
 
 
 class TryAgain(Exception):
@@ -48,46 +54,55 @@ def note(task, event, **more):
         os.close(descriptor)
 
 
-@app.task(name="add", bind=True)
+@task(name="add")
 def add(self, x, y):
     note(self, "start")
     return x + y
 
 
-@app.task(name="total", bind=True)
+@task(name="total")
 def total(self, numbers):
     """Be the body of a chord."""
     note(self, "start", numbers=numbers)
     return sum(numbers)
 
 
-@app.task(name="stamp", bind=True)
+@task(name="stamp")
 def stamp(self, label=None):
     note(self, "start", label=label)
 
 
-@app.task(name="stamp_late", bind=True, acks_late=True)
+@task(name="stamp_late", acks_late=True)
 def stamp_late(self, label=None):
     note(self, "start", label=label)
 
 
-@app.task(name="work", bind=True)
+@task(name="work")
 def work(self, seconds, label=None):
     note(self, "start", label=label)
     time.sleep(seconds)
     note(self, "end", label=label)
 
 
-@app.task(name="work_late", bind=True, acks_late=True)
+@task(name="work_late", acks_late=True)
 def work_late(self, seconds, label=None):
     note(self, "start", label=label)
     time.sleep(seconds)
     note(self, "end", label=label)
 
 
-@app.task(
+@task(name="hold_late", acks_late=True)
+def hold_late(self, name):
+    """Run until somebody makes a file of that name."""
+    note(self, "start")
+    path, give_up_s = Path(os.environ["CELERY_TRACES"]) / name, time.monotonic() + 120
+    while not path.exists() and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    note(self, "end")
+
+
+@task(
     name="flaky",
-    bind=True,
     autoretry_for=(TryAgain,),
     max_retries=3,
     retry_backoff=1,
@@ -101,27 +116,27 @@ def flaky(self, failures):
     return self.request.retries + 1
 
 
-@app.task(name="stubborn", bind=True, max_retries=2, acks_late=True)
+@task(name="stubborn", max_retries=2, acks_late=True)
 def stubborn(self):
     """Fail always."""
     note(self, "start", retries=self.request.retries)
     raise self.retry(exc=TryAgain("still not"), countdown=0.1)
 
 
-@app.task(name="rejected", bind=True, acks_late=True)
+@task(name="rejected", acks_late=True)
 def rejected(self):
     note(self, "start")
     raise Reject("unwanted", requeue=False)
 
 
-@app.task(name="poison", bind=True, acks_late=True, reject_on_worker_lost=True)
+@task(name="poison", acks_late=True, reject_on_worker_lost=True)
 def poison(self):
     """Kill the process that runs this, each time."""
     note(self, "start")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@app.task(name="patient", bind=True, soft_time_limit=1)
+@task(name="patient", soft_time_limit=1)
 def patient(self):
     note(self, "start")
     try:
@@ -131,6 +146,6 @@ def patient(self):
         return "out of time"
 
 
-@app.task(name="limited", bind=True, rate_limit="5/s")
+@task(name="limited", rate_limit="5/s")
 def limited(self):
     note(self, "start")

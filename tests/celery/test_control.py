@@ -52,10 +52,10 @@ def test_a_worker_tells_what_it_runs_holds_and_knows(arena: Arena) -> None:
 
 def test_a_revoked_job_that_waits_never_runs(arena: Arena) -> None:
     arena.worker(concurrency=1)
-    first = arena.tasks.work.delay(2)
-    arena.wait_trace(id=first.id)
+    arena.wait_trace(id=arena.tasks.hold_late.delay("go").id)
     revoked, kept = arena.tasks.stamp.delay(), arena.tasks.stamp.delay()
     arena.app.control.revoke(revoked.id, destination=[WORKER], reply=True, timeout=10)
+    arena.let_go("go")
 
     with pytest.raises(TaskRevokedError):
         revoked.get(timeout=30)

@@ -32,7 +32,7 @@ def first_by(arena: Arena, worker: str, **wanted: Any) -> float:
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
 def test_an_idle_worker_takes_over_from_one_that_was_killed_whole(arena: Arena, pool: str) -> None:
     first = arena.worker("first", pool=pool, concurrency=1)
-    jobs = [arena.tasks.work_late.delay(5).id]
+    jobs = [arena.tasks.hold_late.delay("go").id]
     arena.wait_trace(id=jobs[0])
     jobs += [arena.tasks.work_late.delay(0).id for _ in range(3)]
     if pool in PREFETCHING:
@@ -42,6 +42,7 @@ def test_an_idle_worker_takes_over_from_one_that_was_killed_whole(arena: Arena, 
 
     killed_s = time.monotonic()
     first.kill_group()
+    arena.let_go("go")
     again_s = first_by(arena, "second@arena", id=jobs[0])
     print(f"{pool}: the first job ran again after {again_s - killed_s:.3f} s")
     for job in jobs:
@@ -67,7 +68,7 @@ def test_a_worker_started_after_the_kill_runs_what_the_dead_one_held(arena: Aren
 
 def test_a_killed_worker_is_replaced_at_once_by_one_of_the_same_name(arena: Arena) -> None:
     worker = arena.worker(concurrency=1)
-    job = arena.tasks.work_late.delay(3).id
+    job = arena.tasks.hold_late.delay("go").id
     arena.wait_trace(id=job)
     for number in range(2):  # as a supervisor does that starts what has ended
         worker.kill_group()
@@ -75,6 +76,7 @@ def test_a_killed_worker_is_replaced_at_once_by_one_of_the_same_name(arena: Aren
     assert arena.app.control.ping(["worker@arena"], timeout=10) == [
         {"worker@arena": {"ok": "pong"}}
     ]
+    arena.let_go("go")
     arena.wait_state(job, State.DONE)
 
 

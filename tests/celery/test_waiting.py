@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timezone
 
 import pytest
 
@@ -31,8 +32,9 @@ def test_a_countdown_beyond_the_visibility_timeout_runs_once_and_waits_in_no_wor
 
     looked = 0
     while not arena.trace(id=job):
-        held = inspect.scheduled()
-        assert held == {"worker@arena": []} or arena.trace(id=job)
+        # Celery (5.7) takes whatever has an eta through its timer, what is due for a moment.
+        for held in inspect.scheduled()["worker@arena"]:
+            assert datetime.fromisoformat(held["eta"]) <= datetime.now(timezone.utc)
         looked += 1
         assert time.monotonic() - published_s < 60
     late_s = arena.trace(id=job)[0]["at"] - published_s - 6
