@@ -505,7 +505,7 @@ class Channel(virtual.Channel):
             if exclusive:
                 self.connection.exclusive_queues.add(name)
                 self.connection.keep_watch()
-        elif not topology.has_queue(name):
+        elif passive and not topology.has_queue(name):
             text = f"NOT_FOUND - no queue {name!r} in {self.store.path}"
             raise NotFound(text, (50, 10), "Channel.queue_declare")
         return queue_declare_ok_t(name, topology.size(name), consumers.count(name))

@@ -14,14 +14,13 @@ import os
 import socket
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlqueue_transport import forking, losses, routing, wakeup
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.errors import (
     CannotOpen,
     DiskFault,
-    NotDeclared,
     TransportError,
     Unavailable,
 )
@@ -34,8 +33,9 @@ from sqlqueue_transport.presence import (
     PresenceFile,
     Standing,
 )
-from sqlqueue_transport.routing import Landed, Unwanted
+from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
 from sqlqueue_transport.sleepers import Sleepers
+from sqlqueue_transport.topology import refuse_gone
 
 if TYPE_CHECKING:
     import sqlite3
@@ -47,7 +47,12 @@ if TYPE_CHECKING:
     from sqlqueue_transport.messages import Fault, Lost
     from sqlqueue_transport.topology import Topology
 
+Result = TypeVar("Result")
+
 _PRESENCE_KEY = "presence"
+# Of expired messages, a sweep: more than is published in the second until the next one, and little
+# enough that whoever sweeps also does what else it has to.
+_EXPIRED_PORTIONS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,18 +305,18 @@ class Consumers:
         if bell is not None:
             bell.close()
 
-    def _write(self, work: Callable[[sqlite3.Connection, Landed], list[Lost]]) -> list[Lost]:
+    def _write(self, work: Callable[[sqlite3.Connection, Landed], Result]) -> Result:
         """Run `work` in a transaction, and wake for what it gave back."""
         landed: Landed = []
 
-        def fresh(connection: sqlite3.Connection) -> list[Lost]:
+        def fresh(connection: sqlite3.Connection) -> Result:
             landed.clear()
             return work(connection, landed)
 
-        lost = self._database.write(fresh)
+        result = self._database.write(fresh)
         for queue, due_ms in landed:
             self.wake(queue, due_ms)
-        return lost
+        return result
 
     # -- consuming --------------------------------------------------------------------------------
 
@@ -519,8 +524,9 @@ class Consumers:
         )
         if is_overdue:
             lost += self._write(lambda c, landed: self._end_overdue(c, presence, landed))
-        if has_expired:
-            self._write(self._discard_expired)
+        portions = _EXPIRED_PORTIONS if has_expired else 0
+        while portions and self._discard_expired() == EXPIRED_AT_ONCE:
+            portions -= 1
         self._topology.end_unused()
         return lost
 
@@ -532,11 +538,18 @@ class Consumers:
         ]
         return losses.end_overdue(connection, self._clock, notes, landed)
 
-    def _discard_expired(self, connection: sqlite3.Connection, landed: Landed) -> list[Lost]:
-        now_ms = self._clock.wall_ms()
-        for (message_id,) in connection.execute(sql.EXPIRED, {"now_ms": now_ms}).fetchall():
-            routing.discard(connection, message_id, Unwanted.EXPIRED, now_ms, landed)
-        return []
+    def _discard_expired(self) -> int:
+        """End a portion of the expired messages; return how many."""
+
+        def work(connection: sqlite3.Connection, landed: Landed) -> int:
+            now_ms = self._clock.wall_ms()
+            values = {"now_ms": now_ms, "chunk": EXPIRED_AT_ONCE}
+            rows = connection.execute(sql.EXPIRED, values).fetchall()
+            for (message_id,) in rows:
+                routing.discard(connection, message_id, Unwanted.EXPIRED, now_ms, landed)
+            return len(rows)
+
+        return self._write(work)
 
     def sweep_all(self) -> list[Lost]:
         """Sweep by the rows, not only by the slots: for a start, after a reboot or a lost file."""
@@ -660,7 +673,7 @@ class Consumers:
         bell = self._bell
         self._presence, self._slot, self._bell, self._worker_id = None, None, None, 0
         if bell is not None:
-            bell.close()
+            bell.close_in_child()
 
 
 def _registered(connection: sqlite3.Connection) -> list[Worker]:
@@ -679,11 +692,7 @@ def _registered_with_queues(connection: sqlite3.Connection) -> list[Worker]:
 
 def _consume(connection: sqlite3.Connection, worker_id: int, tag: str, queue: str) -> None:
     values = {"worker_id": worker_id, "tag": tag, "queue": queue}
-    if connection.execute(sql.HAS_GONE, values).fetchone():
-        message = (
-            f"queue {queue!r} went away (auto-delete, exclusive or x-expires); declare it anew"
-        )
-        raise NotDeclared(message)
+    refuse_gone(connection, queue)
     connection.execute(sql.CONSUME, values)
     connection.execute(sql.USE_QUEUE, values)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport import forking, wakeup
@@ -34,7 +35,7 @@ class LoopSide:
     might be. `wake` may be called from any thread.
     """
 
-    fork_order = 2  # has no lock, so any will do
+    fork_order = 2  # its lock is held by nobody who takes another, so any will do
 
     def __init__(
         self,
@@ -50,6 +51,9 @@ class LoopSide:
         self._deliver_one = deliver_one
         self._open_queues = open_queues
         self._is_open = True
+        # Other threads wake the loop while its own leaves it: see `wake`. Reentrant, because a
+        # signal handler may do so, too.
+        self._mutex = threading.RLock()
         self._due_ms: int | None = None
         self._due_timer: Any = None
         self._nap: tuple[int, int] | None = None
@@ -93,10 +97,13 @@ class LoopSide:
         self._wait_for_due()
 
     def wake(self) -> None:
-        """End the loop's poll, now or the next one."""
-        # Full: it is awake already. Closed: by the loop's thread, in the meantime.
-        with contextlib.suppress(OSError):
-            os.write(self._writing, _WORD)
+        """End the loop's poll, now or the next one; do nothing when the loop was left.
+
+        By then the pipe's number may be another file's, the database's perhaps.
+        """
+        with self._mutex, contextlib.suppress(BlockingIOError):  # full: it is awake already
+            if self._is_open:
+                os.write(self._writing, _WORD)
 
     def _wait_for_due(self) -> None:
         """Have a timer for what is due before the next safety look, made once for each time."""
@@ -143,13 +150,14 @@ class LoopSide:
         self._get_up()
         for descriptor in (self._ears, self._reading):
             loop.remove_reader(descriptor)
+        self._bell.remove_echo(self._writing)
         self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        self._is_open = False
-        self._bell.remove_echo(self._writing)
-        for descriptor in (self._ears, self._reading, self._writing):
-            os.close(descriptor)
+        with self._mutex:
+            self._is_open = False
+            for descriptor in (self._ears, self._reading, self._writing):
+                os.close(descriptor)
         forking.forget(self)
 
     def before_fork(self) -> None:
@@ -163,6 +171,7 @@ class LoopSide:
 
         The loop's own poller is shared with the parent and must not be touched.
         """
+        self._mutex = threading.RLock()
         if self._is_open:
             self._close_descriptors()
 

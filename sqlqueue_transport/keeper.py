@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport.errors import TransportError
+from sqlqueue_transport.housekeeping import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,13 +81,16 @@ class Keeper:
                     self._store.extend(self._held(), lease_s)
                     extended_s = time.monotonic()
                 consumers.sweep()
-                if time.monotonic() - pruned_s >= PRUNE_EVERY_S:
+                # More than a chunk of old rows: the next one a second later, and not a minute, or
+                # a busy file would only ever grow.
+                if time.monotonic() - pruned_s >= PRUNE_EVERY_S and self._prune() < CHUNK:
                     pruned_s = time.monotonic()
-                    self._prune()
             except (TransportError, OSError):
                 # The file is busy or gone; the consumer itself will say so on its next call.
                 continue
 
-    def _prune(self) -> None:
+    def _prune(self) -> int:
         options = self._options
-        self._store.housekeeping.prune(done_s=options.retention_done, dead_s=options.retention_dead)
+        return self._store.housekeeping.prune(
+            done_s=options.retention_done, dead_s=options.retention_dead
+        )

@@ -34,6 +34,9 @@ Landed = list[tuple[str, "int | None"]]
 # Above this size a body lies in a table of its own: an ack of a 200 kB row took 207 µs, now 11.
 INLINE_BODY_BYTES = 16_384
 
+# Ended in one transaction, so that a flood of expired messages never holds the writer for long.
+EXPIRED_AT_ONCE = 200
+
 EXCHANGE_TYPES: Final = ("direct", "topic", "fanout")
 # There without being declared (AMQP 0-9-1, 3.1.3.1).
 _BUILT_IN: Final = {f"amq.{kind}": kind for kind in EXCHANGE_TYPES}
@@ -67,7 +70,7 @@ def publish(
 def routes(connection: sqlite3.Connection, exchange: str, routing_key: str) -> list[str]:
     """Return the queues that an exchange leads to with this key. Raises NotDeclared."""
     if not exchange:
-        return [routing_key]
+        return [routing_key] if routing_key else []
     values = {"exchange": exchange, "routing_key": routing_key}
     kind = exchange_type(connection, exchange)
     if kind is None:
@@ -214,8 +217,9 @@ def dead_letter(
     """Move a message to where its queue's dead letter exchange leads; say whether it did.
 
     It does not when the queue names no such exchange, when that leads nowhere or only to queues
-    that went away or refuse more, and when the message would go round without anybody ever having
-    rejected it (RabbitMQ's guides call that an automatic cycle).
+    that went away or refuse more, when the message would go round without anybody having rejected
+    it on the way (RabbitMQ's guides call that an automatic cycle), and when its headers cannot be
+    read or written.
     """
     row = connection.execute(sql.DEAD_LETTER_RULES, {"id": message_id}).fetchone()
     if row is None:
@@ -229,18 +233,6 @@ def dead_letter(
     headers = _headers(headers_text)
     if headers is None:
         return False
-    deaths = _deaths(headers)
-    was_rejected = why is Unwanted.REJECTED or any(
-        one.get("reason") == Unwanted.REJECTED.value for one in deaths
-    )
-    been_in = {queue, *(one.get("queue") for one in deaths)}
-    targets = [
-        one
-        for one in targets
-        if (was_rejected or one not in been_in) and _takes_more(connection, one)
-    ]
-    if not targets:
-        return False
     died = {
         "queue": queue,
         "reason": why.value,
@@ -249,16 +241,25 @@ def dead_letter(
         "routing-keys": [from_key],
         "time": _as_text(now_ms),
     }
-    headers["x-death"] = _with_death(deaths, died)
+    deaths = _with_death(_deaths(headers), died)
+    targets = [
+        one for one in targets if not _goes_round(deaths, one) and _takes_more(connection, one)
+    ]
+    if not targets:
+        return False
+    headers["x-death"] = deaths
     for name in ("queue", "reason", "exchange"):
         headers.setdefault(f"x-first-death-{name}", died[name])
+    headers_text = _text(headers)
+    if headers_text is None:
+        return False
     first, *others = targets
     if others:
         copy = replace(
             _as_new(connection, message_id),
             exchange=exchange,
             routing_key=key,
-            headers=json.dumps(headers),
+            headers=headers_text,
         )
         for target in others:
             _insert(connection, copy, target, now_ms, landed)
@@ -267,7 +268,7 @@ def dead_letter(
         "queue": first,
         "exchange": exchange,
         "routing_key": key,
-        "headers": json.dumps(headers),
+        "headers": headers_text,
     }
     _move(connection, moved, now_ms, landed)
     return True
@@ -322,23 +323,54 @@ def _headers(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def _text(headers: dict[str, Any]) -> str | None:
+    """Return headers as JSON; None when they were just small and flat enough to be read."""
+    try:
+        return json.dumps(headers)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _deaths(headers: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a message says of its former deaths; anybody may have written that."""
     found = headers.get("x-death")
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return [
+        one
+        for one in (found if isinstance(found, list) else ())
+        if isinstance(one, dict)
+        and isinstance(one.get("queue"), str)
+        and isinstance(one.get("reason"), str)
+    ]
 
 
 def _with_death(deaths: Sequence[dict[str, Any]], died: dict[str, Any]) -> list[dict[str, Any]]:
     """Put the newest death in front; one queue and reason is one entry, which counts."""
-    same = [one for one in deaths if (one.get("queue"), one.get("reason")) == _kind(died)]
-    others = [one for one in deaths if (one.get("queue"), one.get("reason")) != _kind(died)]
+    same = [one for one in deaths if _kind(one) == _kind(died)]
+    others = [one for one in deaths if _kind(one) != _kind(died)]
     counts = [one.get("count") for one in same]
-    died["count"] = 1 + sum(count for count in counts if isinstance(count, int))
+    died["count"] = 1 + sum(
+        # A longer number could be read, but its sum perhaps not written.
+        count
+        for count in counts
+        if isinstance(count, int) and 0 < count < 2**53
+    )
     return [died, *others]
 
 
-def _kind(died: dict[str, Any]) -> tuple[Any, Any]:
+def _kind(died: dict[str, Any]) -> tuple[str, str]:
     return died["queue"], died["reason"]
+
+
+def _goes_round(deaths: Sequence[dict[str, Any]], queue: str) -> bool:
+    """Say whether a message died in this queue before, and was not rejected anywhere since.
+
+    An older rejection does not count: by rules alone the message would go round for ever, and
+    where a TTL is 0 in one and the same claim.
+    """
+    for number, one in enumerate(deaths):
+        if one["queue"] == queue:
+            return all(since["reason"] != Unwanted.REJECTED.value for since in deaths[: number + 1])
+    return False
 
 
 def _as_text(now_ms: int) -> str:

@@ -74,6 +74,9 @@ CREATE INDEX queue_gone ON queue (gone_at_ms) WHERE gone_at_ms IS NOT NULL;
 
 CREATE INDEX consumer_queue ON consumer (queue);
 
+CREATE INDEX message_later ON message (queue, due_at_ms)
+  WHERE state IN ('scheduled', 'failed');
+
 CREATE INDEX message_expiry ON message (expires_at_ms)
   WHERE state = 'pending' AND expires_at_ms IS NOT NULL;
 

@@ -125,6 +125,8 @@ CREATE TABLE message (
 CREATE INDEX message_ready ON message (queue, priority DESC, id) WHERE state = 'pending';
 CREATE INDEX message_lease ON message (lease_until_ms) WHERE state = 'processing';
 CREATE INDEX message_due ON message (due_at_ms) WHERE state IN ('scheduled', 'failed');
+CREATE INDEX message_later ON message (queue, due_at_ms)
+  WHERE state IN ('scheduled', 'failed');
 CREATE INDEX message_history ON message (state, finished_at_ms)
   WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired');
 CREATE INDEX message_expiry ON message (expires_at_ms)

@@ -133,7 +133,7 @@ EXPIRED = """
 SELECT id FROM message
 WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
 ORDER BY expires_at_ms
-LIMIT 200
+LIMIT :chunk
 """
 
 # -- dead letter exchanges --------------------------------------------------------------------------
@@ -337,11 +337,8 @@ UPDATE queue SET unused_since_ms = :now_ms WHERE name = :queue AND unused_since_
 HAS_GONE = "SELECT 1 FROM queue WHERE name = :queue AND gone_at_ms IS NOT NULL"
 
 # What goes away by itself: auto-delete after its last consumer, x-expires after a time without
-# any, exclusive with its owner. Those that cannot, and the names of those that have, are not even
-# looked at.
-ENDING_QUEUES = """
-SELECT name FROM queue INDEXED BY queue_mortal
-WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL) AND (
+# any, exclusive with its owner.
+_IS_OVER = """gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS NOT NULL) AND (
   (auto_delete = 1 AND had_consumer = 1 AND unused_since_ms IS NOT NULL)
   OR (exclusive = 1 AND had_consumer = 1 AND unused_since_ms IS NOT NULL)
   OR (expires_ms IS NOT NULL AND unused_since_ms + expires_ms <= :now_ms)
@@ -350,6 +347,17 @@ WHERE gone_at_ms IS NULL AND (auto_delete = 1 OR exclusive = 1 OR expires_ms IS 
   ))
 )
 """
+# Those that cannot, and the names of those that have, are not even looked at.
+ENDING_QUEUES = f"""
+SELECT name FROM queue INDEXED BY queue_mortal
+WHERE {_IS_OVER}
+"""  # noqa: S608 - written above, as is the next
+
+# The same of one queue: judged again for each chunk that is deleted of it.
+IS_ENDING = f"""
+SELECT 1 FROM queue
+WHERE name = :queue AND {_IS_OVER}
+"""  # noqa: S608
 
 # Its name stays for a while, so that late answers to it are dropped, not kept for ever.
 END_QUEUE = """

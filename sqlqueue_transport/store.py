@@ -42,7 +42,7 @@ from sqlqueue_transport.messages import (
 )
 from sqlqueue_transport.reading import Reading
 from sqlqueue_transport.results import Results
-from sqlqueue_transport.routing import Landed, Unwanted
+from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
 from sqlqueue_transport.schedules import Schedules
 from sqlqueue_transport.topology import Topology
 
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
-# Ended in one transaction, so that a flood of expired messages never holds the writer for long.
-EXPIRED_AT_ONCE = 200
 # What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
 # broken CHECK, a lone surrogate, an integer beyond 64 bits, a body beyond SQLite's limit.
 _NOT_STORABLE = (

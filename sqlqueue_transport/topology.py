@@ -130,23 +130,15 @@ class Topology:
         worker whose connection an exclusive queue belongs to. Raises InvalidMessage for a name or
         an argument that cannot be.
         """
-        valid_name(name, what="queue")
-        given = dict(arguments or {})
-        values = {
-            "name": name,
-            "durable": int(durable),
-            "exclusive": int(exclusive),
-            "auto_delete": int(auto_delete),
-            "arguments": _as_json(given),
-            "now_ms": self._clock.wall_ms(),
-            "owner_id": owner_id if exclusive else None,
-            "message_ttl_ms": _number(given, "x-message-ttl"),
-            "expires_ms": _number(given, "x-expires", least=1),
-            "max_length": _number(given, "x-max-length"),
-            "max_priority": _number(given, "x-max-priority"),
-            "dead_letter_exchange": _text(given, "x-dead-letter-exchange"),
-            "dead_letter_routing_key": _text(given, "x-dead-letter-routing-key"),
-        }
+        values = _row_of(
+            name,
+            arguments,
+            durable=durable,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            owner_id=owner_id,
+        )
+        values["now_ms"] = self._clock.wall_ms()
         if self.has_queue(name):
             self.touch(name)
             return False
@@ -180,13 +172,12 @@ class Topology:
     def end_unused(self) -> None:
         """End the queues that go away by themselves and whose time has come.
 
-        Their messages go with them, in chunks, before the queue does: if the process dies midway,
-        the next one goes on.
+        Their messages go with them, in chunks. Each is judged anew, so a queue that somebody uses
+        meanwhile keeps what is left and what comes. If the process dies midway, the next one goes on.
         """
         for name in self._ending():
-            while self._empty_some(name) == PURGED_AT_ONCE:
+            while self._database.write(lambda c, name=name: self._end_some(c, name)):  # type: ignore[misc]
                 pass
-            self._database.write(lambda c, name=name: self._end(c, name))  # type: ignore[misc]
 
     def end_own(self, names: Sequence[str], owner_id: int) -> None:
         """End exclusive queues whose connection closes."""
@@ -200,16 +191,17 @@ class Topology:
         rows = self._database.read(lambda c: c.execute(sql.ENDING_QUEUES, values).fetchall())
         return [name for (name,) in rows]
 
-    def _empty_some(self, name: str) -> int:
-        values = {"queue": name, "chunk": PURGED_AT_ONCE}
-        return self._database.write(lambda c: c.execute(sql.EMPTY_QUEUE, values).rowcount)
-
-    def _end(self, connection: sqlite3.Connection, name: str) -> None:
+    def _end_some(self, connection: sqlite3.Connection, name: str) -> bool:
+        """Delete a chunk of an ending queue's messages, or end it; say whether there is more to do."""
         values = {"queue": name, "now_ms": self._clock.wall_ms(), "chunk": PURGED_AT_ONCE}
-        if (name,) not in connection.execute(sql.ENDING_QUEUES, values).fetchall():
-            return  # used again meanwhile
-        for statement in (sql.EMPTY_QUEUE, sql.EMPTY_QUEUE_LATER, sql.UNBIND_ALL, sql.END_QUEUE):
+        if not connection.execute(sql.IS_ENDING, values).fetchone():
+            return False  # used again meanwhile, or ended by somebody else
+        for statement in (sql.EMPTY_QUEUE, sql.EMPTY_QUEUE_LATER):
+            if connection.execute(statement, values).rowcount == PURGED_AT_ONCE:
+                return True
+        for statement in (sql.UNBIND_ALL, sql.END_QUEUE):
             connection.execute(statement, values)
+        return False
 
     def purge(self, name: str) -> int:
         """Delete what is ready in a queue and return how many; what is held or due later stays.
@@ -303,7 +295,8 @@ class Topology:
         """Route an exchange's messages with this key to a queue.
 
         The queue is made if need be. Looks first, so that a repetition writes nothing. Raises
-        NotDeclared for an exchange that is not there: made now, it might be of the wrong type.
+        NotDeclared for an exchange that is not there, and for a queue that went away by itself: made
+        now, they might be of the wrong type, or stay for ever.
         """
         valid_name(queue, what="queue")
         valid_name(exchange, what="exchange")
@@ -318,12 +311,16 @@ class Topology:
         if self._database.read(lambda c: c.execute(_HAS_BINDING, values).fetchone()):
             return
 
-        self.declare_queue(queue)
-        if self.exchange_type(exchange) is None:
-            message = f"exchange {exchange!r} was never declared; declare it before binding to it"
-            raise NotDeclared(message)
+        row = _row_of(queue)
 
         def work(connection: sqlite3.Connection) -> None:
+            refuse_gone(connection, queue)
+            if exchange_type(connection, exchange) is None:
+                message = (
+                    f"exchange {exchange!r} was never declared; declare it before binding to it"
+                )
+                raise NotDeclared(message)
+            connection.execute(_DECLARE_QUEUE, {**row, "now_ms": self._clock.wall_ms()})
             connection.execute(_BIND, values)
 
         self._database.write(work)
@@ -336,6 +333,45 @@ class Topology:
     def bindings(self) -> list[tuple[str, str, str]]:
         """Return every binding as (queue, exchange, routing key)."""
         return self._database.read(lambda c: c.execute(_BINDINGS).fetchall())
+
+
+def refuse_gone(connection: sqlite3.Connection, queue: str) -> None:
+    """Raise NotDeclared for a queue that went away by itself: who uses it has to declare it anew.
+
+    One that was never declared may be used.
+    """
+    if connection.execute(sql.HAS_GONE, {"queue": queue}).fetchone():
+        message = (
+            f"queue {queue!r} went away (auto-delete, exclusive or x-expires); declare it anew"
+        )
+        raise NotDeclared(message)
+
+
+def _row_of(
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    durable: bool = True,
+    exclusive: bool = False,
+    auto_delete: bool = False,
+    owner_id: int | None = None,
+) -> dict[str, Any]:
+    """Return what `_DECLARE_QUEUE` needs, but for the time. Raises InvalidMessage."""
+    given = dict(arguments or {})
+    return {
+        "name": valid_name(name, what="queue"),
+        "durable": int(durable),
+        "exclusive": int(exclusive),
+        "auto_delete": int(auto_delete),
+        "arguments": _as_json(given),
+        "owner_id": owner_id if exclusive else None,
+        "message_ttl_ms": _number(given, "x-message-ttl"),
+        "expires_ms": _number(given, "x-expires", least=1),
+        "max_length": _number(given, "x-max-length"),
+        "max_priority": _number(given, "x-max-priority"),
+        "dead_letter_exchange": _text(given, "x-dead-letter-exchange"),
+        "dead_letter_routing_key": _text(given, "x-dead-letter-routing-key"),
+    }
 
 
 def _number(arguments: Mapping[str, Any], name: str, *, least: int = 0) -> int | None:

@@ -197,8 +197,9 @@ class Transport(virtual.Transport):
 
         Any thread may call it.
         """
-        if self._loop_side is not None:
-            self._loop_side.wake()
+        side = self._loop_side
+        if side is not None:
+            side.wake()
         bell = self.store.consumers.bell if self._sleeps else None
         if bell is not None:
             bell.ring()

@@ -24,7 +24,12 @@ _WORD = b"!"
 
 
 class Bell:
-    """Be the FIFO on which one process sleeps. `ring` may be called from a signal handler."""
+    """Be the FIFO on which one process sleeps. `ring` may be called from a signal handler.
+
+    Any thread may close it, also while others use it. They read and write under a lock (reentrant,
+    for signal handlers), and only while it is open: by then the numbers of its descriptors may be
+    others' files, and a byte written to the database by such a number would destroy it.
+    """
 
     def __init__(self, path: Path) -> None:
         """Make the FIFO, or take over the one a dead predecessor left in this slot.
@@ -47,6 +52,7 @@ class Bell:
         for descriptor in (self.descriptor, self._word_reading):
             self._poll.register(descriptor, select.POLLIN)
         self._changed = threading.Condition()
+        self._is_open = True
         self._somebody_listens = False
         self._echoes: set[int] = set()
         # How often this process has heard it: see `wait`.
@@ -65,14 +71,16 @@ class Bell:
         is_listening = False
         try:
             with self._changed:
-                if since is not None and since != self.heard:
+                if not self._is_open or (since is not None and since != self.heard):
                     return True
                 if self._somebody_listens:
                     return self._changed.wait(timeout_s)
                 self._somebody_listens = is_listening = True
             if not self._poll.poll(timeout_s * 1000):
                 return False
-            silence(self._word_reading)
+            with self._changed:
+                if self._is_open:
+                    silence(self._word_reading)
             self._hear()
             return True
         finally:
@@ -85,39 +93,61 @@ class Bell:
         """Take the bytes rung so far, for an event loop, and wake all who sleep in this process."""
         self._hear()
         with self._changed:
-            if self._somebody_listens:
+            if self._somebody_listens and self._is_open:
                 # It polls the same FIFO. Woken by a byte that is gone it would sleep on.
                 with contextlib.suppress(BlockingIOError):  # full: it is awake already
                     os.write(self._word_writing, _WORD)
 
     def _hear(self) -> None:
         with self._changed:
+            if not self._is_open:
+                return
             # In one step for who compares `heard`: no byte is taken that it does not tell of.
             silence(self.descriptor)
             self.heard += 1
             self._changed.notify_all()
-        for echo in list(self._echoes):
-            with contextlib.suppress(BlockingIOError):  # full: it is awake already
-                os.write(echo, _WORD)
+            for echo in self._echoes:
+                with contextlib.suppress(BlockingIOError):  # full: it is awake already
+                    os.write(echo, _WORD)
 
     def add_echo(self, descriptor: int) -> None:
         """Write a byte to a pipe of an event loop whenever somebody hears the bell.
 
         A loop watches the FIFO itself, too; but a thread that waits may take the byte from it.
         """
-        self._echoes.add(descriptor)
+        with self._changed:
+            self._echoes.add(descriptor)
 
     def remove_echo(self, descriptor: int) -> None:
         """Stop writing to a pipe, before it is closed."""
-        self._echoes.discard(descriptor)
+        with self._changed:
+            self._echoes.discard(descriptor)
 
     def ring(self) -> None:
         """Wake the owner itself: for signal handlers and other threads of the process."""
-        with contextlib.suppress(BlockingIOError):  # full: it is awake already
-            os.write(self.descriptor, _WORD)
+        with self._changed, contextlib.suppress(BlockingIOError):  # full: it is awake already
+            if self._is_open:
+                os.write(self.descriptor, _WORD)
 
     def close(self) -> None:
-        """Close the FIFO; its name stays for the slot's next owner."""
+        """Close the FIFO and wake who waits; its name stays for the slot's next owner."""
+        with self._changed:
+            if not self._is_open:
+                return
+            self._is_open = False
+            self._changed.notify_all()
+            with contextlib.suppress(BlockingIOError):  # full: it is awake already
+                os.write(self._word_writing, _WORD)
+            self._close_descriptors()
+
+    def close_in_child(self) -> None:
+        """Close a forked child's copies, whatever thread held the lock at that moment."""
+        self._changed = threading.Condition()
+        if self._is_open:
+            self._is_open = False
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         for descriptor in (self.descriptor, self._word_reading, self._word_writing):
             os.close(descriptor)
 

@@ -22,7 +22,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult
 from kombu import Exchange, Queue
 
-from sqlqueue_transport import Store, open_store
+from sqlqueue_transport import Store, celery_waiting, open_store, sleepers
 from sqlqueue_transport.celery_backend import ResultBackend
 from sqlqueue_transport.errors import Busy, DatabaseMissing, FileReplaced
 from tests.celery.running import application, end, run, run_all, take
@@ -61,6 +61,13 @@ def app(path: Path) -> Iterator[Celery]:
 @pytest.fixture
 def backend(app: Celery) -> ResultBackend:
     return app.backend
+
+
+@pytest.fixture
+def long_naps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody look by himself within a second, so that only a wake-up wakes."""
+    monkeypatch.setattr(sleepers, "LONGEST_SLEEP_S", 60.0)
+    monkeypatch.setattr(celery_waiting, "LONGEST_WAIT_S", 60.0)
 
 
 def with_settings(path: Path, **settings: Any) -> Celery:
@@ -546,24 +553,124 @@ def test_a_result_that_cannot_be_decoded_does_not_hide_the_others(app: Celery) -
     assert second.get(timeout=5) == 2
 
 
-def test_a_waiter_outlives_a_file_that_is_replaced(app: Celery, path: Path) -> None:
-    """As every reader, it sees within a second that the file is another, and takes that one."""
-    app.backend.store_result("warm", 1, states.SUCCESS)
-    assert app.AsyncResult("warm").get(timeout=5) == 1
-    app.backend.close()
-    path.unlink()
-    for side in ("-wal", "-shm"):
-        path.with_name(path.name + side).unlink(missing_ok=True)
+def test_a_file_that_is_replaced_is_noticed_and_then_the_new_one_is_used(
+    app: Celery, path: Path
+) -> None:
+    app.backend.store_result("a", 1, states.SUCCESS)
+    for name in ("queue.db", "queue.db-wal", "queue.db-shm"):
+        path.with_name(name).rename(path.with_name(f"old-{name}"))
+    Store(path).close()  # somebody else's
+    app.backend.store.database._looked_at_s = 0.0
+    with pytest.raises(FileReplaced):
+        app.backend.store_result("a", 2, states.SUCCESS)
     app.backend.store_result("a", 2, states.SUCCESS)
     assert app.AsyncResult("a").get(timeout=5) == 2
-    store = app.backend.store
-    path.rename(path.with_name("elsewhere.db"))
-    store.database._looked_at_s = 0.0
-    with pytest.raises(FileReplaced):
-        app.backend.store_result("b", 3, states.SUCCESS)
-    path.with_name("elsewhere.db").rename(path)
-    app.backend.store_result("b", 3, states.SUCCESS)
-    assert app.AsyncResult("b").get(timeout=5) == 3
+
+
+def test_who_waits_while_the_file_is_replaced_gets_what_is_in_the_new_one(
+    app: Celery, path: Path
+) -> None:
+    got: list[Any] = []
+    thread = in_a_thread(lambda: got.append(app.AsyncResult("a").get(timeout=20)))
+    wait_until(lambda: is_asleep(app))
+    for name in ("queue.db", "queue.db-wal", "queue.db-shm"):
+        path.with_name(name).rename(path.with_name(f"old-{name}"))
+    finish(run_python(STORE_ONE, path))
+    thread.join(20)
+    assert got == [1]
+
+
+STORE_ONE = """
+    import sys
+    from celery import states
+    from tests.celery.running import application
+    application(sys.argv[1]).backend.store_result("a", 1, states.SUCCESS)
+"""
+
+
+def in_a_thread(work: Any) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_sleeper_is_told_of_a_key_it_did_not_lie_down_for(path: Path, long_naps: None) -> None:
+    """A greenlet drains for all of them, and the next one comes when it sleeps already."""
+    app = with_settings(path, result_backend_thread_safe=True)
+    asleep = app.backend.store.consumers.sleepers._asleep
+    thread = in_a_thread(lambda: app.AsyncResult("a").get(timeout=50))
+    wait_until(lambda: is_asleep(app))
+    app.backend.result_consumer.consume_from("b")
+    wait_until(
+        lambda: any("\x00celery-task-meta-b" in names for names, _ in list(asleep.values())),
+        deadline_s=20,
+    )
+    app.backend.store_result("a", 1, states.SUCCESS)
+    thread.join(20)
+    assert not thread.is_alive()
+    end(app)
+
+
+def test_who_reads_what_another_thread_waits_for_wakes_it(
+    path: Path, long_naps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = with_settings(path, result_backend_thread_safe=True)
+    thread = in_a_thread(lambda: app.AsyncResult("a").get(timeout=50))
+    wait_until(lambda: is_asleep(app))
+    with monkeypatch.context() as patched:
+        patched.setattr(app.backend.store.consumers, "wake", lambda *_, **__: None)
+        app.backend.store_result("a", 1, states.SUCCESS)
+    app.backend.result_consumer._look()
+    thread.join(20)
+    assert not thread.is_alive()
+    end(app)
+
+
+def test_what_was_handed_on_before_one_lies_down_is_not_slept_over(
+    path: Path, long_naps: None
+) -> None:
+    """A thread finds its result absent; another one hands it on; then the first goes to sleep."""
+    app = with_settings(path, result_backend_thread_safe=True)
+    consumer = app.backend.result_consumer
+    consumer.consume_from("a")
+    consumer.consume_from("b")
+    consumer.drain_events(0)
+    consumer.drain_events(0)
+    in_a_thread(lambda: (app.backend.store_result("a", 1, states.SUCCESS), consumer._look())).join()
+    began_s = time.monotonic()
+    consumer.drain_events(50)
+    assert time.monotonic() - began_s < 20
+    end(app)
+
+
+def test_a_new_key_does_not_hide_what_is_new_for_an_old_one(app: Celery) -> None:
+    first, second = app.AsyncResult("a"), app.AsyncResult("b")
+    app.backend.add_pending_result(first)
+    app.backend.result_consumer._look()
+    app.backend.store_result("a", 1, states.SUCCESS)
+    app.backend.add_pending_result(second)
+    app.backend.result_consumer._look()
+    assert first._cache["result"] == 1
+
+
+def test_who_has_not_waited_for_a_while_does_not_read_what_others_stored(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CeleryTimeoutError):
+        app.AsyncResult("a").get(timeout=0.01)
+    app.backend.result_consumer.cancel_for("a")
+    for number in range(20):
+        app.backend.store_result(f"other-{number}", 1, states.SUCCESS)
+    read_from: list[int] = []
+    newer = app.backend.results.newer
+    monkeypatch.setattr(
+        app.backend.results,
+        "newer",
+        lambda seen, wants: read_from.append(seen) or newer(seen, wants),
+    )
+    with pytest.raises(CeleryTimeoutError):
+        app.AsyncResult("b").get(timeout=0.01)
+    assert min(read_from) == app.backend.results.newest()
 
 
 GREENLETS = """
@@ -867,6 +974,38 @@ def test_a_chord_that_is_applied_again_under_its_ids_runs_its_body_again(app: Ce
         run(app, messages[1])
         late = messages
         assert len(jobs(app, "total")) == turn
+
+
+def test_late_members_of_a_chord_do_not_count_when_it_is_applied_again(app: Celery) -> None:
+    add, total = app.tasks["add"], app.tasks["total"]
+    signature = chord([add.s(1), add.s(2)], total.s())
+    signature.freeze()
+    signature.delay()
+    messages = [take(app), take(app)]
+    for message in [*messages, *messages]:
+        run(app, message)
+    signature.delay()
+    assert len(jobs(app, "total")) == 1
+    for message in [take(app), *messages[:1]]:
+        run(app, message)
+    assert len(jobs(app, "total")) == 1
+    run_all(app)
+    assert len(jobs(app, "total")) == 2
+
+
+def test_who_waits_for_the_body_is_woken(app: Celery, long_naps: None) -> None:
+    add, total = app.tasks["add"], app.tasks["total"]
+    chord([add.s(1)], total.s().set(queue="other")).delay()
+    message = take(app)
+    store: Store = app.backend.store
+    woken: list[bool] = []
+    thread = in_a_thread(
+        lambda: woken.append(store.consumers.sleep(["other"], 50, has_work=store.has_work))
+    )
+    wait_until(lambda: is_asleep(app))
+    run(app, message)
+    thread.join(20)
+    assert woken == [True]
 
 
 def test_a_task_that_sends_a_chord_and_is_delivered_again_sends_one_body(app: Celery) -> None:

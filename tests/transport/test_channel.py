@@ -956,3 +956,20 @@ def test_a_consumer_that_was_taken_for_dead_is_told_to_connect_again(
             seen.messages[0].ack()
         seen.messages[1].ack()
         assert state_of(store, seen.messages[1].delivery.message_id) is State.DONE
+
+
+def test_declaring_a_queue_that_goes_away_at_that_moment_is_no_error(
+    connection: kombu.Connection, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when it was declared, and a declaration finds nothing missing."""
+    touch = store.topology.touch
+
+    def leave_and_touch(name: str) -> None:
+        store.consumers.stop_consuming({"tag": name})
+        touch(name)
+
+    channel = connection.default_channel
+    channel.queue_declare("q", auto_delete=True)
+    store.consumers.consume("tag", "q")
+    monkeypatch.setattr(store.topology, "touch", leave_and_touch)
+    assert channel.queue_declare("q", auto_delete=True).queue == "q"

@@ -326,6 +326,18 @@ def test_a_flood_of_expired_messages_is_ended_in_portions_and_hides_nothing(
     assert rows_of(store, "SELECT count(*) FROM message WHERE state = 'expired'") == [(len(flood),)]
 
 
+def test_a_flood_of_expired_messages_that_nobody_claims_is_ended_by_one_sweep(
+    store: Store, clock: FakeClock
+) -> None:
+    """A consumer that hangs holds no queue of events back: more come in a second than a portion."""
+    flood = [new(expires_at_ms=clock.wall) for _ in range(store_module.EXPIRED_AT_ONCE * 3 + 7)]
+    store.publish(flood, durable=False)
+    before = store.database.write_transactions
+    store.consumers.sweep()
+    assert rows_of(store, "SELECT count(*) FROM message WHERE state = 'expired'") == [(len(flood),)]
+    assert store.database.write_transactions == before + 4
+
+
 def test_a_limit_is_filled_up_in_place_of_what_has_expired(store: Store, clock: FakeClock) -> None:
     for number in range(8):
         publish(store, expires_at_ms=clock.wall if number % 2 else None)

@@ -173,3 +173,20 @@ def test_a_forked_child_does_not_seem_to_listen(
         os._exit(any("wake." in name for name in open_names(path)))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     side_of(connection).turn()
+
+
+def test_a_loop_that_was_left_is_not_woken_by_a_number_that_is_another_files_now(
+    connection: kombu.Connection, hub: Hub, tmp_path: Path
+) -> None:
+    """A pool's thread acknowledges while the loop's own thread closes the connection."""
+    connection.connect()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    side = side_of(connection)
+    connection.transport.unregister_from_event_loop(connection.connection, hub)
+    victim = tmp_path / "victim"
+    opened = os.open(victim, os.O_RDWR | os.O_CREAT)
+    os.dup2(opened, side._writing)
+    side.wake()
+    assert victim.read_bytes() == b""
+    for number in {opened, side._writing}:
+        os.close(number)

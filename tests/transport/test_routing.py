@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sqlqueue_transport import routing
 from sqlqueue_transport.errors import QueueFull
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import Fault, Outcome, Settlement
@@ -246,7 +247,28 @@ def test_two_full_queues_that_lead_to_each_other_come_to_an_end(store: Store) ->
     assert states == [("a", "pending"), ("b", "pending")]
 
 
-@pytest.mark.parametrize("deaths", ["no list", [1, None], [{"queue": 3, "count": "x"}], {}])
+def test_an_old_rejection_does_not_let_a_message_go_round_for_ever(store: Store) -> None:
+    """Where a TTL is 0, it would be in one and the same claim."""
+    declare(store, "work", message_ttl=0, dead_letter_exchange="", dead_letter_routing_key="work")
+    deaths = [{"queue": "elsewhere", "reason": "rejected", "count": 1}]
+    message_id = publish(store, "work", headers=json.dumps({"x-death": deaths}))
+    assert store.claim(["work"], 1, lease_s=60).deliveries == []
+    assert queue_of(store, message_id) == ("work", "expired")
+
+
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        "no list",
+        [1, None],
+        [{"queue": 3, "count": "x"}],
+        {},
+        [{"queue": ["a"], "reason": "expired"}],
+        [{"queue": "work", "reason": {}}],
+        [{"queue": "work", "reason": "rejected", "count": -5}],
+        [{"queue": "work", "reason": "rejected", "count": 10**4300 - 1}],
+    ],
+)
 def test_deaths_that_anybody_may_have_written_do_no_harm(dlx: Store, deaths: Any) -> None:
     message_id = publish(dlx, "work", headers=json.dumps({"x-death": deaths}))
     reject(dlx, "work")
@@ -262,6 +284,28 @@ def test_a_message_whose_headers_cannot_be_read_is_a_dead_letter_in_place(
     message_id = publish(dlx, "work", headers=headers)
     reject(dlx, "work")
     assert queue_of(dlx, message_id) == ("work", "permanently_failed")
+
+
+def test_headers_that_can_just_be_read_but_not_written_keep_a_message_in_place(
+    dlx: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(routing.json, "dumps", refuse)
+    message_id = publish(dlx, "work")
+    reject(dlx, "work")
+    assert queue_of(dlx, message_id) == ("work", "permanently_failed")
+
+
+def test_a_dead_letter_is_not_moved_to_a_queue_without_a_name(store: Store) -> None:
+    """The default exchange takes the routing key for a name, and a fanout needs no key."""
+    store.topology.declare_exchange("all", "fanout")
+    declare(store, "work", dead_letter_exchange="")
+    store.topology.bind("work", "all", "")
+    store.publish([new(None, exchange="all", routing_key="")])
+    message_id = reject(store, "work")
+    assert queue_of(store, message_id) == ("work", "permanently_failed")
 
 
 def test_a_message_that_always_comes_back_is_dead_in_the_end(store: Store) -> None:

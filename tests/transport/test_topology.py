@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sqlqueue_transport import topology as topology_module
-from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport.errors import InvalidMessage, NotDeclared
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import Outcome
 from sqlqueue_transport.store import Store
@@ -159,6 +159,51 @@ def test_a_queue_is_deleted_only_if_the_condition_is_met(store: Store) -> None:
     assert not store.topology.has_queue("a")
 
 
+# -- queues that go away by themselves --------------------------------------------------------------
+
+
+def _left_queue(store: Store, name: str) -> None:
+    """Make an auto-delete queue whose only consumer was killed: nobody has ended it yet."""
+    store.topology.declare_queue(name, auto_delete=True)
+    store.consumers.consume("tag", name)
+    store.database.write(lambda c: c.execute("DELETE FROM consumer").rowcount)
+    store.database.write(lambda c: c.execute("UPDATE queue SET unused_since_ms = 1").rowcount)
+
+
+def test_a_queue_that_is_used_again_keeps_its_messages(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look that found it unused and the transaction that would end it."""
+    other.consumers.register(name="w", kind="child")
+    _left_queue(store, "a")
+    real_write = store.database.write
+
+    def write(work, **options):
+        other.consumers.consume("late", "a")
+        publish(other, "a")
+        return real_write(work, **options)
+
+    monkeypatch.setattr(store.database, "write", write)
+    store.topology.end_unused()
+    assert store.topology.has_queue("a")
+    assert store.topology.size("a") == 1
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.SCHEDULED, State.FAILED])
+def test_all_that_waits_in_a_queue_goes_with_it_in_portions(
+    store: Store, monkeypatch: pytest.MonkeyPatch, state: State
+) -> None:
+    monkeypatch.setattr(topology_module, "PURGED_AT_ONCE", 2)
+    for _ in range(5):
+        put(store, state, queue="a", due="future")
+    _left_queue(store, "a")
+    before = store.database.write_transactions
+    store.topology.end_unused()
+    assert not store.topology.has_queue("a")
+    assert rows_of(store, "SELECT state FROM message") == []
+    assert store.database.write_transactions == before + 3
+
+
 # -- exchanges and bindings -------------------------------------------------------------------------
 
 
@@ -194,6 +239,18 @@ def test_binding_makes_the_queue_and_binding_again_writes_nothing(
     bind(other, "a", "e", "k")
     assert other.database.write_transactions == before
     assert other.topology.bindings() == [("a", "e", "k")]
+
+
+def test_a_queue_that_went_away_is_not_made_anew_by_a_binding(store: Store) -> None:
+    """It would be an ordinary one then, fed by its exchange for ever."""
+    store.topology.declare_exchange("e", "fanout")
+    store.topology.declare_queue("a", auto_delete=True)
+    store.consumers.consume("tag", "a")
+    store.consumers.stop_consuming({"tag": "a"})
+    with pytest.raises(NotDeclared, match="declare it anew"):
+        store.topology.bind("a", "e", "")
+    assert not store.topology.has_queue("a")
+    assert store.topology.bindings() == []
 
 
 def test_unbinding_removes_one_binding(store: Store) -> None:

@@ -578,3 +578,66 @@ def test_a_release_or_a_retry_wakes_who_could_take_it(store, path):
     sleeper.sleep("default")
     store.settle([Settlement(delivery.message_id, delivery.delivery, Outcome.release())])
     assert sleeper.wait()[1]
+
+
+# -- closing while others use it --------------------------------------------------------------------
+
+
+def test_a_closed_bell_touches_no_file_that_has_got_its_numbers(tmp_path):
+    """The database would be such a file, and a byte at its beginning the end of it."""
+    bell = Bell(tmp_path / "wake.1")
+    echo_reading, echo = os.pipe()
+    bell.add_echo(echo)
+    numbers = (bell.descriptor, bell._word_reading, bell._word_writing)
+    bell.close()
+    victims = []
+    for number in numbers:
+        # Never the number itself, or it would be closed again.
+        opened = os.open(tmp_path / f"victim-{number}", os.O_RDWR | os.O_CREAT)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        os.write(number, b"data")
+        os.lseek(number, 0, os.SEEK_SET)
+        victims.append(number)
+    bell.ring()
+    bell.hear()
+    assert bell.wait(0.01)
+    bell.close()
+    assert [os.lseek(number, 0, os.SEEK_CUR) for number in victims] == [0, 0, 0]
+    assert [os.read(number, 9) for number in victims] == [b"data"] * 3
+    for number in (*victims, echo_reading, echo):
+        os.close(number)
+
+
+def test_closing_a_bell_wakes_all_who_wait_for_it(tmp_path):
+    bell = Bell(tmp_path / "wake.1")
+    woken = []
+    threads = [threading.Thread(target=lambda: woken.append(bell.wait(60.0))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: bell._somebody_listens)
+    bell.close()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert woken == [True] * 3
+
+
+def test_a_bell_is_closed_in_a_child_whoever_held_its_lock_in_the_parent(tmp_path):
+    bell = Bell(tmp_path / "wake.1")
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with bell._changed:
+            is_held.set()
+            may_go.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait(10)
+    try:
+        assert in_forked_child(bell.close_in_child)
+    finally:
+        may_go.set()
+        thread.join()
+        bell.close()
