@@ -226,8 +226,10 @@ class Channel(virtual.Channel):
             return
         unseen = [message for one, message in self._arrived if one.tag == consumer_tag]
         self._arrived = deque(pair for pair in self._arrived if pair[0].tag != consumer_tag)
-        self._release([message.delivery_tag for message in unseen])
-        self.store.consumers.stop_consuming({consumer.name: consumer.queue})
+        self._hand_back(
+            [message.delivery_tag for message in unseen], {consumer.name: consumer.queue}
+        )
+        self.connection.make_room()
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Delivered | None:  # noqa: FBT001, FBT002
         """Take one message; None when nothing is ready."""
@@ -466,6 +468,13 @@ class Channel(virtual.Channel):
         if tags:
             self._settle_each(tags, Outcome.release(), quiet=True)
 
+    def _hand_back(self, tags: Sequence[int], consuming: dict[str, str]) -> None:
+        self.store.hand_back(
+            [_settlement(tag, Outcome.release()) for tag in tags],
+            consuming,
+            durable=self.options.sync_settle,
+        )
+
     def _settle_each(self, tags: Sequence[int], outcome: Outcome, *, quiet: bool) -> None:
         refused = self.store.settle(
             [_settlement(tag, outcome) for tag in tags], durable=self.options.sync_settle
@@ -608,17 +617,24 @@ class Channel(virtual.Channel):
     # -- the end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Cancel the consumers and hand back what was not acknowledged; harmless when closed."""
+        """Cancel the consumers and hand back what was not acknowledged; harmless when closed.
+
+        When the file cannot be written now, a thread of this process does it later.
+        """
         if self.closed:
             return
         self.closed = True
         consuming = {one.name: one.queue for one in self._by_tag.values()}
         self._by_tag.clear()
         self._consumers.clear()
+        with self._unacked_mutex:
+            tags = list(self._unacked)
+            self._unacked.clear()
+        tags += self._forget_arrived()
         try:
-            self.release_all()
+            # In a forked child nothing is handed back: see `release_all`.
             if self._pid == os.getpid():
-                self.store.consumers.stop_consuming(consuming)
+                self._hand_back(tags, consuming)
         finally:
             if self.connection is not None:
                 self.connection.close_channel(self)

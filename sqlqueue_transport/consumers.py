@@ -259,23 +259,29 @@ class Consumers:
             presence.part()
 
     def leave(self) -> list[Lost]:
-        """Release what this process holds, uncounted, and give its slot back; harmless twice."""
+        """Release what this process holds, uncounted, and give its slot back; harmless twice.
+
+        The slot is given back also when the file cannot be written now: whoever sweeps then finds it
+        free, and ends this process as one that was killed.
+        """
         with self._mutex:
             if not self._worker_id or self._slot is None or self._presence is None:
                 return []
             worker_id, slot, presence = self._worker_id, self._slot, self._presence
-            lost = self._write(
-                lambda c, landed: losses.end_worker(
-                    c, self._clock, worker_id, (), landed, orderly=True
+            try:
+                lost = self._write(
+                    lambda c, landed: losses.end_worker(
+                        c, self._clock, worker_id, (), landed, orderly=True
+                    )
                 )
-            )
-            if presence.entry(slot).worker_id == worker_id:
-                presence.clear_entry(slot)
-            presence.give_back(slot)
-            bell, self._bell = self._bell, None
-            self._slot, self._worker_id = None, 0
-            if bell is not None:
-                bell.close()
+                if presence.entry(slot).worker_id == worker_id:
+                    presence.clear_entry(slot)
+            finally:
+                presence.give_back(slot)
+                bell, self._bell = self._bell, None
+                self._slot, self._worker_id = None, 0
+                if bell is not None:
+                    bell.close()
         self._topology.end_unused()
         return lost
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport import routing
@@ -25,7 +26,7 @@ from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
 from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database
-from sqlqueue_transport.errors import InvalidMessage, WorkerSwept
+from sqlqueue_transport.errors import InvalidMessage, Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
 from sqlqueue_transport.lifecycle import Event, State
@@ -48,7 +49,7 @@ from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 # What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
 # broken CHECK, a lone surrogate, an integer beyond 64 bits, a body beyond SQLite's limit.
@@ -102,6 +103,8 @@ class Store:
             self.acting = Acting(self.database, clock, self.consumers)
             self.results = Results(self.database, clock, self.consumers)
             self._collecting = threading.local()
+            # What a channel could not hand back when it closed: see `hand_back`.
+            self._owed: deque[tuple[Sequence[Settlement], Mapping[str, str]]] = deque()
             self.database.write(lambda _: None)  # opens and checks
             self.consumers.attach()
         except BaseException:
@@ -307,6 +310,32 @@ class Store:
         refused = self.database.write(work, durable=durable)
         self.wake_for(landed)
         return refused
+
+    def hand_back(
+        self,
+        settlements: Sequence[Settlement],
+        consuming: Mapping[str, str],
+        *,
+        durable: bool = False,
+    ) -> None:
+        """End deliveries, late ones left alone, and consumers (by tag and queue) that close.
+
+        What the file cannot take now, because it is full or busy, is owed, and done by the next
+        `hand_back_owed`: nobody else would until this process ends. The error is raised all the
+        same.
+        """
+        try:
+            self.settle(settlements, durable=durable)
+            self.consumers.stop_consuming(consuming)
+        except Unavailable:
+            self._owed.append((settlements, consuming))
+            raise
+
+    def hand_back_owed(self) -> None:
+        """Try again what could not be handed back. Any thread may, and all threads at once."""
+        with contextlib.suppress(IndexError):  # another thread took the last one
+            while self._owed:
+                self.hand_back(*self._owed.popleft())
 
     def extend(
         self, deliveries: Sequence[tuple[int, int]], seconds: float
