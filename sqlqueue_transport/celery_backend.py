@@ -20,14 +20,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import states
+from celery.app.task import Context
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import BaseKeyValueStoreBackend
-from celery.canvas import maybe_signature
+from celery.canvas import chord, group, maybe_signature
 from celery.exceptions import BackendStoreError, ChordError, ImproperlyConfigured
 from celery.result import GroupResult, ResultSet, allow_join_result
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
+from kombu.utils.uuid import uuid
 
 from sqlqueue_transport.celery_waiting import ResultConsumer
 from sqlqueue_transport.chords import Member, Size, Standing
@@ -232,6 +234,11 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
     def _set_with_state(self, key: str, value: str | bytes, state: str) -> None:
         self.set(key, value)
 
+    def forget(self, task_id: str) -> None:
+        """Forget a result, and wait for it no longer."""
+        super().forget(task_id)
+        self.result_consumer.cancel_for(task_id)
+
     def cleanup(self) -> None:
         """Delete everything that has expired (`celery.backend_cleanup`)."""
         while self._call(self.results.prune, force=True):
@@ -392,8 +399,29 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
                 reason = ChordError(f"{what} error: {error!r}")
                 reason.__cause__ = error
             with self.store.collecting() as messages:
+                last = _last_tasks(callback, self.app)
+                if callback.id is None and last:
+                    # A chain, in Celery before 5.7: it could not store the failure.
+                    callback.options["task_id"] = last[0].options.get("task_id") or uuid()
                 self.chord_error_from_stack(callback, reason)
+                self._fail_around(last, reason)
         return messages
+
+    def _fail_around(self, last: list[Any], error: ChordError) -> None:
+        """Count the end of a body that will never run as a failed member of the chord around it.
+
+        Celery (5.7) does so for what is chained behind a body, and leaves the chord around to wait.
+        """
+        for one in last:
+            options = one.options
+            if options.get("chord") and options.get("group_id") and options.get("task_id"):
+                request = Context(
+                    id=options["task_id"],
+                    group=options["group_id"],
+                    group_index=options.get("group_index"),
+                    chord=options["chord"],
+                )
+                self.on_chord_part_return(request, states.FAILURE, error)
 
     def _publish(self, callback: Any, values: list[Any]) -> None:
         # Celery 5.7 spreads the retries of such a publish; before, there is nothing of the kind.
@@ -430,6 +458,18 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
             return joined
         else:
             return shaped
+
+
+def _last_tasks(signature: Any, app: Any) -> list[Any]:
+    """Return the tasks by whose end a canvas ends."""
+    signature = maybe_signature(signature, app=app)
+    if isinstance(signature, group):
+        return [last for one in signature.tasks for last in _last_tasks(one, app)]
+    if isinstance(signature, chord):
+        return _last_tasks(signature.body, app)
+    if signature.task == "celery.chain" and signature.tasks:
+        return _last_tasks(signature.tasks[-1], app)
+    return [signature]
 
 
 def _shaped(result: Any, by_task: dict[str, Any]) -> Any:

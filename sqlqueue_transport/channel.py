@@ -469,11 +469,15 @@ class Channel(virtual.Channel):
             self._settle_each(tags, Outcome.release(), quiet=True)
 
     def _hand_back(self, tags: Sequence[int], consuming: dict[str, str]) -> None:
-        self.store.hand_back(
-            [_settlement(tag, Outcome.release()) for tag in tags],
-            consuming,
-            durable=self.options.sync_settle,
-        )
+        """Release deliveries and count consumers no more; when the file is full or busy, later."""
+        releases = [_settlement(tag, Outcome.release()) for tag in tags]
+        store, durable = self.store, self.options.sync_settle
+
+        def work() -> None:
+            store.settle(releases, durable=durable)
+            store.consumers.stop_consuming(consuming)
+
+        store.do_or_owe(work)
 
     def _settle_each(self, tags: Sequence[int], outcome: Outcome, *, quiet: bool) -> None:
         refused = self.store.settle(

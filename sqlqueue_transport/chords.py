@@ -120,7 +120,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Say how many members the header has."""
+    """Say how many members the header has.
+
+    Within a run the largest word counts: Celery before 5.7 says it once more, and smaller, for each
+    group that ends a chain of the header.
+    """
 
     members: int
 
@@ -229,7 +233,7 @@ class Chords:
             run = _row(connection, key, self._clock.wall_ms()) or _Run(0, 0, None, 0, 0, None, None)
             mine: list[tuple[float | None, float, bytes]] = []
             if isinstance(change, Size):
-                run.size = change.members
+                run.size = max(change.members, run.size or 0)
             elif not connection.execute(
                 _IS_FILLED, {"run": run.id, "slot": _slot(connection, run, change)}
             ).fetchone():
@@ -360,7 +364,7 @@ def _slot(connection: sqlite3.Connection, run: _Run, member: Member) -> str:
 
 def _apply(connection: sqlite3.Connection, run: _Run, change: Member | Size) -> None:
     if isinstance(change, Size):
-        run.size = change.members
+        run.size = max(change.members, run.size or 0)
         connection.execute(_SET_SIZE, {"run": run.id, "size": run.size})
         return
     values = {

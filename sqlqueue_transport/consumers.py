@@ -277,13 +277,18 @@ class Consumers:
                 if presence.entry(slot).worker_id == worker_id:
                     presence.clear_entry(slot)
             finally:
-                presence.give_back(slot)
-                bell, self._bell = self._bell, None
-                self._slot, self._worker_id = None, 0
-                if bell is not None:
-                    bell.close()
+                self._let_slot_go()
         self._topology.end_unused()
         return lost
+
+    def _let_slot_go(self) -> None:
+        slot, self._slot = self._slot, None
+        bell, self._bell = self._bell, None
+        self._worker_id = 0
+        if slot is not None and self._presence is not None:
+            self._presence.give_back(slot)
+        if bell is not None:
+            bell.close()
 
     def _write(self, work: Callable[[sqlite3.Connection, Landed], Result]) -> Result:
         """Run `work` in a transaction, and wake for what it gave back."""

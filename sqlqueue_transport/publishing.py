@@ -8,7 +8,7 @@ written by the standard library and never with Kombu's own decoder in mind: that
 from __future__ import annotations
 
 import json
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -25,6 +25,7 @@ MAX_ATTEMPTS_PROPERTY = "sqlqueue_max_attempts"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0, 9
 _TRANSIENT = (1, "1", "transient")  # AMQP's delivery mode; Kombu's default is 2, persistent
 _LARGEST_INTEGER = 2**63 - 1
+_EPOCH, _MILLISECOND = datetime.fromtimestamp(0, tz=timezone.utc), timedelta(milliseconds=1)
 # What Kombu's virtual base adds for itself; delivery info and tag are made anew at delivery.
 _NOT_STORED = frozenset(
     {"delivery_info", "delivery_tag", "body_encoding", UNIQUE_PROPERTY, MAX_ATTEMPTS_PROPERTY}
@@ -180,7 +181,8 @@ def _expires_ms(expires: object, expiration: object, now_ms: int) -> int | None:
 def _time_ms(given: object) -> int | None:
     """Read a time of Celery's headers: ISO 8601 text, a datetime, or None.
 
-    A time without a zone is UTC. What cannot be read is left to the consumer, who reads the same
+    Rounded up, so that nobody gets a message before its time and has to hold it for the rest of
+    the millisecond. A time without a zone is UTC. What cannot be read is left to the consumer, who reads the same
     header: the message is then delivered at once.
     """
     if isinstance(given, str):
@@ -191,7 +193,4 @@ def _time_ms(given: object) -> int | None:
     if not isinstance(given, datetime):
         return None
     aware = given if given.tzinfo else given.replace(tzinfo=timezone.utc)
-    try:
-        return round(aware.timestamp() * 1000)
-    except (OverflowError, ValueError):
-        return None
+    return -((_EPOCH - aware) // _MILLISECOND)

@@ -49,7 +49,7 @@ from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
 # broken CHECK, a lone surrogate, an integer beyond 64 bits, a body beyond SQLite's limit.
@@ -103,8 +103,7 @@ class Store:
             self.acting = Acting(self.database, clock, self.consumers)
             self.results = Results(self.database, clock, self.consumers)
             self._collecting = threading.local()
-            # What a channel could not hand back when it closed: see `hand_back`.
-            self._owed: deque[tuple[Sequence[Settlement], Mapping[str, str]]] = deque()
+            self._owed: deque[Callable[[], object]] = deque()
             self.database.write(lambda _: None)  # opens and checks
             self.consumers.attach()
         except BaseException:
@@ -311,31 +310,24 @@ class Store:
         self.wake_for(landed)
         return refused
 
-    def hand_back(
-        self,
-        settlements: Sequence[Settlement],
-        consuming: Mapping[str, str],
-        *,
-        durable: bool = False,
-    ) -> None:
-        """End deliveries, late ones left alone, and consumers (by tag and queue) that close.
+    def do_or_owe(self, work: Callable[[], object]) -> None:
+        """Do what ends something of this process, now or as soon as the file can be written.
 
-        What the file cannot take now, because it is full or busy, is owed, and done by the next
-        `hand_back_owed`: nobody else would until this process ends. The error is raised all the
-        same.
+        For what is closed for good, by a connection of which nobody will hear again: while this
+        process lives, nobody would take it for dead and do it. Raises Unavailable all the same;
+        then it is owed.
         """
         try:
-            self.settle(settlements, durable=durable)
-            self.consumers.stop_consuming(consuming)
+            work()
         except Unavailable:
-            self._owed.append((settlements, consuming))
+            self._owed.append(work)
             raise
 
-    def hand_back_owed(self) -> None:
-        """Try again what could not be handed back. Any thread may, and all threads at once."""
+    def do_what_is_owed(self) -> None:
+        """Try again what could not be done. Any threads may, at once. Raises Unavailable."""
         with contextlib.suppress(IndexError):  # another thread took the last one
             while self._owed:
-                self.hand_back(*self._owed.popleft())
+                self.do_or_owe(self._owed.popleft())
 
     def extend(
         self, deliveries: Sequence[tuple[int, int]], seconds: float

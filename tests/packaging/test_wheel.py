@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -21,6 +21,7 @@ SOURCES = (
     "pyproject.toml",
     "setup.cfg",
     "sqlqueue",
+    "sqlqueue_discovery.py",
     "sqlqueue_transport",
     "tasks",
     "tests",
@@ -85,10 +86,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 @pytest.mark.slow
-def test_wheel_brings_no_top_level_name_but_our_two_packages(wheel: Path) -> None:
+def test_wheel_brings_no_top_level_name_but_our_packages_and_the_module_kombu_loads(
+    wheel: Path,
+) -> None:
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {name for name in tops if not name.endswith(".dist-info")} == {
         "sqlqueue",
+        "sqlqueue_discovery.py",
         "sqlqueue_transport",
     }
 
@@ -125,7 +129,12 @@ def test_repository_holds_no_second_copy_of_the_demo_job() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["sqlqueue/py.typed", "sqlqueue_transport/py.typed", "sqlqueue_transport/schema.sql"],
+    [
+        "sqlqueue/py.typed",
+        "sqlqueue_transport/py.typed",
+        "sqlqueue_transport/schema.sql",
+        "sqlqueue_transport/schema-2.sql",
+    ],
 )
 def test_wheel_carries_what_is_not_python(wheel: Path, name: str) -> None:
     assert zipfile.ZipFile(wheel).read(name) == (ROOT / name).read_bytes()
@@ -178,6 +187,49 @@ def test_installed_wheel_runs_the_demo_in_an_empty_directory(
     assert len(stamped) == 2
     for file in stamped:
         assert file.read_text().count(" job=") == 1
+
+
+SHOP = """
+from celery import Celery
+
+app = Celery("shop", broker="sqlqueue:///queue.db", backend="sqlqueue:///queue.db")
+
+
+@app.task
+def add(x, y):
+    return x + y
+"""
+
+
+@pytest.mark.slow
+def test_wheel_with_its_extra_runs_a_celery_application_that_imports_nothing_of_ours(
+    wheel: Path, tmp_path: Path
+) -> None:
+    venv = tmp_path / "venv"
+    subprocess.run(
+        [sys.executable, ROOT / "tools" / "bootstrap.py", venv, f"{wheel}[celery]"],
+        check=True,
+        env=foreign_environment(),
+    )
+    (tmp_path / "shop.py").write_text(SHOP)
+    here: dict[str, Any] = {"cwd": tmp_path, "env": foreign_environment()}
+    options = "worker --pool solo --loglevel INFO".split()
+    with (tmp_path / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            [venv / "bin" / "celery", "-A", "shop", *options], stdout=log, stderr=log, **here
+        )
+    try:
+        answer = subprocess.run(
+            [venv / "bin" / "python", "-c", "import shop; print(shop.add.delay(2, 3).get(60))"],
+            check=True,
+            capture_output=True,
+            text=True,
+            **here,
+        ).stdout
+    finally:
+        worker.terminate()
+        worker.wait(30)
+    assert answer.strip() == "5", (tmp_path / "worker.log").read_text()
 
 
 def test_checkout_installed_in_place_offers_the_demo_job_under_its_shipped_name(

@@ -110,6 +110,7 @@ def test_an_eta_keeps_a_message_in_the_file(
     [
         ("2126-11-22T05:11:07.123000+00:00", "2126-11-22T05:11:07.123+00:00"),
         ("2126-11-22T05:11:07.123Z", "2126-11-22T05:11:07.123+00:00"),
+        ("2126-11-22T05:11:07.123001Z", "2126-11-22T05:11:07.124+00:00"),  # never before its time
         ("2126-11-22T05:11:07", "2126-11-22T05:11:07+00:00"),  # naive means UTC, as in Celery
         ("2126-11-22T07:11:07+02:00", "2126-11-22T05:11:07+00:00"),
         ("9999-12-31T23:59:59.999000+00:00", "9999-12-31T23:59:59.999+00:00"),
@@ -984,7 +985,13 @@ def test_what_a_full_disk_keeps_a_channel_from_handing_back_is_handed_back_later
     monkeypatch: pytest.MonkeyPatch,
     ends_by: str,
 ) -> None:
-    """A program reconnects in the same process, so nobody would take it for dead."""
+    """A program reconnects in the same process, so nobody would take it for dead.
+
+    Nor may the other connections of the process suffer from it.
+    """
+    others = connect(path)
+    publish(others, "held")
+    held = get(others, "held")
     channel = connection.channel()
     channel.queue_declare("q", auto_delete=True)
     tag = channel.basic_consume("q", False, lambda _: None)
@@ -1005,4 +1012,6 @@ def test_what_a_full_disk_keeps_a_channel_from_handing_back_is_handed_back_later
         again.default_channel.queue_declare("other")
         again.default_channel.basic_consume("other", False, lambda _: None)
         wait_until(lambda: not store.topology.has_queue("q"))
-    assert rows_of(store, "SELECT state FROM message") == []
+    held.ack()
+    others.release()
+    assert rows_of(store, "SELECT queue, state FROM message") == [("held", "done")]

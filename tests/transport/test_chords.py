@@ -181,9 +181,10 @@ def test_a_size_without_members_publishes_nothing(store: Store) -> None:
     assert bodies(store) == []
 
 
-def test_a_size_that_grew_meanwhile_is_what_counts(store: Store) -> None:
-    advance(store, Size(1))
-    advance(store, Size(2))
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 1), (2, 1, 2)])
+def test_the_largest_size_counts(store: Store, sizes: tuple[int, ...]) -> None:
+    for size in sizes:
+        advance(store, Size(size))
     advance(store, member("a", 0))
     assert bodies(store) == []
     advance(store, member("b", 1))

@@ -340,6 +340,31 @@ def test_a_file_that_was_replaced_is_noticed_and_connecting_again_uses_the_new_o
     connection.release()
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_a_connection_held_is_free_when_its_file_has_been_away_and_is_back(
+    tmp_path: Path, is_shared: bool
+) -> None:
+    there, away = tmp_path / "there", tmp_path / "away"
+    there.mkdir(mode=0o700)
+    other = connect(there / "queue.db")
+    if is_shared:
+        other.connect()
+    connection = connect(there / "queue.db")
+    publish(connection, "q", "held")
+    get(connection, "q")
+    connection.channel().queue_declare("own", exclusive=True)
+    there.rename(away)
+    with pytest.raises(FileReplaced):
+        store_of(connection).database.look_at_path()
+    connection.release()
+    away.rename(there)
+
+    connection.default_channel.queue_declare("own", exclusive=True)
+    assert get(connection, "q").payload == "held"
+    connection.release()
+    other.release()
+
+
 # -- as Kombu shows it ------------------------------------------------------------------------------
 
 
