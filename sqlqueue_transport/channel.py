@@ -226,8 +226,10 @@ class Channel(virtual.Channel):
             return
         unseen = [message for one, message in self._arrived if one.tag == consumer_tag]
         self._arrived = deque(pair for pair in self._arrived if pair[0].tag != consumer_tag)
-        self._release([message.delivery_tag for message in unseen])
-        self.store.consumers.stop_consuming({consumer.name: consumer.queue})
+        self._hand_back(
+            [message.delivery_tag for message in unseen], {consumer.name: consumer.queue}
+        )
+        self.connection.make_room()
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Delivered | None:  # noqa: FBT001, FBT002
         """Take one message; None when nothing is ready."""
@@ -466,6 +468,17 @@ class Channel(virtual.Channel):
         if tags:
             self._settle_each(tags, Outcome.release(), quiet=True)
 
+    def _hand_back(self, tags: Sequence[int], consuming: dict[str, str]) -> None:
+        """Release deliveries and count consumers no more; when the file is full or busy, later."""
+        releases = [_settlement(tag, Outcome.release()) for tag in tags]
+        store, durable = self.store, self.options.sync_settle
+
+        def work() -> None:
+            store.settle(releases, durable=durable)
+            store.consumers.stop_consuming(consuming)
+
+        store.do_or_owe(work)
+
     def _settle_each(self, tags: Sequence[int], outcome: Outcome, *, quiet: bool) -> None:
         refused = self.store.settle(
             [_settlement(tag, outcome) for tag in tags], durable=self.options.sync_settle
@@ -610,7 +623,7 @@ class Channel(virtual.Channel):
     def close(self) -> None:
         """Cancel the consumers and hand back what was not acknowledged; harmless when closed.
 
-        If the file cannot be written now, whoever sees it again hands back all this process holds.
+        When the file cannot be written now, a thread of this process does it later.
         """
         if self.closed:
             return
@@ -618,11 +631,14 @@ class Channel(virtual.Channel):
         consuming = {one.name: one.queue for one in self._by_tag.values()}
         self._by_tag.clear()
         self._consumers.clear()
+        with self._unacked_mutex:
+            tags = list(self._unacked)
+            self._unacked.clear()
+        tags += self._forget_arrived()
         try:
-            with self.store.consumers.abandoning():
-                self.release_all()
-                if self._pid == os.getpid():
-                    self.store.consumers.stop_consuming(consuming)
+            # In a forked child nothing is handed back: see `release_all`.
+            if self._pid == os.getpid():
+                self._hand_back(tags, consuming)
         finally:
             if self.connection is not None:
                 self.connection.close_channel(self)

@@ -8,7 +8,6 @@ sweep at any moment; the writer lock and the state of each row decide what is st
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -39,7 +38,7 @@ from sqlqueue_transport.topology import refuse_gone
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from sqlqueue_transport.clock import Clock
@@ -262,7 +261,8 @@ class Consumers:
     def leave(self) -> list[Lost]:
         """Release what this process holds, uncounted, and give its slot back; harmless twice.
 
-        If the file cannot be written now, the slot is given back all the same: see `abandoning`.
+        The slot is given back also when the file cannot be written now: whoever sweeps then finds it
+        free, and ends this process as one that was killed.
         """
         with self._mutex:
             if not self._worker_id or self._slot is None or self._presence is None:
@@ -280,21 +280,6 @@ class Consumers:
                 self._let_slot_go()
         self._topology.end_unused()
         return lost
-
-    @contextlib.contextmanager
-    def abandoning(self) -> Iterator[None]:
-        """Be taken for dead if the block cannot hand back what a connection held.
-
-        It was moved away, for example. This process lives and will not settle it any more, so its
-        worker id must not seem alive: whoever sees the file again, this process under a new id
-        among them, sweeps the old one and so releases what it held.
-        """
-        try:
-            yield
-        except Unavailable:
-            with self._mutex:
-                self._let_slot_go()
-            raise
 
     def _let_slot_go(self) -> None:
         slot, self._slot = self._slot, None

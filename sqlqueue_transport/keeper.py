@@ -80,6 +80,7 @@ class Keeper:
                 if time.monotonic() - extended_s >= extend_every_s:
                     self._store.extend(self._held(), lease_s)
                     extended_s = time.monotonic()
+                self._store.do_what_is_owed()
                 consumers.sweep()
                 # More than a chunk of old rows: the next one a second later, and not a minute, or
                 # a busy file would only ever grow.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport import routing
@@ -25,7 +26,7 @@ from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
 from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database
-from sqlqueue_transport.errors import InvalidMessage, WorkerSwept
+from sqlqueue_transport.errors import InvalidMessage, Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
 from sqlqueue_transport.lifecycle import Event, State
@@ -48,7 +49,7 @@ from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
 # broken CHECK, a lone surrogate, an integer beyond 64 bits, a body beyond SQLite's limit.
@@ -102,6 +103,7 @@ class Store:
             self.acting = Acting(self.database, clock, self.consumers)
             self.results = Results(self.database, clock, self.consumers)
             self._collecting = threading.local()
+            self._owed: deque[Callable[[], object]] = deque()
             self.database.write(lambda _: None)  # opens and checks
             self.consumers.attach()
         except BaseException:
@@ -307,6 +309,25 @@ class Store:
         refused = self.database.write(work, durable=durable)
         self.wake_for(landed)
         return refused
+
+    def do_or_owe(self, work: Callable[[], object]) -> None:
+        """Do what ends something of this process, now or as soon as the file can be written.
+
+        For what is closed for good, by a connection of which nobody will hear again: while this
+        process lives, nobody would take it for dead and do it. Raises Unavailable all the same;
+        then it is owed.
+        """
+        try:
+            work()
+        except Unavailable:
+            self._owed.append(work)
+            raise
+
+    def do_what_is_owed(self) -> None:
+        """Try again what could not be done. Any threads may, at once. Raises Unavailable."""
+        with contextlib.suppress(IndexError):  # another thread took the last one
+            while self._owed:
+                self.do_or_owe(self._owed.popleft())
 
     def extend(
         self, deliveries: Sequence[tuple[int, int]], seconds: float

@@ -6,6 +6,7 @@ loop (`event_loop`). Both ask the channels for one message at a time, in turns.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sqlite3
 import time
@@ -94,14 +95,17 @@ class Transport(virtual.Transport):
                 path, create=self.options.create, busy_timeout_s=self.options.busy_timeout
             )
             self._store.consumers.max_deliveries = self.options.max_deliveries
+            # Of a connection before this one. Whatever comes next says that the file is no better.
+            with contextlib.suppress(Unavailable):
+                self._store.do_what_is_owed()
         self._avail_channels.append(self.create_channel(self))
         return self
 
     def close_connection(self, connection: Any) -> None:
         """Close the channels, which hands back what they hold, and give the store back.
 
-        If the file cannot be written now, raises one of `connection_errors`; then all that this
-        process holds is handed back by whoever sees the file again.
+        If the file cannot be written now, raises one of `connection_errors`; what the connection
+        held is then handed back as soon as it can, by its process or, without it, by any other.
         """
         if self._loop_side is not None:
             self._loop_side.close()
@@ -121,9 +125,10 @@ class Transport(virtual.Transport):
 
     def _end_exclusive_queues(self) -> None:
         names, self.exclusive_queues = self.exclusive_queues, set()
-        if names and self._store is not None and self._store.consumers.is_registered:
-            with self._store.consumers.abandoning():
-                self._store.topology.end_own(sorted(names), self._store.consumers.worker_id)
+        store = self._store
+        if names and store is not None and store.consumers.is_registered:
+            owner_id = store.consumers.worker_id
+            store.do_or_owe(lambda: store.topology.end_own(sorted(names), owner_id))
 
     def verify_connection(self, connection: Any) -> bool:
         """Say whether the store is open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -21,10 +22,11 @@ from kombu.exceptions import ChannelError
 from sqlqueue_transport import channel as channel_module
 from sqlqueue_transport import database
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
-from sqlqueue_transport.errors import CannotOpen, InvalidMessage, LeaseLost
+from sqlqueue_transport.errors import CannotOpen, DiskFault, InvalidMessage, LeaseLost
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import Fault, Outcome, TickOf
 from sqlqueue_transport.store import Store
+from tests.support import wait_until
 from tests.transport.broker import connect, get, publish, store_of
 from tests.transport.rows import attempts_of, bind, row, rows_of, state_of
 
@@ -973,3 +975,43 @@ def test_declaring_a_queue_that_goes_away_at_that_moment_is_no_error(
     store.consumers.consume("tag", "q")
     monkeypatch.setattr(store.topology, "touch", leave_and_touch)
     assert channel.queue_declare("q", auto_delete=True).queue == "q"
+
+
+@pytest.mark.parametrize("ends_by", ["close", "cancel"])
+def test_what_a_full_disk_keeps_a_channel_from_handing_back_is_handed_back_later(
+    connection: kombu.Connection,
+    store: Store,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_by: str,
+) -> None:
+    """A program reconnects in the same process, so nobody would take it for dead.
+
+    Nor may the other connections of the process suffer from it.
+    """
+    others = connect(path)
+    publish(others, "held")
+    held = get(others, "held")
+    channel = connection.channel()
+    channel.queue_declare("q", auto_delete=True)
+    tag = channel.basic_consume("q", False, lambda _: None)
+    if ends_by == "close":
+        publish(connection, "q")
+        connection.drain_events(timeout=10)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        message = "disk full"
+        raise DiskFault(message)
+
+    end = channel.close if ends_by == "close" else functools.partial(channel.basic_cancel, tag)
+    with monkeypatch.context() as patched:
+        patched.setattr(store.database, "write", refuse)
+        with pytest.raises(DiskFault):
+            end()
+    with connect(path) as again:
+        again.default_channel.queue_declare("other")
+        again.default_channel.basic_consume("other", False, lambda _: None)
+        wait_until(lambda: not store.topology.has_queue("q"))
+    held.ack()
+    others.release()
+    assert rows_of(store, "SELECT queue, state FROM message") == [("held", "done")]

@@ -10,6 +10,7 @@ import pytest
 
 from sqlqueue_transport import (
     CannotOpen,
+    DiskFault,
     Fault,
     NewMessage,
     Outcome,
@@ -510,6 +511,26 @@ def test_leaving_a_slot_that_somebody_else_has_taken_over_leaves_it_alone(store,
     store.consumers.leave()
     assert presence.entry(0).worker_id == 4711
     kill(other)
+
+
+def test_who_cannot_write_when_it_leaves_is_ended_by_the_next_sweep(store, path, monkeypatch):
+    """Its process goes on, and would hold what it held for as long as a lease."""
+    publish(store, 1)
+    claim(store)
+
+    def refuse(*_, **__):
+        message = "disk full"
+        raise DiskFault(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.database, "write", refuse)
+        with pytest.raises(DiskFault):
+            store.consumers.leave()
+    other = Store(path)
+    other.consumers.sweep()
+    assert other.has_work(["default"])
+    assert other.consumers.alive() == []
+    other.close()
 
 
 def test_a_killed_owner_is_not_alive_and_a_stopped_one_is(store, path):
