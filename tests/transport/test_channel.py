@@ -229,6 +229,8 @@ _circle["self"] = _circle
         {MAX_ATTEMPTS_PROPERTY: True},
         {"exchange": "\ud800"},
         {"exchange": "e", "routing_key": "\ud800"},
+        {"exchange": "e", "routing_key": "." * 256},
+        {"exchange": "e", "routing_key": "a\nb"},
         {"routing_key": ""},
         {"routing_key": "\ud800"},
         {"routing_key": "x" * 300},
