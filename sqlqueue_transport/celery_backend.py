@@ -29,12 +29,14 @@ from celery.result import GroupResult, ResultSet, allow_join_result
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
+from kombu.utils.functional import retry_over_time
 from kombu.utils.uuid import uuid
 
 from sqlqueue_transport.celery_waiting import ResultConsumer
 from sqlqueue_transport.chords import Member, Size, Standing
 from sqlqueue_transport.errors import (
     CannotOpen,
+    DiskFault,
     FileReplaced,
     InvalidMessage,
     TransportError,
@@ -151,15 +153,30 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         """Say whether waiting may help (`result_backend_always_retry`)."""
         return isinstance(exc, Unavailable)
 
-    def _call(self, function: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
-        """Call something of the store, again and again where the settings say so."""
-        with self.reopening():
-            # Celery has had it since 5.6; before that it never retries anything but store_result.
-            retry = getattr(self, "_ensure_retryable", None)
-            if retry is None:
-                return function(*args, **kwargs)
-            answer: Answer = retry(function, *args, **kwargs)
-            return answer
+    def _call(self, work: Callable[[Results], Answer]) -> Answer:
+        """Do something with the results, again and again where the settings say so."""
+        # Celery has had it since 5.6; before that it never retries anything but store_result.
+        retry = getattr(self, "_ensure_retryable", None)
+        if retry is None:
+            return self._waited_out(work)
+        answer: Answer = retry(self._waited_out, work)
+        return answer
+
+    def _waited_out(self, work: Callable[[Results], Answer]) -> Answer:
+        """Do something with the results; a file that is away or full for a moment is waited for.
+
+        For about twenty seconds, by Celery's own `retry_policy`, as its Redis backend does: an error
+        here would leave a task that is done unacknowledged, in some pools for ever. A busy file has
+        been waited for already.
+        """
+
+        def attempt() -> Answer:
+            with self.reopening():
+                return work(self.results)  # asked for anew: it may be another store by now
+
+        waited_for = (CannotOpen, FileReplaced, DiskFault)
+        answer: Answer = retry_over_time(attempt, waited_for, **self.retry_policy)
+        return answer
 
     # -- keys and values --------------------------------------------------------------------------
 
@@ -197,8 +214,8 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         keep_success: bool,
     ) -> None:
         try:
-            with self.reopening():
-                self.results.store(
+            self._waited_out(
+                lambda results: results.store(
                     key,
                     state,
                     ensure_bytes(value),
@@ -206,6 +223,7 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
                     keep_success=keep_success,
                     durable=self.options.sync_settle,
                 )
+            )
         except InvalidMessage as error:
             raise BackendStoreError(str(error), state=state) from error
 
@@ -241,7 +259,7 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def cleanup(self) -> None:
         """Delete everything that has expired (`celery.backend_cleanup`)."""
-        while self._call(self.results.prune, force=True):
+        while self._call(lambda results: results.prune(force=True)):
             pass
 
     def as_uri(self, include_password: bool = False) -> str:  # noqa: FBT001, FBT002 - Celery's signature
@@ -260,14 +278,14 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
         A header with groups in it is saved: the shape of what its body will get.
         """
-        group_id, results = header_result_args[:2]
-        key = self.get_key_for_chord(group_id)
-        self._call(self.results.chords.begin, key, expires_s=self.chord_expires_s)
+        group_id, header_results = header_result_args[:2]
+        chord_key, chord_expires_s = self.get_key_for_chord(group_id), self.chord_expires_s
+        self._call(lambda results: results.chords.begin(chord_key, expires_s=chord_expires_s))
         # A lazy header (of a generator) must not be gone through here.
-        if not isinstance(results, UserList) and any(
-            isinstance(one, GroupResult) for one in results
+        if not isinstance(header_results, UserList) and any(
+            isinstance(one, GroupResult) for one in header_results
         ):
-            header = self.app.GroupResult(group_id, results)
+            header = self.app.GroupResult(group_id, header_results)
             both_expire = self.chord_expires_s and self.expires
             expires_s = max(self.chord_expires_s, self.expires) if both_expire else None
             encoded = self.encode({"result": header.as_tuple()})
@@ -294,13 +312,8 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
             number = getattr(request, "sqlqueue_added", 0) + 1
             request.sqlqueue_added = number
             slot = f"+{request.id}:{request.retries}:{number}"
-        self._call(
-            self.results.chords.add,
-            self.get_key_for_chord(chord_id),
-            result.id,
-            slot,
-            expires_s=self.chord_expires_s,
-        )
+        key, expires_s = self.get_key_for_chord(chord_id), self.chord_expires_s
+        self._call(lambda results: results.chords.add(key, result.id, slot, expires_s=expires_s))
 
     def on_chord_part_return(
         self, request: Any, state: str, result: Any, propagate: Any = None, **_: Any
@@ -319,45 +332,56 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def _advance(self, group_id: str, change: Member | Size, body: Any) -> None:
         key = self.get_key_for_chord(group_id)
-        chords = self.results.chords
         problem: Exception | None = None
-        landed: Landed = []
         while True:
-            standing: Standing = self._call(chords.look, key, change)
+            standing = self._look(key, change)
             change = self._with_body(change, standing, body)
             known = self._known_body(standing, body)
-            messages: list[NewMessage] = []
+            messages: list[NewMessage] | None = None if known is None else []
             if standing.is_complete and known is not None:
                 messages = self._prepare(group_id, standing, known, problem)
-
-            def publish(
-                connection: sqlite3.Connection,
-                now_ms: int,
-                messages: Sequence[NewMessage] = messages,
-            ) -> None:
-                landed.clear()
-                self.store.insert(connection, messages, now_ms, landed)
-
             try:
-                is_done = self._call(
-                    chords.advance,
-                    key,
-                    change,
-                    expires_s=self.chord_expires_s,
-                    prepared=standing,
-                    publish=None if known is None else publish,
-                    durable=self.options.sync_publish if messages else self.options.sync_settle,
-                )
+                if self._commit(key, change, standing, messages):
+                    return
             except Unavailable:
                 raise
             except TransportError as error:
                 if problem is not None:
                     raise
                 problem = error  # of the body's messages: it fails, as if nobody could send it
-                continue
-            if is_done:
-                self.store.wake_for(landed)
-                return
+
+    def _look(self, key: str, change: Member | Size) -> Standing:
+        return self._call(lambda results: results.chords.look(key, change))
+
+    def _commit(
+        self,
+        key: str,
+        change: Member | Size,
+        standing: Standing,
+        messages: Sequence[NewMessage] | None,
+    ) -> bool:
+        """Make the change, and with the last one store these messages; None: nobody knows them.
+
+        Return False when the chord stands otherwise by now, and nothing was changed.
+        """
+        landed: Landed = []
+
+        def publish(connection: sqlite3.Connection, now_ms: int) -> None:
+            landed.clear()
+            self.store.insert(connection, messages or (), now_ms, landed)
+
+        is_done = self._call(
+            lambda results: results.chords.advance(
+                key,
+                change,
+                expires_s=self.chord_expires_s,
+                prepared=standing,
+                publish=None if messages is None else publish,
+                durable=self.options.sync_publish if messages else self.options.sync_settle,
+            )
+        )
+        self.store.wake_for(landed)
+        return is_done
 
     def _with_body(self, change: Member | Size, standing: Standing, body: Any) -> Member | Size:
         """Let a member that ends before the size is known leave the body with the chord."""

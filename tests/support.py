@@ -192,6 +192,15 @@ def _die_at_statement(number: int) -> None:
     sqlite3.connect = traced  # type: ignore[assignment]
 
 
+def is_running(pid: int) -> bool:
+    """Say whether a process exists and is no zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
 def cpu_s(pid: int) -> float:
     """Return the processor time that a process and all below it have used, in seconds."""
     used, waiting = 0.0, [pid]

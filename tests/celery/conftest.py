@@ -28,7 +28,7 @@ import pytest
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.reading import JobDetail, JobFilter, JobRow
 from sqlqueue_transport.store import Store
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, is_running, wait_until
 
 OTHER_BROKER = os.environ.get("CELERY_TESTS_BROKER")
 OTHER_BACKEND = os.environ.get("CELERY_TESTS_BACKEND", OTHER_BROKER)
@@ -68,8 +68,10 @@ class Program:
 
     @property
     def children(self) -> list[int]:
+        """Return the children that run; Celery leaves a dead one unwaited-for for five seconds."""
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+        found = path.read_text().split() if path.exists() else []
+        return [pid for pid in map(int, found) if is_running(pid)]
 
     def signal(self, number: int) -> None:
         """Send a signal to the program's main process alone."""

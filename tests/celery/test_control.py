@@ -125,6 +125,7 @@ def test_the_pool_grows_and_shrinks_on_command(arena: Arena) -> None:
         arena.tasks.work.delay(1)
     arena.wait_trace(3, event="start")
     arena.wait_trace(3, event="end")
+    wait_until(lambda: not inspect(arena, "active"), what="all to be idle")  # the busy stay
     arena.app.control.pool_shrink(2, destination=[WORKER], reply=True, timeout=10)
     wait_until(lambda: len(worker.children) == 1, what="one child")
     assert arena.tasks.add.delay(1, 1).get(timeout=30) == 2

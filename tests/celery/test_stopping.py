@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_a_warm_shutdown_ends_what_runs_and_hands_back_what_was_prefetched(
     arena: Arena, pool: str
 ) -> None:
-    first = arena.worker("first", pool=pool, concurrency=1)
+    first = arena.worker("first", "-l", "debug", pool=pool, concurrency=1)
     running = arena.tasks.hold_late.delay("go").id
     arena.wait_trace(id=running)
     waiting = [arena.tasks.stamp_late.delay().id for _ in range(3)]
@@ -28,7 +28,7 @@ def test_a_warm_shutdown_ends_what_runs_and_hands_back_what_was_prefetched(
 
     told_s = time.monotonic()
     first.signal(signal.SIGTERM)
-    first.wait_text("Warm shutdown")
+    first.wait_text("Stopping Pool")  # so it begins nothing any more
     arena.let_go("go")
     for job in waiting:
         arena.wait_trace(id=job)

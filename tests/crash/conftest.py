@@ -187,15 +187,6 @@ class Arena:
         return self.app.backend.jobs(JobFilter(), limit=100_000)
 
 
-def is_running(pid: int) -> bool:
-    """Say whether a process exists and is no zombie."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
 @pytest.fixture
 def arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
     """Give an arena, and end every process that was started in it."""

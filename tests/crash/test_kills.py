@@ -9,8 +9,8 @@ import time
 import pytest
 
 from sqlqueue_transport.lifecycle import State
-from tests.crash.conftest import Arena, is_running
-from tests.support import wait_until
+from tests.crash.conftest import Arena
+from tests.support import is_running, wait_until
 
 PROMISED_S = 2.0
 DEADLINE_S = 5 * PROMISED_S

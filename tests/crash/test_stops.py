@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from sqlqueue_transport.lifecycle import State
-from tests.crash.conftest import Arena, is_running
-from tests.support import wait_until
+from tests.crash.conftest import Arena
+from tests.support import is_running, wait_until
 
 
 def _two_workers(arena: Arena) -> tuple[object, dict[str, object], str]:
