@@ -8,8 +8,10 @@ acknowledgement, a prefetch of four for each process, events off.
 
 * **enqueue**: `.delay()` in a loop, by one process, while no worker runs.
 * **prefork, solo**: a worker is started on that backlog; from its first job to its last.
+* **CPU a job**: processor time of that prefork worker, all its processes, and of the server if there
+  is one. It says more than the rates when other programs are busy, too.
 * **enqueue to start**: one job at a time to the idle prefork worker, 20 ms apart.
-* **idle**: processor time of that worker, all its processes, and of the server if there is one.
+* **idle**: their processor time while there is nothing to do.
 
 `memory` needs no storage, no server and no other process, so it is Celery's own cap; publisher
 and worker are one process there, and its worker polls, so that latency and idling mean nothing.
@@ -103,6 +105,7 @@ MEASURES = {
     "enqueue, jobs/s": "{:,.0f}",
     "prefork -c 4, jobs/s": "{:,.0f}",
     "solo, jobs/s": "{:,.0f}",
+    "CPU a job, µs": "{:,.0f}",
     "enqueue to start, p50, ms": "{:.2f}",
     "enqueue to start, p99, ms": "{:.2f}",
     "idle, % of a core": "{:.2f}",
@@ -180,12 +183,15 @@ class Site:
         wait_until(
             lambda: self.marks("last"),
             deadline_s=300,
-            every_s=0.05,
             what=f"{self.peer}, {pool}: the last job; {log.read_text() if log.exists() else ''}",
         )
         took_ns = self.marks("last")[0][0] - self.marks("first")[0][0]
         name = next(name for name in MEASURES if name.startswith(pool))
         self.found[name] = self.jobs / took_ns * 1e9
+
+    def used_s(self, worker: int) -> float:
+        """Return the processor time of a worker and of the server."""
+        return sum(cpu_s(pid) for pid in (worker, self.server) if pid)
 
 
 def measure(site: Site, *, samples: int, idle_seconds: float) -> dict[str, float]:
@@ -199,8 +205,12 @@ def measure(site: Site, *, samples: int, idle_seconds: float) -> dict[str, float
         else:
             rate = float(site.python(PUBLISH, site.jobs))
             with site.worker(pool) as worker:
+                wait_until(lambda: site.marks("first"), deadline_s=60, what="the first job")
+                before_s = site.used_s(worker.pid)
                 site.drained(pool)
                 if pool == "prefork":
+                    used_s = site.used_s(worker.pid) - before_s
+                    site.found["CPU a job, µs"] = used_s / site.jobs * 1e6
                     _latency(site, samples)
                     _idle(site, worker.pid, idle_seconds)
         site.found.setdefault("enqueue, jobs/s", rate)
@@ -216,10 +226,9 @@ def _latency(site: Site, samples: int) -> None:
 
 
 def _idle(site: Site, worker: int, seconds: float) -> None:
-    pids = [worker, *([site.server] if site.server else [])]
-    before_s, began_s = sum(map(cpu_s, pids)), time.monotonic()
+    before_s, began_s = site.used_s(worker), time.monotonic()
     time.sleep(seconds)
-    used_s = sum(map(cpu_s, pids)) - before_s
+    used_s = site.used_s(worker) - before_s
     site.found["idle, % of a core"] = used_s / (time.monotonic() - began_s) * 100
 
 
