@@ -21,18 +21,6 @@ from tests.transport.rows import rows_of
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def results(store: Store) -> Results:
     return store.results
 

@@ -19,13 +19,6 @@ from tests.transport.rows import bind, claim_one, ended, new, publish, put, rows
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=FakeClock())
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def other(store: Store) -> Iterator[Store]:
     opened = Store(store.path, clock=store.clock)
     yield opened
