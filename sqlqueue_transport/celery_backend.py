@@ -174,8 +174,13 @@ class ResultBackend(BaseKeyValueStoreBackend, AsyncBackendMixin):
             with self.reopening():
                 return work(self.results)  # asked for anew: it may be another store by now
 
+        def say(error: BaseException, intervals: Iterator[float], retries: int) -> float:
+            if not retries:
+                logger.warning("Waiting to write a result: %s", error)
+            return next(intervals)
+
         waited_for = (CannotOpen, FileReplaced, DiskFault)
-        answer: Answer = retry_over_time(attempt, waited_for, **self.retry_policy)
+        answer: Answer = retry_over_time(attempt, waited_for, errback=say, **self.retry_policy)
         return answer
 
     # -- keys and values --------------------------------------------------------------------------

@@ -507,7 +507,11 @@ class Channel(virtual.Channel):
         name = queue or f"amq.gen-{uuid4()}"
         topology, consumers = self.store.topology, self.store.consumers
         self._refuse_locked(name)
-        if not passive and topology.declare_queue(
+        if passive:
+            if not topology.has_queue(name):
+                text = f"NOT_FOUND - no queue {name!r} in {self.store.path}"
+                raise NotFound(text, (50, 10), "Channel.queue_declare")
+        elif not topology.declare_queue(
             name,
             durable=durable,
             exclusive=exclusive,
@@ -515,12 +519,10 @@ class Channel(virtual.Channel):
             arguments=arguments,
             owner_id=consumers.worker_id if exclusive else None,
         ):
-            if exclusive:
-                self.connection.exclusive_queues.add(name)
-                self.connection.keep_watch()
-        elif passive and not topology.has_queue(name):
-            text = f"NOT_FOUND - no queue {name!r} in {self.store.path}"
-            raise NotFound(text, (50, 10), "Channel.queue_declare")
+            self._refuse_locked(name)  # somebody else may have made it meanwhile
+        elif exclusive:
+            self.connection.exclusive_queues.add(name)
+            self.connection.keep_watch()
         return queue_declare_ok_t(name, topology.size(name), consumers.count(name))
 
     def prepare_queue_arguments(self, arguments: Any, **options: Any) -> Any:

@@ -42,6 +42,9 @@ def new_message(
     headers, properties = message["headers"], message["properties"]
     if exchange:
         valid_name(exchange, what="exchange")
+        if routing_key:
+            # A topic's patterns are compared with each of its words, inside of a transaction.
+            valid_name(routing_key, what="routing key")
     else:
         valid_name(routing_key, what="queue")
     job_id, task = headers.get("id"), headers.get("task")

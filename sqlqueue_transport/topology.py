@@ -358,6 +358,9 @@ def _row_of(
 ) -> dict[str, Any]:
     """Return what `_DECLARE_QUEUE` needs, but for the time. Raises InvalidMessage."""
     given = dict(arguments or {})
+    key = _text(given, "x-dead-letter-routing-key")
+    if key:  # the name of a queue, where the exchange is the default one
+        valid_name(key, what="dead letter routing key")
     return {
         "name": valid_name(name, what="queue"),
         "durable": int(durable),
@@ -370,7 +373,7 @@ def _row_of(
         "max_length": _number(given, "x-max-length"),
         "max_priority": _number(given, "x-max-priority"),
         "dead_letter_exchange": _text(given, "x-dead-letter-exchange"),
-        "dead_letter_routing_key": _text(given, "x-dead-letter-routing-key"),
+        "dead_letter_routing_key": key,
     }
 
 

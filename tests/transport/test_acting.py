@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from sqlqueue_transport import acting as acting_module
 from sqlqueue_transport.acting import Acted
 from sqlqueue_transport.lifecycle import Event, State
@@ -25,18 +20,6 @@ from tests.transport.rows import (
     rows_of,
     state_of,
 )
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
 
 
 def test_an_action_is_written_down_with_who_why_and_what(store: Store, clock: FakeClock) -> None:

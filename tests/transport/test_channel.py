@@ -229,6 +229,8 @@ _circle["self"] = _circle
         {MAX_ATTEMPTS_PROPERTY: True},
         {"exchange": "\ud800"},
         {"exchange": "e", "routing_key": "\ud800"},
+        {"exchange": "e", "routing_key": "." * 256},
+        {"exchange": "e", "routing_key": "a\nb"},
         {"routing_key": ""},
         {"routing_key": "\ud800"},
         {"routing_key": "x" * 300},
@@ -1015,3 +1017,21 @@ def test_what_a_full_disk_keeps_a_channel_from_handing_back_is_handed_back_later
     held.ack()
     others.release()
     assert rows_of(store, "SELECT queue, state FROM message") == [("held", "done")]
+
+
+def test_of_two_connections_that_declare_an_exclusive_queue_at_once_one_has_it(
+    connection: kombu.Connection, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Store(path)
+    owner_id = other.consumers.worker_id
+    declare = store.topology.declare_queue
+
+    def come_second(name: str, **options: Any) -> bool:
+        other.topology.declare_queue(name, exclusive=True, owner_id=owner_id)
+        return declare(name, **options)
+
+    channel = connection.default_channel
+    monkeypatch.setattr(store.topology, "declare_queue", come_second)
+    with pytest.raises(ChannelError, match="RESOURCE_LOCKED"):
+        channel.queue_declare("q", exclusive=True)
+    other.close()

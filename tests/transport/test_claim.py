@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,18 +25,6 @@ from tests.transport.rows import (
     state_of,
     vanish,
 )
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

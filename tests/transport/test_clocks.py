@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -18,18 +17,6 @@ from tests.transport.rows import claim_one, ended, publish, row, state_of, vanis
 HOUR_S = 3600.0
 TEN_YEARS_S = 10 * 365.25 * 24 * HOUR_S
 JUMPS = pytest.mark.parametrize("jump_s", [-TEN_YEARS_S, -HOUR_S, HOUR_S, TEN_YEARS_S])
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
 
 
 @JUMPS

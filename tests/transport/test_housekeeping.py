@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from sqlqueue_transport import Store
@@ -15,18 +12,6 @@ from sqlqueue_transport.reading import JobFilter
 from tests.support import FakeClock
 
 DAY_S = 86_400
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    made = Store(tmp_path / "queue.db", clock=clock)
-    yield made
-    made.close()
 
 
 def finish(store: Store, count: int) -> None:

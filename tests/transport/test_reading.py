@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,18 +12,6 @@ from sqlqueue_transport.reading import JobFilter, QueueRow
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock
 from tests.transport.rows import FAULT, claim_one, ended, publish, put, rows_of
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,18 +19,6 @@ from tests.support import FakeClock
 from tests.transport.rows import attempts_of, claim_one, new, publish, row, rows_of, state_of
 
 REJECTED = Outcome.dead(Fault("Rejected", "no"), cause="rejected")
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
 
 
 def declare(store: Store, name: str, **arguments: Any) -> None:

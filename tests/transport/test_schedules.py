@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from sqlqueue_transport.messages import TickOf
 from sqlqueue_transport.schedules import ScheduleRow
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock, finish, run_python
 from tests.transport.rows import new, rows_of
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
 
 
 def test_a_tick_is_enqueued_once(store: Store, clock: FakeClock) -> None:

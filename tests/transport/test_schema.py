@@ -16,17 +16,9 @@ from sqlqueue_transport import database
 from sqlqueue_transport.lifecycle import FINISHED, State
 from sqlqueue_transport.messages import NewMessage, Outcome
 from sqlqueue_transport.store import Store
-from tests.support import FakeClock
 from tests.transport.rows import claim_one, ended, publish, put, rows_of
 
 SCHEMA = resources.files("sqlqueue_transport").joinpath("schema.sql").read_text("utf-8")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=FakeClock())
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

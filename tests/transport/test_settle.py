@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,6 @@ from tests.transport.rows import (
 )
 
 OUTCOMES = pytest.mark.parametrize("outcome", SETTLING.values(), ids=SETTLING)
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=clock)
-    yield opened
-    opened.close()
 
 
 def _everything(store: Store) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,6 @@ from sqlqueue_transport.store import Store
 from sqlqueue_transport.topology import valid_name
 from tests.support import FakeClock
 from tests.transport.rows import bind, claim_one, ended, new, publish, put, rows_of, state_of
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "queue.db", clock=FakeClock())
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -331,3 +325,25 @@ def test_a_name_that_cannot_be_one_is_refused_with_the_reason(
             bind(store, "q", "e", name)  # type: ignore[arg-type]
     assert rows_of(store, "SELECT * FROM queue") == []
     assert rows_of(store, "SELECT * FROM binding") == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("x-max-length", "many"),
+        ("x-max-length", -1),
+        ("x-max-length", 2**70),
+        ("x-message-ttl", math.nan),
+        ("x-message-ttl", math.inf),
+        ("x-message-ttl", True),
+        ("x-expires", 0),
+        ("x-max-priority", [9]),
+        ("x-dead-letter-exchange", 7),
+        ("x-dead-letter-routing-key", "x" * 256),
+        ("x-dead-letter-routing-key", "a\nb"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused(store: Store, argument: str, value: object) -> None:
+    with pytest.raises(InvalidMessage):
+        store.topology.declare_queue("a", arguments={argument: value})
+    assert not store.topology.has_queue("a")

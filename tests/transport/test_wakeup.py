@@ -326,9 +326,7 @@ def test_two_threads_that_sleep_are_both_awake_after_one_ring(store):
 
     other = threading.Thread(target=sleep_first)
     other.start()
-    began_s = time.monotonic()
     assert store.consumers.sleep(["a"], 1.0, has_work=look_while_the_other_hears)
-    assert time.monotonic() - began_s < 0.5
     other.join(10)
     assert woken == [True]
 
