@@ -16,6 +16,8 @@ from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Reject, SoftTimeLimitExceeded
+from kombu import Exchange, Queue
+from kombu.common import Broadcast
 
 app = Celery("traces")
 app.conf.update(
@@ -23,7 +25,15 @@ app.conf.update(
     task_default_queue="celery",
     worker_cancel_long_running_tasks_on_connection_loss=False,
 )
-app.conf.update(json.loads(os.environ.get("CELERY_SETTINGS", "{}")))
+settings = json.loads(os.environ.get("CELERY_SETTINGS", "{}"))
+if settings.pop("with_exchanges", False):
+    app.conf.task_queues = [
+        Queue("celery"),
+        Broadcast("everyone"),
+        Queue("reports", Exchange("papers", "topic"), routing_key="report.#"),
+        Queue("daily", Exchange("papers", "topic"), routing_key="*.daily"),
+    ]
+app.conf.update(settings)
 
 
 # Not shared: a test process makes this application anew for each test, and Celery gives the shared

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import urllib.error
 import urllib.request
 
 import pytest
 
-from tests.celery.conftest import Arena, Program
+from tests.celery.conftest import Arena, Program, ours_only
 from tests.support import wait_until
 
 pytestmark = pytest.mark.slow
@@ -72,10 +73,16 @@ def test_flower_shows_the_worker_and_its_tasks(arena: Arena) -> None:
     wait_until(succeeded, deadline_s=30, what="five successes", every_s=0.2)
     wait_until(flower.knows_add, deadline_s=30, what="what the worker can do", every_s=0.2)
     assert "worker@arena" in flower.page("/worker/worker@arena")
-    # Not /broker: Flower (2.2) asks RabbitMQ and Redis for that page, and knows no other broker.
     for path in ("/", "/tasks", f"/task/{jobs[0]}", "/metrics"):
         flower.page(path)
     assert json.loads(flower.page(f"/api/task/result/{jobs[0]}"))["result"] == 1
+
+
+@ours_only
+def test_flower_says_that_its_broker_page_knows_no_such_broker(arena: Arena) -> None:
+    flower = Flower(arena)
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        flower.page("/broker")
 
 
 def test_flower_publishes_and_controls(arena: Arena) -> None:

@@ -119,3 +119,30 @@ def test_every_job_is_done_although_workers_are_killed_again_and_again(arena: Ar
     print(f"{len(ended_ids) - len(jobs)} of {len(jobs)} jobs ended twice")
     # Two a kill were running; the settlement of one that had just ended may not have been made.
     assert len(ended_ids) - len(jobs) <= 4 * 4
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_stopped_worker_loses_its_job_to_another_and_gets_over_it(
+    arena: Arena, pool: str
+) -> None:
+    arena.settings["broker_transport_options"] = {"visibility_timeout": 2}
+    first = arena.worker("first", pool=pool, concurrency=1)
+    job = arena.tasks.hold_late.delay("go").id
+    arena.wait_trace(id=job)
+    arena.worker("second", pool=pool, concurrency=1)
+
+    os.killpg(first.pid, signal.SIGSTOP)
+    stopped_s = time.monotonic()
+    took_s = first_by(arena, "second@arena", id=job) - stopped_s
+    print(f"{pool}: another worker ran it {took_s:.1f} s after the stop, with a lease of 2 s")
+    arena.let_go("go")
+    arena.wait_state(job, State.DONE)
+
+    os.killpg(first.pid, signal.SIGCONT)
+    arena.wait_trace(2, id=job, event="end")
+    first.wait_text("lease")
+    for _ in range(20):
+        arena.tasks.work_late.delay(0.1)
+    arena.wait_trace(worker="first@arena", task="work_late")
+    arena.wait_settled()
+    assert [row.delivery for row in arena.rows(job)] == [2]
