@@ -121,6 +121,14 @@ MEASURES = {
     "idle, % of a core": "{:.2f}",
 }
 PEERS = ("sqlqueue", "unsynced", "redis", "redis, synced", "memory")
+# As shipped; with the same promise on both sides, twice; and what Celery leaves to a broker.
+RATIOS = (
+    ("sqlqueue", "redis"),
+    ("sqlqueue", "redis, synced"),
+    ("unsynced", "redis"),
+    ("sqlqueue", "memory"),
+    ("unsynced", "memory"),
+)
 RESULT = Path(__file__).parent / "results" / "celery_peers.txt"
 
 
@@ -320,24 +328,24 @@ def _heading(rounds: int, jobs: int, samples: int, idle_seconds: float) -> str:
 
 
 def _table(found: dict[str, list[dict[str, float]]]) -> Iterator[str]:
-    """Give each measure a line; a ratio is the median over the rounds, with its extremes."""
-    peers = list(found)
-    others = [peer for peer in peers if peer in {"redis", "memory"} and "sqlqueue" in peers]
-    yield (
-        f"{'':<27}"
-        + "".join(f"{peer:>15}" for peer in peers)
-        + "".join(f"{f'sqlqueue / {peer}':>26}" for peer in others)
-    )
+    """Give each measure a line of medians, and one of ratios with their extremes."""
+    yield f"{'':<27}" + "".join(f"{peer:>15}" for peer in found)
     for name, pattern in MEASURES.items():
         line = f"{name:<27}"
-        for peer in peers:
-            values = [figures[name] for figures in found[peer] if name in figures]
+        for rounds in found.values():
+            values = [figures[name] for figures in rounds if name in figures]
             line += f"{pattern.format(statistics.median(values)) if values else '–':>15}"
-        for other in others:
+        yield line
+    pairs = [pair for pair in RATIOS if found.keys() >= set(pair)]
+    yield ""
+    yield f"{'':<27}" + "".join(f"{' / '.join(pair):>26}" for pair in pairs)
+    for name in MEASURES:
+        line = f"{name.rpartition(',')[0]:<27}"
+        for ours, theirs in pairs:
             ratios = [
-                ours[name] / theirs[name]
-                for ours, theirs in zip(found["sqlqueue"], found[other], strict=True)
-                if name in theirs
+                one[name] / other[name]
+                for one, other in zip(found[ours], found[theirs], strict=True)
+                if name in one and name in other
             ]
             told = "–"
             if ratios:
