@@ -102,6 +102,11 @@ class WorkerRow:
     heartbeat_age_s: float | None
     running: tuple[int, ...]
 
+    @property
+    def is_serving(self) -> bool:
+        """Say whether it is a worker of ours, or a consuming program such as Celery's worker."""
+        return self.kind == "worker" or (self.kind == "client" and bool(self.queues))
+
 
 class Running(Protocol):
     """Be what publishers, workers and beats need of a broker. One object belongs to one thread.

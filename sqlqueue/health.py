@@ -331,7 +331,7 @@ def _check_queues(inspection: Inspection) -> Check:
         unserved,
         good="every queue with pending jobs is served",
         bad="with pending jobs, but served by no worker",
-        hint="start a worker for them: sqlqueue worker -A … -Q QUEUE",
+        hint="start a worker for them: sqlqueue worker -A … -Q QUEUE, or celery -A … worker -Q QUEUE",
     )
 
 

@@ -343,8 +343,12 @@ class Inspection:
         ]
 
     def workers(self) -> list[Worker]:
-        """List the living processes, each worker before its children, with what they run."""
-        rows = self.backend.workers()
+        """List the living processes, each worker before its children, with what they run.
+
+        Other programs are among them as long as they consume from the file.
+        """
+        # A program that only published, or waited for a result, is none.
+        rows = [row for row in self.backend.workers() if row.kind != "client" or row.queues]
         wanted = sorted({message_id for row in rows for message_id in row.running})
         jobs: dict[int, JobRow] = {}
         for start in range(0, len(wanted), MOST_ON_A_PAGE // 2):

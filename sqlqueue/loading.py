@@ -45,9 +45,11 @@ def load_app(path: str) -> SqlQueue:
             )
         found = inner
     if not isinstance(found, SqlQueue):
+        kind = type(found).__name__
+        way_out = "; for Celery's jobs name the file instead: --db FILE" if kind == "Celery" else ""
         raise _refused(
             path,
-            f"it is a {type(found).__name__}, not a SqlQueue",
+            f"it is a {kind}, not a SqlQueue{way_out}",
             _other_names(found if isinstance(found, ModuleType) else module, ""),
         )
     return found

@@ -12,7 +12,8 @@ Features
 * Supports binding exchanges to exchanges: no
 * Supports priorities: yes, 0 to 9, higher first; `x-max-priority` cuts
 * Supports `eta` held by the broker: yes (`hold_eta`)
-* Supports `expires`, `expiration` and `x-message-ttl`: yes, with or without a consumer
+* Supports `expiration` and `x-message-ttl`: yes, with or without a consumer
+* Supports the `expires` header of jobs: yes, except for plain consumers, which end it themselves
 * Supports `x-expires`, auto-delete and exclusive queues: yes, gone within two seconds
 * Supports `x-max-length`: yes, drops the oldest; `x-overflow: reject-publish` refuses instead
 * Supports `x-max-length-bytes`: no, stored and not acted on

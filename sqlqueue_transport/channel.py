@@ -312,7 +312,9 @@ class Channel(virtual.Channel):
     ) -> list[Delivered]:
         lease_s = self.options.visibility_timeout
         try:
-            claim = self.store.claim([queue], limit, lease_s=lease_s, no_ack=no_ack)
+            claim = self.store.claim(
+                [queue], limit, lease_s=lease_s, no_ack=no_ack, hands_over_expired=True
+            )
         except WorkerSwept as error:
             # Whoever took us for dead gave back what we held, counts our consumers no more, and
             # has let queues go that lived for us. All of that has to be made anew.

@@ -2,11 +2,12 @@
 
 Names are Celery's where Celery has the thing, and numbers are seconds. Unknown keys are ignored,
 because Kombu writes keys of its own into the same dictionary (`Producer.publish(retry=True)`
-leaves its retry policy there).
+leaves its retry policy there), unless they look like a misspelling.
 """
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DURABILITIES = ("publish", "full", "process")
+_NEARLY = 0.85  # how alike a misspelt key is; Redis' own options are less so
 SHORTEST_S, LONGEST_S = 0.001, 1e9  # a millisecond is what the file counts in; thirty years
 
 
@@ -71,9 +73,15 @@ class Options:
     def read(cls, given: Mapping[str, Any]) -> Options:
         """Take what we know from Kombu's `transport_options` or a URL's query (text values).
 
-        Raises InvalidMessage when a value cannot be understood.
+        Raises InvalidMessage when a value cannot be understood, and for a key that is nearly one of
+        ours: a misspelt `durability` must not go unnoticed.
         """
         chosen: dict[str, Any] = {}
+        names = [one.name for one in fields(cls)]
+        for key in given:
+            for meant in difflib.get_close_matches(str(key), names, 1, _NEARLY):
+                if key not in names:
+                    _refuse(key, given[key], f"there is none of that name; {meant} is meant?")
         for one in fields(cls):
             if given.get(one.name) is None:
                 continue

@@ -24,6 +24,7 @@ UNIQUE_PROPERTY = "sqlqueue_job_id"
 MAX_ATTEMPTS_PROPERTY = "sqlqueue_max_attempts"
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0, 9
 _TRANSIENT = (1, "1", "transient")  # AMQP's delivery mode; Kombu's default is 2, persistent
+_SAME_MOMENT_MS = 1000  # one is counted from when Celery began to publish, the other from now
 _LARGEST_INTEGER = 2**63 - 1
 _EPOCH, _MILLISECOND = datetime.fromtimestamp(0, tz=timezone.utc), timedelta(milliseconds=1)
 # What Kombu's virtual base adds for itself; delivery info and tag are made anew at delivery.
@@ -62,7 +63,7 @@ def new_message(
         job_id=job_id if isinstance(job_id, str) else None,
         task=task if isinstance(task, str) else None,
         unique_key=_unique_key(properties.get(UNIQUE_PROPERTY)),
-        due_at_ms=_time_ms(headers.get("eta")) if hold_eta else None,
+        due_at_ms=time_ms(headers.get("eta")) if hold_eta else None,
         expires_at_ms=_expires_ms(headers.get("expires"), properties.get("expiration"), now_ms),
         max_attempts=_max_attempts(properties.get(MAX_ATTEMPTS_PROPERTY)),
         transient=properties.get("delivery_mode") in _TRANSIENT,
@@ -170,18 +171,26 @@ def _max_attempts(given: object) -> int | None:
 
 
 def _expires_ms(expires: object, expiration: object, now_ms: int) -> int | None:
-    """Return the earlier of Celery's `expires` header and AMQP's `expiration` (ms, as text)."""
-    times = [_time_ms(expires)]
-    if expiration is not None:
-        try:
-            times.append(min(now_ms + int(str(expiration)), _LARGEST_INTEGER))
-        except ValueError:
-            message = f"expiration {expiration!r} is not a number of milliseconds"
-            raise InvalidMessage(message) from None
-    return min((time for time in times if time is not None), default=None)
+    """Return the earlier of Celery's `expires` header and AMQP's `expiration` (ms, as text).
+
+    Celery writes the same moment into both; then it is the header's, so that one can tell later
+    whose business it is (`Store.claim`).
+    """
+    header_ms = time_ms(expires)
+    if expiration is None:
+        return header_ms
+    try:
+        expiration_ms = min(now_ms + int(str(expiration)), _LARGEST_INTEGER)
+    except ValueError:
+        message = f"expiration {expiration!r} is not a number of milliseconds"
+        raise InvalidMessage(message) from None
+    if header_ms is None:
+        return expiration_ms
+    is_the_same = abs(header_ms - expiration_ms) < _SAME_MOMENT_MS
+    return header_ms if is_the_same else min(header_ms, expiration_ms)
 
 
-def _time_ms(given: object) -> int | None:
+def time_ms(given: object) -> int | None:
     """Read a time of Celery's headers: ISO 8601 text, a datetime, or None.
 
     Rounded up, so that nobody gets a message before its time and has to hold it for the rest of

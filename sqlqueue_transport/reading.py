@@ -66,6 +66,17 @@ SELECT id FROM message WHERE job_id = :job_id AND job_id IS NOT NULL ORDER BY id
 _CELERY_RESULT = """
 SELECT status, value FROM result WHERE key = 'celery-task-meta-' || :job_id
 """
+# What a filter's texts mean, by their names.
+_BY_TEXT = {
+    "queue": "m.queue = :queue",
+    "task": "m.task = :task",
+    "worker": "(w.name = :worker OR substr(w.name, 1, length(:worker) + 1) = :worker || '/')",
+    "error": "instr(m.error_type || ': ' || m.error_message, :error) > 0",
+    "celery_state": """EXISTS (
+      SELECT 1 FROM result AS r
+      WHERE r.key = 'celery-task-meta-' || m.job_id AND r.status = :celery_state
+    )""",
+}
 # One branch for each partial index: a state IN (…) of them all would walk over the history.
 _QUEUES = """
 SELECT queue, sum(pending), sum(later), sum(processing), min(since_ms)
@@ -114,7 +125,8 @@ _INVARIANTS = {
 class JobFilter:
     """Say which messages are meant; None or empty means any. Times are UTC milliseconds.
 
-    `error` is a piece of the newest error's "Type: message".
+    `error` is a piece of the newest error's "Type: message", `celery_state` what Celery's result
+    backend says of the job, FAILURE for example.
     """
 
     states: tuple[State, ...] = ()
@@ -126,6 +138,7 @@ class JobFilter:
     job_ids: tuple[str, ...] = ()
     message_ids: tuple[int, ...] = ()
     stalled: bool = False
+    celery_state: str | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -379,32 +392,20 @@ def _where(chosen: JobFilter, lease_now_ms: int) -> tuple[str, dict[str, object]
     """Put constant clauses together; every value is bound."""
     clauses = ["(m.task IS NOT NULL OR m.state = 'permanently_failed')"]
     values: dict[str, object] = {}
+    for name, clause in _BY_TEXT.items():
+        wanted = getattr(chosen, name)
+        if wanted is not None:
+            clauses.append(clause)
+            values[name] = storable(wanted)
     if chosen.states:
         names = _bind_each(values, "state", [state.value for state in chosen.states])
         clauses.append("m.state IN (" + names + ")")
-    if chosen.queue is not None:
-        clauses.append("m.queue = :queue")
-        values["queue"] = storable(chosen.queue)
-    if chosen.task is not None:
-        clauses.append("m.task = :task")
-        values["task"] = storable(chosen.task)
-    if chosen.worker is not None:
-        clauses.append(
-            "(w.name = :worker OR substr(w.name, 1, length(:worker) + 1) = :worker || '/')"
-        )
-        values["worker"] = storable(chosen.worker)
-    if chosen.error is not None:
-        clauses.append("instr(m.error_type || ': ' || m.error_message, :error) > 0")
-        values["error"] = storable(chosen.error)
     if chosen.since_ms is not None:
         clauses.append("coalesce(m.finished_at_ms, m.started_at_ms, m.enqueued_at_ms) >= :since_ms")
         values["since_ms"] = chosen.since_ms
     if chosen.job_ids:
-        clauses.append(
-            "m.job_id IN ("
-            + _bind_each(values, "job", [storable(one) for one in chosen.job_ids])
-            + ")"
-        )
+        job_ids = [storable(one) for one in chosen.job_ids]
+        clauses.append("m.job_id IN (" + _bind_each(values, "job", job_ids) + ")")
     if chosen.message_ids:
         known = [one for one in chosen.message_ids if one <= LARGEST_ID]
         clauses.append("m.id IN (" + _bind_each(values, "message", known) + ")")

@@ -125,13 +125,16 @@ DELETE_PENDING = "DELETE FROM message WHERE id = :id AND state = 'pending' AND t
 ANY_EXPIRED = """
 SELECT 1 FROM message
 WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
+  AND (task IS NULL OR instr(headers, '"expires":"') = 0)
 LIMIT 1
 """
 
-# Also in queues nobody claims from. Bounded, so that a flood never holds the writer for long.
+# Also in queues nobody claims from, but not jobs with an `expires` header of their own: who runs them
+# is to know of it (see `Store.claim`). Bounded, so that a flood never holds the writer for long.
 EXPIRED = """
 SELECT id FROM message
 WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
+  AND (task IS NULL OR instr(headers, '"expires":"') = 0)
 ORDER BY expires_at_ms
 LIMIT :chunk
 """

@@ -15,6 +15,8 @@ that an idle consumer writes nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import sqlite3
 import threading
 from collections import deque
@@ -41,6 +43,7 @@ from sqlqueue_transport.messages import (
     TickOf,
     storable,
 )
+from sqlqueue_transport.publishing import time_ms
 from sqlqueue_transport.reading import Reading
 from sqlqueue_transport.results import Results
 from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
@@ -217,12 +220,16 @@ class Store:
         settlements: Sequence[Settlement] = (),
         durable: bool = False,
         no_ack: bool = False,
+        hands_over_expired: bool = False,
     ) -> Claim:
         """Settle what waits, then take up to `limit` ready messages under a lease.
 
         Queues are asked in the order given, higher priorities first, then first in, first out.
         This process is registered as a plain client if it is not yet. With `no_ack` the messages
-        are done at once. Raises WorkerSwept when this process was taken for dead; the settlements
+        are done at once. With `hands_over_expired` a job whose `expires` header has passed is
+        delivered like any other: Celery's workers end it themselves, with a result and for the
+        chord it belongs to; what a queue or a publisher limits by AMQP's own means is ended here
+        all the same. Raises WorkerSwept when this process was taken for dead; the settlements
         are then still applied or refused one by one by a later `settle`. If the process dies
         midway, nothing happened, or all of it; then its claims come back with its presence. With
         no queues or a limit of 0 it is the same as `settle`, also for who was taken for dead.
@@ -231,13 +238,16 @@ class Store:
             return Claim(refused=self.settle(settlements, durable=durable))
         if not settlements and not self.has_work(queues):
             return Claim()
+        take = functools.partial(_take, hands_over_expired=hands_over_expired)
         claim = self._claim_once(
-            queues, limit, lease_s, settlements, durable=durable, no_ack=no_ack
+            queues, limit, lease_s, settlements, take=take, durable=durable, no_ack=no_ack
         )
         while claim.more and not (claim.deliveries or settlements):
             # So many expired messages lay in front that one transaction did not get through. Not
             # with settlements: they are committed, and an error now would hide it.
-            claim = self._claim_once(queues, limit, lease_s, (), durable=False, no_ack=no_ack)
+            claim = self._claim_once(
+                queues, limit, lease_s, (), take=take, durable=False, no_ack=no_ack
+            )
         if claim.more:
             # A publisher wakes one sleeper per message it sees; several may have met the same
             # sleeper. Whoever finds more than he takes passes the word on.
@@ -251,6 +261,7 @@ class Store:
         lease_s: float,
         settlements: Sequence[Settlement],
         *,
+        take: Callable[..., tuple[list[Delivery], bool]],
         durable: bool,
         no_ack: bool,
     ) -> Claim:
@@ -275,7 +286,7 @@ class Store:
             deliveries: list[Delivery] = []
             more = False
             for queue in queues:
-                taken, left = _take(connection, queue, limit - len(deliveries), lease, landed)
+                taken, left = take(connection, queue, limit - len(deliveries), lease, landed)
                 deliveries += taken
                 more = more or left
             if no_ack:
@@ -397,15 +408,24 @@ def _take(
     limit: int,
     lease: dict[str, Any],
     landed: Landed,
+    *,
+    hands_over_expired: bool,
 ) -> tuple[list[Delivery], bool]:
-    """Claim up to `limit` of one queue; say whether more was ready. Expired ones end here."""
+    """Claim up to `limit` of one queue; say whether more was ready. Expired ones end here.
+
+    With `hands_over_expired` those do not that expired by their own header.
+    """
     taken: list[Delivery] = []
     expired = 0
     while len(taken) < limit and expired < EXPIRED_AT_ONCE:
         wanted = limit - len(taken)
         rows = connection.execute(sql.READY, {"queue": queue, "limit": wanted}).fetchall()
         for *fields, expires_at_ms in rows:
-            if expires_at_ms is not None and expires_at_ms <= lease["now_ms"]:
+            if (
+                expires_at_ms is not None
+                and expires_at_ms <= lease["now_ms"]
+                and not (hands_over_expired and _expired_by_header(fields, expires_at_ms))
+            ):
                 routing.discard(connection, fields[0], Unwanted.EXPIRED, lease["now_ms"], landed)
                 expired += 1
                 continue
@@ -415,6 +435,21 @@ def _take(
         if len(rows) < wanted:
             return taken, False
     return taken, bool(connection.execute(sql.ANY_READY, {"queue": queue}).fetchone())
+
+
+def _expired_by_header(fields: Sequence[Any], expires_at_ms: int) -> bool:
+    """Say whether it is a job's own `expires` header that has passed, and not AMQP's `expiration`.
+
+    The sooner of the two is the row's, so they need only be compared.
+    """
+    task, headers = fields[4], fields[8]
+    if task is None:
+        return False
+    try:
+        expires = json.loads(headers).get("expires")
+    except (ValueError, RecursionError, AttributeError):
+        return False
+    return time_ms(expires) == expires_at_ms
 
 
 def _settle_all(

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import sqlite3
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -221,9 +222,16 @@ class Transport(virtual.Transport):
         return [split_tag(tag) for channel in list(self.channels) for tag in channel.held_tags()]
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: FBT001, FBT002
-        """Return the URL as it is: a path holds no secret."""
+        """Return the URL, with the whole path: it holds no secret, and a relative one means little.
+
+        What two programs of different directories call by the same relative path are two files.
+        """
         # None after a failover: Kombu has then taken the URL to pieces.
-        return uri or f"{_SCHEME}/{quote(self.client.virtual_host or '')}"
+        given = uri or f"{_SCHEME}/{quote(self.client.virtual_host or '')}"
+        path = given.removeprefix(f"{_SCHEME}/")
+        if path == given or not path or path.startswith(("/", "?")):
+            return given
+        return f"{_SCHEME}/{quote(str(Path.cwd()))}/{path}"
 
 
 def path_and_query(client: Any) -> tuple[str, dict[str, str]]:

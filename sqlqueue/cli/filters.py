@@ -67,6 +67,11 @@ _OPTIONS: Final = (
     click.option(
         "--since", help="Jobs that ended (or started, or came) since: 1h ago, or an ISO time."
     ),
+    click.option(
+        "--celery-state",
+        metavar="STATE",
+        help="Jobs of which Celery's results say this: FAILURE, SUCCESS, RETRY, …",
+    ),
     click.option("--worker", help="Jobs that this worker (or a child of it) had last."),
 )
 
@@ -79,6 +84,7 @@ def job_filter(
     error: str | None = None,
     since: str | None = None,
     worker: str | None = None,
+    celery_state: str | None = None,
 ) -> JobFilter:
     """Return what the options mean. Raises a usage error for a time that is none."""
     from sqlqueue.inspection import JobFilter, State
@@ -95,6 +101,7 @@ def job_filter(
         error=error,
         since_ms=None if since is None else moment_ms(since, name="--since", past=True),
         stalled=stalled,
+        celery_state=None if celery_state is None else celery_state.upper(),
     )
 
 

@@ -192,7 +192,8 @@ def ping(invocation: Invocation) -> None:
         output.items(found)
     if not found:
         raise CommandFailed(
-            "no worker is alive. Start one: sqlqueue worker -A MODULE:ATTR", ExitCode.FAILED
+            "no worker is alive. Start one: sqlqueue worker -A MODULE:ATTR, or Celery's own",
+            ExitCode.FAILED,
         )
 
 
@@ -201,5 +202,5 @@ def _pinged(inspection: Inspection) -> list[dict[str, Any]]:
     return [
         {"name": row.name, "pid": row.pid, "heartbeat_age_s": row.heartbeat_age_s or 0.0}
         for row in inspection.backend.workers()
-        if row.kind == "worker" and row.is_known_alive and (row.heartbeat_age_s or 0.0) <= limit_s
+        if row.is_serving and row.is_known_alive and (row.heartbeat_age_s or 0.0) <= limit_s
     ]

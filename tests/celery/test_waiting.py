@@ -6,6 +6,8 @@ import time
 from datetime import datetime, timezone
 
 import pytest
+from celery import chord
+from celery.exceptions import TaskRevokedError
 
 from sqlqueue_transport.lifecycle import State
 from tests.celery.conftest import Arena, ours_only
@@ -80,6 +82,10 @@ def test_neither_a_long_task_nor_what_waits_behind_it_is_delivered_twice(arena: 
 
 def test_an_expired_job_never_runs(arena: Arena) -> None:
     expired = arena.tasks.stamp.apply_async(expires=0.2)
+    # Also one that waits for its time in the broker, and a chord with it in its header.
+    later = arena.tasks.stamp.apply_async(countdown=1, expires=0.2)
+    header = [arena.tasks.add.s(1, 1), arena.tasks.add.s(2, 2).set(countdown=1, expires=0.2)]
+    around = chord(header, arena.tasks.total.s()).delay()
     fresh = arena.tasks.stamp.apply_async(expires=600)
     gone_s = time.monotonic() + 0.3
     wait_until(lambda: time.monotonic() > gone_s, what="the job to expire")
@@ -87,6 +93,10 @@ def test_an_expired_job_never_runs(arena: Arena) -> None:
 
     arena.wait_trace(id=fresh.id)
     assert not arena.trace(id=expired.id)
+    for one in (expired, later, around):
+        with pytest.raises(TaskRevokedError, match="expired"):
+            one.get(timeout=30)
+    arena.wait_settled()
 
 
 @ours_only

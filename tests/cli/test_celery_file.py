@@ -104,6 +104,21 @@ def test_a_failed_task_that_was_acknowledged_shows_its_failure_and_its_traceback
     assert "Celery's traceback" not in cli("inspect", "job", task_id, "--traceback", "none").out
 
 
+def test_failed_tasks_are_listed_and_run_again(cli, celery):
+    failed, fine = send(celery, 1), send(celery, 2)
+    fail(celery, failed, ValueError("broken"))
+    celery.backend.mark_as_done(fine, 2)
+    for _ in range(2):
+        acknowledge(celery)
+    found = cli("inspect", "jobs", "--celery-state", "failure", "--json").json["items"]
+    assert [one["id"] for one in found] == [failed]
+    again = ("--state", "done", "--celery-state", "FAILURE", "--yes")
+    assert cli("requeue", *again).code == 0
+    states = {one["id"]: one["state"] for one in cli("inspect", "jobs", "--json").json["items"]}
+    assert states == {failed: "pending", fine: "done"}
+    assert cli("requeue", *again).code == 3
+
+
 def test_what_celery_keeps_is_hostile_text(cli, celery):
     task_id = send(celery, 1)
     fail(celery, task_id, ValueError(HOSTILE))

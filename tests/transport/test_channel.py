@@ -1035,3 +1035,39 @@ def test_of_two_connections_that_declare_an_exclusive_queue_at_once_one_has_it(
     with pytest.raises(ChannelError, match="RESOURCE_LOCKED"):
         channel.queue_declare("q", exclusive=True)
     other.close()
+
+
+def test_a_job_that_expired_by_its_own_header_is_handed_to_a_plain_consumer(
+    connection: kombu.Connection, store: Store
+) -> None:
+    """Celery's worker ends it itself: with a result, a signal, and for the chord around it."""
+    publish(connection, "q", headers={"task": "t", "expires": _iso(-1)})
+    store.consumers.sweep()
+    assert _states(store) == ["pending"]
+    get(connection, "q").ack()
+    assert _states(store) == ["done"]
+
+
+def test_what_amqp_itself_lets_expire_is_handed_to_nobody(
+    connection: kombu.Connection, store: Store
+) -> None:
+    publish(connection, "q", headers={"task": "t", "expires": _iso(60)}, expiration=-1)
+    publish(connection, "q", headers={"expires": _iso(-1)})  # no job, so nobody's business
+    assert connection.default_channel.basic_get("q") is None
+    assert _states(store) == ["expired"]
+
+
+def test_a_worker_of_the_framework_is_not_handed_what_has_expired(
+    connection: kombu.Connection, store: Store
+) -> None:
+    publish(connection, "q", headers={"task": "t", "expires": _iso(-1)})
+    assert connection.default_channel.claim(["q"]) == ([], [])
+    assert _states(store) == ["expired"]
+
+
+def test_celery_writes_its_expiry_twice_and_it_stays_the_headers(
+    connection: kombu.Connection, store: Store
+) -> None:
+    publish(connection, "q", headers={"task": "t", "expires": _iso(-1)}, expiration=-1.001)
+    get(connection, "q").ack()
+    assert _states(store) == ["done"]

@@ -53,8 +53,28 @@ def test_unknown_keys_and_none_are_ignored() -> None:
         "errback": print,
         "polling_interval": 1,
         "visibility_timeout": None,
+        # What an application that comes from Redis may still carry.
+        **dict.fromkeys(
+            ("fanout_prefix", "fanout_patterns", "priority_steps", "sep", "queue_order_strategy"), 1
+        ),
+        **dict.fromkeys(("socket_timeout", "socket_keepalive", "max_connections"), 1),
+        **dict.fromkeys(("global_keyprefix", "retry_on_timeout", "health_check_interval"), 1),
     }
     assert Options.read(given) == Options()
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("visibilty_timeout", "visibility_timeout"),
+        ("durabillity", "durability"),
+        ("max_deliverys", "max_deliveries"),
+        ("retention_dones", "retention_done"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_what_is_meant(misspelt: str, meant: str) -> None:
+    with pytest.raises(InvalidMessage, match=f"{misspelt}=1 is not usable.*{meant}"):
+        Options.read({misspelt: 1})
 
 
 @pytest.mark.parametrize(
