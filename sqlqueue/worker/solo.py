@@ -7,6 +7,7 @@ enforced here. Leases are extended, and the dead swept after, by a thread of thi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 from typing import TYPE_CHECKING, Final
@@ -90,10 +91,13 @@ def run_solo(
 
 @contextlib.contextmanager
 def _stopping_by_signal(consumer: Consumer) -> Iterator[None]:
+    # Counted by one call of C code: a second signal may come while the first is being handled.
+    times = itertools.count(1)
+
     def stop(*_: object) -> None:
+        if next(times) > 1:
+            os._exit(_EXIT_STOPPED)
         consumer.stop()
-        for number in _SIGNALS:
-            signal.signal(number, lambda *_: os._exit(_EXIT_STOPPED))
 
     give_forks_default_signals()
     before = {number: signal.signal(number, stop) for number in _SIGNALS}

@@ -20,8 +20,9 @@ from tests.support import kill, read_line, run_python, wait_until
 
 # A worker process: `mode` decides what its one task does.
 WORKER = """
-    import os, sys, threading, time
+    import os, signal, sys, threading, time
     from sqlqueue import SqlQueue, log
+    from sqlqueue.worker.consumer import Consumer
     from sqlqueue.worker.solo import run_solo
 
     log.configure("info", format="json")
@@ -32,9 +33,13 @@ WORKER = """
         print("started", flush=True)
         if sys.argv[1] == "wait":
             sys.stdin.readline()
-        elif sys.argv[1] == "sleep":
+        elif sys.argv[1] != "run":
             time.sleep(60)
         return "finished"
+
+    if sys.argv[1] == "nested":
+        stop = Consumer.stop
+        Consumer.stop = lambda self: (os.kill(os.getpid(), signal.SIGINT), stop(self))
 
     print("ready", flush=True)
     sys.exit(run_solo(app, name=f"w-{os.getpid()}"))
@@ -194,3 +199,12 @@ def test_the_process_id_in_the_list_of_workers_is_its_own(app, worker):
     (row,) = wait_until(lambda: [w for w in app.backend.workers() if w.name.startswith("w-")])
     assert (row.pid, row.slots, row.queues) == (process.pid, 1, ("default",))
     assert row.pid != os.getpid()
+
+
+def test_a_second_signal_that_comes_while_the_first_is_handled_counts(app, worker):
+    """One that was taken for the first again would leave the job running, and the process."""
+    app.send_task("t")
+    process = worker("nested")
+    assert read_line(process) == "started"
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 130
