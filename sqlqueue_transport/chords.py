@@ -266,8 +266,8 @@ class Chords:
         run would be complete and nothing was prepared for that standing: then nothing was changed,
         and one should look again. `publish` None leaves a complete run to its next change. With
         `durable` all of it survives a power cut once this has returned. Raises InvalidMessage when
-        SQLite cannot hold a value, and what `publish` raises; nothing was changed then. If the process dies midway,
-        the change and the body are stored, or neither.
+        SQLite cannot hold a value, and what `publish` raises; nothing was changed then. If the
+        process dies midway, the change and the body are stored, or neither.
         """
 
         def work(connection: sqlite3.Connection) -> int | None:

@@ -57,7 +57,8 @@ class Housekeeping:
         """Delete up to a chunk each of done and of dead messages older than this; return how many.
 
         0 keeps for ever. Does nothing more than once a minute unless the last call filled its
-        chunk, or with `force`, and pauses for a day after a jump of the wall clock. If the process dies midway a chunk is gone or still there.
+        chunk, or with `force`, and pauses for a day after a jump of the wall clock. If the process
+        dies midway a chunk is gone or still there.
         """
         now_ms, lease_now_ms = self._clock.wall_ms(), self._clock.lease_ms()
         pauses = self._jumps.pauses()

@@ -194,8 +194,8 @@ def time_ms(given: object) -> int | None:
     """Read a time of Celery's headers: ISO 8601 text, a datetime, or None.
 
     Rounded up, so that nobody gets a message before its time and has to hold it for the rest of
-    the millisecond. A time without a zone is UTC. What cannot be read is left to the consumer, who reads the same
-    header: the message is then delivered at once.
+    the millisecond. A time without a zone is UTC. What cannot be read is left to the consumer, who
+    reads the same header: the message is then delivered at once.
     """
     if isinstance(given, str):
         try:

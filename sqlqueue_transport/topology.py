@@ -214,8 +214,8 @@ class Topology:
         """Delete a queue with its bindings and waiting messages; return how many were ready.
 
         What a consumer holds is left to it. Nothing happens when a condition is not met, as in
-        Kombu's virtual transports; a consumer that died counts until the next sweep. If the process dies midway the queue is gone, and some of its
-        messages may be left: delete it again.
+        Kombu's virtual transports; a consumer that died counts until the next sweep. If the process
+        dies midway the queue is gone, and some of its messages may be left: delete it again.
         """
 
         def work(connection: sqlite3.Connection) -> bool:
