@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kombu import Queue
 
 from tests.celery.conftest import Arena, ours_only
-from tests.support import finish, run_python
+from tests.support import finish, run_python, wait_until
 
 pytestmark = [pytest.mark.slow, ours_only]
 
@@ -56,6 +57,10 @@ def test_celerys_command_line_works_on_the_url(arena: Arena) -> None:
     arena.app.control.cancel_consumer(
         "celery", reply=True, timeout=10, destination=["worker@arena"]
     )
+    # The worker answers before it has done so.
+    with arena.app.connection_for_read() as connection:
+        queue = Queue("celery")(connection.default_channel)
+        wait_until(lambda: queue.queue_declare(passive=True).consumer_count == 0)
     arena.tasks.stamp.delay()
     assert "Purged 1 message" in celery("purge", "--force")
 
