@@ -22,14 +22,14 @@ before anybody has said so.
 from __future__ import annotations
 
 import math
-import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport.database import refused_values
 from sqlqueue_transport.housekeeping import CHUNK
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
 
     from sqlqueue_transport.clock import Clock
@@ -39,16 +39,6 @@ if TYPE_CHECKING:
 # which no member comes. Celery sets one for each group that ends a chain, whose members report to
 # the chord around it (canvas.py, `_apply_tasks`, 5.7).
 UNANNOUNCED_S = 86_400.0
-
-# What SQLite and its Python binding raise for a value that a column cannot hold: beyond SQLite's
-# limit of a billion bytes, or of a type that is none.
-NOT_STORABLE = (
-    sqlite3.DataError,
-    sqlite3.IntegrityError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    OverflowError,
-)
 
 _RUN = """
 SELECT id, begun, size, added, counted, expires_at_ms, body FROM chord WHERE key = :key
@@ -288,12 +278,10 @@ class Chords:
             return None
 
         try:
-            over = self._database.write(work, durable=durable)
+            with refused_values(f"the chord {key} cannot be counted"):
+                over = self._database.write(work, durable=durable)
         except _NotReady:
             return False
-        except NOT_STORABLE as error:
-            message = f"the chord {key} cannot be counted: {error}"
-            raise InvalidMessage(message) from error
         while over is not None and self._clear(over):
             pass
         return True

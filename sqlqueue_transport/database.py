@@ -48,6 +48,7 @@ from sqlqueue_transport.errors import (
     FileReplaced,
     ForeignDatabase,
     InsideTransaction,
+    InvalidMessage,
     SchemaChanged,
     SchemaTooNew,
     SqliteTooOld,
@@ -56,7 +57,7 @@ from sqlqueue_transport.errors import (
 from sqlqueue_transport.writer_lock import WriterLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 Result = TypeVar("Result")
 
@@ -87,6 +88,16 @@ _MISTAKES = (
     sqlite3.ProgrammingError,
     sqlite3.DataError,
     sqlite3.NotSupportedError,
+)
+# What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
+# broken CHECK, a lone surrogate, an integer beyond 64 bits, a value beyond SQLite's limit.
+_NOT_STORABLE = (
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    UnicodeEncodeError,
+    OverflowError,
 )
 _TEXT = functools.partial(str, encoding="utf-8", errors="surrogateescape")
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
@@ -694,6 +705,16 @@ class Database:
         if self._closed:
             message = f"the store of {self.path} is closed"
             raise CannotOpen(message)
+
+
+@contextlib.contextmanager
+def refused_values(what: str) -> Iterator[None]:
+    """Turn SQLite's refusal of a value into InvalidMessage, which begins with `what`."""
+    try:
+        yield
+    except _NOT_STORABLE as error:
+        message = f"{what}: {error}"
+        raise InvalidMessage(message) from error
 
 
 class _NotOpen(Exception):

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlqueue_transport.chords import NOT_STORABLE, Chords, expires_at_ms
+from sqlqueue_transport.chords import Chords, expires_at_ms
 from sqlqueue_transport.clock import JumpWatch
-from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport.database import refused_values
 from sqlqueue_transport.housekeeping import CHUNK
 
 if TYPE_CHECKING:
@@ -131,11 +131,8 @@ class Results:
             }
             return bool(connection.execute(_STORE, values).rowcount)
 
-        try:
+        with refused_values(f"the result {key} cannot be stored"):
             was_taken = self._database.write(work, durable=durable)
-        except NOT_STORABLE as error:
-            message = f"the result {key} cannot be stored: {error}"
-            raise InvalidMessage(message) from error
         if was_taken:
             self._consumers.wake(PSEUDO_QUEUE + key, None, everyone=True)
             self._consumers.wake(PSEUDO_QUEUE, None, everyone=True)

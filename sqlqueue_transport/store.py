@@ -15,9 +15,7 @@ that an idle consumer writes nothing.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import sqlite3
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -27,8 +25,8 @@ from sqlqueue_transport import statements as sql
 from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
-from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database
-from sqlqueue_transport.errors import InvalidMessage, Unavailable, WorkerSwept
+from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, refused_values
+from sqlqueue_transport.errors import Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
 from sqlqueue_transport.lifecycle import Event, State
@@ -52,18 +50,8 @@ from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:
     import os
+    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
-
-# What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
-# broken CHECK, a lone surrogate, an integer beyond 64 bits, a body beyond SQLite's limit.
-_NOT_STORABLE = (
-    sqlite3.IntegrityError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    sqlite3.DataError,
-    UnicodeEncodeError,
-    OverflowError,
-)
 
 _SETTLE_BY_EVENT = {
     Event.COMPLETE: sql.COMPLETE,
@@ -159,7 +147,7 @@ class Store:
         """
         if any(message.queue is not None for message in messages):
             return False
-        with _storable():
+        with refused_values("the message cannot be stored"):
             return not self.database.read(
                 lambda c: any(routing.routes(c, one.exchange, one.routing_key) for one in messages)
             )
@@ -172,7 +160,7 @@ class Store:
         landed: Landed,
     ) -> list[Published]:
         """Store messages in a transaction of the caller, who calls `wake_for` after its commit."""
-        with _storable():
+        with refused_values("the message cannot be stored"):
             return [routing.publish(connection, one, now_ms, landed) for one in messages]
 
     @contextlib.contextmanager
@@ -238,15 +226,26 @@ class Store:
             return Claim(refused=self.settle(settlements, durable=durable))
         if not settlements and not self.has_work(queues):
             return Claim()
-        take = functools.partial(_take, hands_over_expired=hands_over_expired)
         claim = self._claim_once(
-            queues, limit, lease_s, settlements, take=take, durable=durable, no_ack=no_ack
+            queues,
+            limit,
+            lease_s,
+            settlements,
+            durable=durable,
+            no_ack=no_ack,
+            hands_over_expired=hands_over_expired,
         )
         while claim.more and not (claim.deliveries or settlements):
             # So many expired messages lay in front that one transaction did not get through. Not
             # with settlements: they are committed, and an error now would hide it.
             claim = self._claim_once(
-                queues, limit, lease_s, (), take=take, durable=False, no_ack=no_ack
+                queues,
+                limit,
+                lease_s,
+                (),
+                durable=False,
+                no_ack=no_ack,
+                hands_over_expired=hands_over_expired,
             )
         if claim.more:
             # A publisher wakes one sleeper per message it sees; several may have met the same
@@ -261,9 +260,9 @@ class Store:
         lease_s: float,
         settlements: Sequence[Settlement],
         *,
-        take: Callable[..., tuple[list[Delivery], bool]],
         durable: bool,
         no_ack: bool,
+        hands_over_expired: bool,
     ) -> Claim:
         worker_id = self.consumers.worker_id
         landed: Landed = []
@@ -286,7 +285,14 @@ class Store:
             deliveries: list[Delivery] = []
             more = False
             for queue in queues:
-                taken, left = take(connection, queue, limit - len(deliveries), lease, landed)
+                taken, left = _take(
+                    connection,
+                    queue,
+                    limit - len(deliveries),
+                    lease,
+                    landed,
+                    hands_over_expired=hands_over_expired,
+                )
                 deliveries += taken
                 more = more or left
             if no_ack:
@@ -379,16 +385,6 @@ class Store:
         finally:
             self.consumers.detach()
             self.database.close()
-
-
-@contextlib.contextmanager
-def _storable() -> Iterator[None]:
-    """Turn SQLite's refusal of a value into InvalidMessage."""
-    try:
-        yield
-    except _NOT_STORABLE as error:
-        text = f"the message cannot be stored: {error}"
-        raise InvalidMessage(text) from error
 
 
 def _take_tick(connection: sqlite3.Connection, tick: TickOf, jobs: int, now_ms: int) -> bool:

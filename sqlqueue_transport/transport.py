@@ -108,9 +108,7 @@ class Transport(virtual.Transport):
         If the file cannot be written now, raises one of `connection_errors`; what the connection
         held is then handed back as soon as it can, by its process or, without it, by any other.
         """
-        if self._loop_side is not None:
-            self._loop_side.close()
-            self._loop_side = None
+        self.unregister_from_event_loop(connection, None)
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper = None
