@@ -93,9 +93,10 @@ class SqlQueue:
     def resolved(self) -> Resolved:
         """Return the settings with the origin of each. Raises ConfigError."""
         if self._resolved is None:
-            self._resolved = resolve(self._code)
+            resolved = resolve(self._code)
             # Fixed now: a task that changes the directory must not find another queue there.
-            self._broker_url = anchored(self._resolved.settings.broker_url)
+            self._broker_url = anchored(resolved.settings.broker_url)
+            self._resolved = resolved  # last: who finds it set finds the URL, too
         return self._resolved
 
     @property

@@ -1,13 +1,15 @@
-"""What the markers `slow` and `debian` do to a test."""
+"""What holds for every test, and what the markers `slow` and `debian` do to one."""
 
 from __future__ import annotations
 
 import os
 import resource
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from sqlqueue_transport import stores
 
 SLOW_TIMEOUT_S = 600
 
@@ -56,3 +58,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"not installed: {', '.join(missing)}")
         if missing:
             pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(autouse=True)
+def _gives_back_its_stores() -> Iterator[None]:
+    """Fail a test that leaves a queue file open: the next one would find it in this process."""
+    before = set(stores._open)
+    yield
+    left = [str(path) for path in stores._open if path not in before]
+    assert not left, f"left open: {left}"

@@ -9,8 +9,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import kombu.pools
 from celery import Celery
 from celery.app.trace import build_tracer
+
+from sqlqueue_transport import stores
 
 QUEUE = "celery"
 
@@ -101,6 +104,13 @@ def _run_all(app: Celery, ran: list[str], backwards: bool) -> None:
 
 
 def end(app: Celery) -> None:
-    """Give back what the application holds open."""
+    """Give back what the application holds open, but for the backends of its ended threads."""
     app.backend.close()
     app.close()
+    kombu.pools.reset()  # Celery leaves the connections it publishes with
+
+
+def end_all() -> None:
+    """Give back whatever applications of this process hold open."""
+    kombu.pools.reset()
+    stores._close_all()

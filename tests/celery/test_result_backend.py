@@ -25,7 +25,7 @@ from kombu import Exchange, Queue
 from sqlqueue_transport import Store, celery_waiting, open_store, sleepers
 from sqlqueue_transport.celery_backend import ResultBackend
 from sqlqueue_transport.errors import Busy, CannotOpen, DatabaseMissing
-from tests.celery.running import application, end, run, run_all, take
+from tests.celery.running import application, end, end_all, run, run_all, take
 from tests.support import (
     end_processes,
     finish,
@@ -41,9 +41,10 @@ since_5_7 = pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery can do so
 
 
 @pytest.fixture(autouse=True)
-def _no_process_is_left() -> Iterator[None]:
+def _nothing_is_left() -> Iterator[None]:
     yield
     end_processes()
+    end_all()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from tests.celery.running import end
 from tests.cli.filling import HOSTILE, RAW
 
 
@@ -19,8 +20,7 @@ def celery(tmp_path: Path) -> Iterator[Celery]:
     url = f"sqlqueue:///{tmp_path}/queue.db"
     app = Celery("shop", broker=url, backend=url, set_as_current=False)
     yield app
-    app.backend.close()
-    app.close()
+    end(app)
 
 
 def send(app: Celery, *args: Any, **options: Any) -> str:
@@ -134,10 +134,9 @@ def test_a_result_in_another_format_is_not_unpacked(cli, tmp_path, serializer):
     app.conf.update(result_serializer=serializer, accept_content=["json", serializer])
     task_id = send(app, 1)
     app.backend.mark_as_done(task_id, 1)
-    app.backend.close()
     document = cli("inspect", "job", task_id, "--json").json
     assert document["celery"] == {"state": "SUCCESS", "result": None, "error": None}
-    app.close()
+    end(app)
 
 
 def test_a_consuming_program_serves_its_queues(cli, celery):

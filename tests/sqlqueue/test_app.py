@@ -17,6 +17,7 @@ from freezegun import freeze_time
 import sqlqueue
 from sqlqueue import SqlQueue, Tick, crontab, errors
 from sqlqueue.beat.schedule import Cron, Interval
+from sqlqueue.config import anchored
 from sqlqueue.errors import (
     ConfigError,
     EnvelopeError,
@@ -410,6 +411,32 @@ def test_each_thread_gets_a_connection_of_its_own(app, task):
     assert failures == []
     assert len({id(one) for one in backends}) == 4
     assert len(rows(app)) == 4
+
+
+def test_a_thread_that_comes_while_another_reads_the_settings_finds_them_whole(
+    app, task, monkeypatch
+):
+    """A web server's first two requests: neither may see an application without its URL."""
+    is_reading, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(url):
+        if threading.current_thread() is first:
+            is_reading.set()
+            may_go_on.wait(timeout=30)
+        return anchored(url)
+
+    def publish():
+        task.delay(1)
+        app.close()
+
+    monkeypatch.setattr("sqlqueue.app.anchored", slowly)
+    first = threading.Thread(target=publish)
+    first.start()
+    assert is_reading.wait(timeout=30)
+    publish()
+    may_go_on.set()
+    first.join(timeout=30)
+    assert len(rows(app)) == 2
 
 
 def test_a_closed_application_opens_again_when_it_is_used(app, task):

@@ -17,7 +17,6 @@ from sqlqueue_transport import (
     Store,
     close_store,
     open_store,
-    stores,
 )
 from sqlqueue_transport import keeper as keepers
 from sqlqueue_transport.clock import SYSTEM_CLOCK
@@ -371,4 +370,3 @@ def test_a_fake_clock_and_the_systems_speak_the_same_language():
     assert SYSTEM_CLOCK.boot() == SYSTEM_CLOCK.boot() != ""
     assert SYSTEM_CLOCK.wall_ms() > 1_700_000_000_000
     assert SYSTEM_CLOCK.lease_ms() <= SYSTEM_CLOCK.lease_ms()
-    assert stores._open == {}

@@ -407,10 +407,11 @@ def test_a_drain_that_finds_nothing_times_out_in_time(
 def test_a_drain_without_a_timeout_ends_when_a_message_comes(connection: kombu.Connection) -> None:
     seen: list[Any] = []
     connection.default_channel.basic_consume("q", True, seen.append)
-    later = threading.Timer(0.1, publish, (connection.clone(), "q"))
-    later.start()
-    connection.drain_events()
-    later.join()
+    with connection.clone() as other:
+        later = threading.Timer(0.1, publish, (other, "q"))
+        later.start()
+        connection.drain_events()
+        later.join()
     assert len(seen) == 1
 
 
