@@ -22,12 +22,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import kombu.pools
 import pytest
 
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.reading import JobDetail, JobFilter, JobRow
 from sqlqueue_transport.store import Store
+from tests.celery.running import end_all
 from tests.support import ROOT, is_running, wait_until
 
 OTHER_BROKER = os.environ.get("CELERY_TESTS_BROKER")
@@ -288,7 +288,7 @@ class Arena:
             program.kill_group()
         if self._module is not None:
             self.app.close()
-            kombu.pools.reset()
+        end_all()
 
 
 @pytest.fixture
