@@ -288,8 +288,7 @@ class Supervisor:
 
     def _fill_places(self) -> None:
         for index in self._wanted():
-            # Asked each time: a signal may have come while an earlier child was forked.
-            if not self._draining and time.monotonic() >= self._places[index].not_before_s:
+            if time.monotonic() >= self._places[index].not_before_s:
                 self._fork_child(index)
 
     def _fork_child(self, index: int) -> None:
@@ -307,6 +306,9 @@ class Supervisor:
         # Blocked, so that a signal between the fork and the child's own handlers is not lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
+            # Asked here: whoever is told to stop before this does not know the child yet.
+            if self._draining:
+                return
             pid = os.fork()
             if not pid:
                 _become_child(

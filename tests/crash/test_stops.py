@@ -9,7 +9,7 @@ import pytest
 
 from sqlqueue_transport.lifecycle import State
 from tests.crash.conftest import Arena
-from tests.support import is_running, wait_until
+from tests.support import is_running, run_python, wait_until
 
 
 def _two_workers(arena: Arena) -> tuple[object, dict[str, object], str]:
@@ -103,6 +103,38 @@ def test_a_signal_while_the_children_start_still_drains(arena: Arena) -> None:
     wait_until(lambda: "child_started" in arena.logs(), what="the first child")
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.wait(timeout=30) == 0, arena.logs()
+
+
+SIGNALLED_BEFORE_A_FORK = """
+import os, signal, sys
+from sqlqueue.worker import supervisor
+
+flush, calls, ours = supervisor._flush, 0, os.getpid()
+
+def flush_and_be_told():
+    global calls
+    flush()
+    if os.getpid() == ours:
+        calls += 1
+        if calls == int(sys.argv[1]):  # the first is that of the process which asks the application
+            os.kill(ours, signal.SIGTERM)
+
+supervisor._flush = flush_and_be_told
+facts = supervisor.ask_app("crashapp:app")
+sys.exit(supervisor.Supervisor(supervisor.WorkerOptions("crashapp:app", "w"), facts).run())
+"""
+
+
+@pytest.mark.parametrize("before_child", [1, 2, 3])
+def test_a_signal_just_before_a_fork_reaches_the_child_or_prevents_it(
+    arena: Arena, before_child: int
+) -> None:
+    settings = {"SQLQUEUE_WORKER_CONCURRENCY": "3", "SQLQUEUE_WORKER_GRACE": "1h"}
+    worker = run_python(
+        SIGNALLED_BEFORE_A_FORK, before_child + 1, cwd=arena.directory, env=settings
+    )
+    _, said = worker.communicate(timeout=30)
+    assert worker.returncode == 0, said
 
 
 def test_max_jobs_is_exact_over_all_children(arena: Arena) -> None:
