@@ -509,7 +509,8 @@ class Consumers:
         )
         if is_overdue:
             lost += self._write(lambda c, landed: self._end_overdue(c, presence, landed))
-        portions = _EXPIRED_PORTIONS if has_expired else 0
+        # What was just given back may have expired while it was held.
+        portions = _EXPIRED_PORTIONS if has_expired or is_overdue else 0
         while portions and self._discard_expired() == EXPIRED_AT_ONCE:
             portions -= 1
         self._topology.end_unused()

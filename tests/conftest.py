@@ -12,6 +12,7 @@ import pytest
 from sqlqueue_transport import stores
 
 SLOW_TIMEOUT_S = 600
+_PID = os.getpid()
 
 
 def pytest_configure() -> None:
@@ -29,11 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Spell out halves of surrogate pairs in what a test printed.
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """End a forked child that left its test, and spell out halves of surrogate pairs in the rest.
 
-    Hostile text is printed on purpose, and xdist cannot carry it from its workers as it is.
+    Such a child, of an exception nobody expected, would run all further tests a second time. And
+    hostile text is printed on purpose, which xdist cannot carry from its workers as it is.
     """
+    if os.getpid() != _PID:
+        told = str(call.excinfo and call.excinfo.getrepr())
+        os.write(2, f"a forked child left {item.nodeid}: {told}\n".encode(errors="replace"))
+        os._exit(97)
     report = yield
     report.sections = [(_spelled(title), _spelled(text)) for title, text in report.sections]
     report.user_properties = [

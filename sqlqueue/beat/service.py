@@ -209,10 +209,10 @@ def run_beat(
     backend = app.backend
     code = 0
     try:
-        beat = Beat(app, name=name, max_ticks=max_ticks)
-        backend.register(name=name, kind="beat")
-        log.info("beat_started", beat=name, pid=os.getpid(), entries=sorted(beat.entries))
         with _stopping_by_signal() as stopping:
+            beat = Beat(app, name=name, max_ticks=max_ticks)
+            backend.register(name=name, kind="beat")
+            log.info("beat_started", beat=name, pid=os.getpid(), entries=sorted(beat.entries))
             while not stopping.is_set and not beat.is_over:
                 try:
                     backend.beat()

@@ -18,7 +18,7 @@ import pytest
 from sqlqueue_transport import Store
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.reading import JobDetail, JobFilter
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, end_processes, wait_until
 
 APP = '''
 """Tasks that misbehave, each leaving a trace of every start and end in trace.jsonl."""
@@ -195,6 +195,7 @@ def arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
     made = Arena(tmp_path)
     made.store.close()
     yield made
+    end_processes()
     if hasattr(made, "_app"):
         made._app.close()
     for process in made.processes:

@@ -298,6 +298,16 @@ def test_what_expires_before_it_is_due_expires_when_due(store: Store, clock: Fak
     assert state_of(store, message_id) is State.EXPIRED
 
 
+def test_what_expired_while_it_was_held_ends_with_the_sweep_that_gives_it_back(
+    store: Store, clock: FakeClock
+) -> None:
+    message_id = publish(store, expires_at_ms=clock.wall + 1000)
+    assert _drain(store) == [message_id]
+    clock.advance(3600)
+    assert [one.message_id for one in store.consumers.sweep()] == [message_id]
+    assert state_of(store, message_id) is State.EXPIRED
+
+
 def test_a_flood_of_expired_messages_is_ended_in_portions_and_hides_nothing(
     store: Store, clock: FakeClock
 ) -> None:

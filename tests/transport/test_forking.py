@@ -70,7 +70,9 @@ class Child:
     @property
     def text(self):
         found = b""
-        while select.select([self._reading], [], [], 30)[0]:
+        poll = select.poll()  # select() knows no descriptor above 1023
+        poll.register(self._reading, select.POLLIN)
+        while poll.poll(30_000):
             if not (part := os.read(self._reading, 65536)):
                 break
             found += part

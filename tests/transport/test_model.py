@@ -343,9 +343,12 @@ class StoreModel(RuleBasedStateMachine):
     @rule(who=st.integers(0, 1))
     def crash(self, who: int) -> None:
         """Let a process die and another start in its place, which sweeps nothing yet."""
-        vanish(self.consumers[who].store)
+        store = self.consumers[who].store
+        vanish(store)
         self.dead.append(self.consumers[who])
-        self.consumers[who].store.database.close()
+        store.consumers.bell.close()
+        store.consumers.detach()
+        store.database.close()
         self.consumers[who] = self._new_consumer()
 
     @rule(who=st.integers(0, 1))

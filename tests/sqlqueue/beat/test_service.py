@@ -637,6 +637,30 @@ def test_a_signal_ends_it_with_code_0_though_it_sleeps(app, schedule, beat_proce
     assert app.backend.workers() == []
 
 
+def test_a_signal_that_comes_while_it_starts_ends_it_in_order(app, here):
+    """Whoever sees a beat in the table of workers may stop it."""
+    program = """
+        import os, signal, sys
+        from sqlqueue import SqlQueue
+        from sqlqueue.backend import SqliteBackend
+        from sqlqueue.beat.service import run_beat
+
+        register = SqliteBackend.register
+
+        def register_and_be_told(self, **about):
+            register(self, **about)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        SqliteBackend.register = register_and_be_told
+        app = SqlQueue("test", broker_url="sqlqueue:///queue.db")
+        app.producer(every="1h", name="p")(lambda tick: [])
+        sys.exit(run_beat(app, name="b"))
+    """
+    code, said = ended(run_python(program, cwd=here))
+    assert code == 0, said
+    assert app.backend.workers() == []
+
+
 def test_a_running_producer_is_finished_first_and_a_second_signal_does_not_wait(app, here):
     program = """
         import sys
