@@ -39,6 +39,7 @@ from sqlqueue_transport.errors import (
     NotDeclared,
     QueueFull,
     QueueLocked,
+    Unavailable,
     WorkerSwept,
 )
 from sqlqueue_transport.message import Message as Delivered
@@ -396,7 +397,9 @@ class Channel(virtual.Channel):
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:  # noqa: FBT001, FBT002
         """Acknowledge a delivery, or with `multiple` all this channel got up to it.
 
-        A late acknowledgement changes nothing and raises LeaseLost.
+        A late acknowledgement changes nothing and raises LeaseLost. After one that raised
+        Unavailable this channel holds the delivery no longer; its process acknowledges it as soon
+        as the file can be written, and if it ends before that, the delivery comes again.
         """
         self._settle_each(
             self._up_to(delivery_tag, multiple=multiple), Outcome.done(), quiet=multiple
@@ -482,16 +485,29 @@ class Channel(virtual.Channel):
         store.do_or_owe(work)
 
     def _settle_each(self, tags: Sequence[int], outcome: Outcome, *, quiet: bool) -> None:
-        refused = self.store.settle(
-            [_settlement(tag, outcome) for tag in tags], durable=self.options.sync_settle
-        )
+        """Settle, now or as soon as the file can be written; raises Unavailable all the same.
+
+        A consumer does not come back to an acknowledgement that failed: it waits for the connection
+        to break, and for the message to come again. Here neither happens when the file is full,
+        busy or away for a moment only.
+        """
+        settlements = [_settlement(tag, outcome) for tag in tags]
+        store, durable = self.store, self.options.sync_settle
+        try:
+            refused = store.do_or_owe(lambda: store.settle(settlements, durable=durable))
+        except Unavailable:
+            self._let_go(tags)
+            raise
+        self._let_go(tags)
+        if refused and not quiet:
+            raise LeaseLost(refused[0].message_id, refused[0].delivery)
+
+    def _let_go(self, tags: Sequence[int]) -> None:
         with self._unacked_mutex:
             for tag in tags:
                 self._unacked.pop(tag, None)
         if self.connection is not None:
             self.connection.make_room()
-        if refused and not quiet:
-            raise LeaseLost(refused[0].message_id, refused[0].delivery)
 
     # -- queues and exchanges -----------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from sqlqueue_transport import statements as sql
 from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
-from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, refused_values
+from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, Result, refused_values
 from sqlqueue_transport.errors import Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
@@ -327,24 +327,29 @@ class Store:
         self.wake_for(landed)
         return refused
 
-    def do_or_owe(self, work: Callable[[], object]) -> None:
+    def do_or_owe(self, work: Callable[[], Result]) -> Result:
         """Do what ends something of this process, now or as soon as the file can be written.
 
-        For what is closed for good, by a connection of which nobody will hear again: while this
-        process lives, nobody would take it for dead and do it. Raises Unavailable all the same;
-        then it is owed.
+        For what nobody will ask for again, such as the end of a connection or of a delivery: while
+        this process lives, nobody would take it for dead and do it. `work` may run twice. Raises
+        Unavailable all the same; then it is owed.
         """
         try:
-            work()
+            return work()
         except Unavailable:
             self._owed.append(work)
             raise
 
     def do_what_is_owed(self) -> None:
-        """Try again what could not be done. Any threads may, at once. Raises Unavailable."""
+        """Try again what could not be done, in its order. Any thread may. Raises Unavailable."""
         with contextlib.suppress(IndexError):  # another thread took the last one
             while self._owed:
-                self.do_or_owe(self._owed.popleft())
+                work = self._owed.popleft()
+                try:
+                    work()
+                except Unavailable:
+                    self._owed.appendleft(work)
+                    raise
 
     def extend(
         self, deliveries: Sequence[tuple[int, int]], seconds: float
@@ -381,6 +386,9 @@ class Store:
     def close(self) -> None:
         """Give back what this process still holds, uncounted, and close; harmless when closed."""
         try:
+            # First, or the release below would give a job back that is done.
+            with contextlib.suppress(Unavailable):
+                self.do_what_is_owed()
             self.consumers.leave()
         finally:
             self.consumers.detach()

@@ -84,7 +84,7 @@ def test_jobs_of_a_killed_main_process_are_done_although_its_children_outlive_it
     arena: Arena,
 ) -> None:
     first = arena.worker("first", concurrency=2)
-    jobs = [arena.tasks.work_late.delay(2).id for _ in range(6)]
+    jobs = [arena.tasks.hold_late.delay("go").id for _ in range(6)]
     arena.wait_trace(2)
     arena.worker("second", concurrency=2)
 
@@ -93,6 +93,7 @@ def test_jobs_of_a_killed_main_process_are_done_although_its_children_outlive_it
     first.process.wait()
     again_s = first_by(arena, "second@arena")
     print(f"a job ran again after {again_s - killed_s:.3f} s")
+    arena.let_go("go")
     for job in jobs:
         arena.wait_state(job, State.DONE)
     assert {line["id"] for line in arena.trace(event="end")} == set(jobs)

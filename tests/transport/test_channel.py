@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -53,6 +54,11 @@ def _states(store: Store) -> list[str]:
 
 def _newest(store: Store) -> dict[str, Any]:
     return row(store, rows_of(store, "SELECT max(id) FROM message")[0][0])
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    message = "disk full"
+    raise DiskFault(message)
 
 
 def _iso(seconds: float) -> str:
@@ -1001,13 +1007,9 @@ def test_what_a_full_disk_keeps_a_channel_from_handing_back_is_handed_back_later
         publish(connection, "q")
         connection.drain_events(timeout=10)
 
-    def refuse(*_: Any, **__: Any) -> None:
-        message = "disk full"
-        raise DiskFault(message)
-
     end = channel.close if ends_by == "close" else functools.partial(channel.basic_cancel, tag)
     with monkeypatch.context() as patched:
-        patched.setattr(store.database, "write", refuse)
+        patched.setattr(store.database, "write", _refuse)
         with pytest.raises(DiskFault):
             end()
     with connect(path) as again:
@@ -1017,6 +1019,69 @@ def test_what_a_full_disk_keeps_a_channel_from_handing_back_is_handed_back_later
     held.ack()
     others.release()
     assert rows_of(store, "SELECT queue, state FROM message") == [("held", "done")]
+
+
+@pytest.mark.parametrize(
+    ("method", "state"), [("ack", "done"), ("reject", "permanently_failed"), ("requeue", "pending")]
+)
+def test_what_a_moment_of_a_full_disk_keeps_from_being_settled_is_settled_later(
+    connection: kombu.Connection, store: Store, method: str, state: str
+) -> None:
+    """Celery does not come back to it: it waits for a connection that breaks, and here none does."""
+    seen = _refused_settlement(connection, method)
+    wait_until(lambda: _states(store) == [state])
+    if method != "requeue":
+        publish(connection, "q", headers={"id": "second", "task": "t"})
+    connection.drain_events(timeout=10)  # the first does not fill the prefetch for ever
+    assert len(seen.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "state"), [("ack", "done"), ("reject", "permanently_failed"), ("requeue", "pending")]
+)
+def test_what_could_not_be_settled_is_not_handed_back_by_the_end_of_its_connection(
+    connection: kombu.Connection, path: Path, method: str, state: str
+) -> None:
+    _refused_settlement(connection, method, keep_leases=False)
+    connection.release()
+    with connect(path) as again:
+        assert _states(store_of(again)) == [state]
+
+
+def _refused_settlement(
+    connection: kombu.Connection, method: str, *, keep_leases: bool = True
+) -> _Seen:
+    """Consume a job of the queue "q", one at a time, and settle it while the disk is full."""
+    connection.connect()
+    transport = connection.transport
+    transport.options = dataclasses.replace(transport.options, keep_leases=keep_leases)
+    channel = connection.channel()
+    channel.basic_qos(prefetch_count=1)
+    channel.queue_declare("q")
+    seen = _Seen(ack=False)
+    channel.basic_consume("q", False, seen)
+    publish(connection, "q", headers={"id": "first", "task": "t"})
+    connection.drain_events(timeout=10)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store_of(connection).database, "write", _refuse)
+        with pytest.raises(DiskFault):
+            getattr(seen.messages[0], method)()
+    return seen
+
+
+def test_who_acknowledges_again_himself_is_not_hindered(
+    connection: kombu.Connection, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(connection, "q", headers={"id": "first", "task": "t"})
+    message = get(connection, "q")
+    with monkeypatch.context() as patched:
+        patched.setattr(store.database, "write", _refuse)
+        with pytest.raises(DiskFault):
+            message.ack()
+    message.ack()
+    assert _states(store) == ["done"]
+    store.do_what_is_owed()
+    assert _states(store) == ["done"]
 
 
 def test_of_two_connections_that_declare_an_exclusive_queue_at_once_one_has_it(
