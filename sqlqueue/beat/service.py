@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue.beat.schedule import Cron, Tick, due_ticks
 from sqlqueue.errors import ConfigError, SqlQueueError
 from sqlqueue.execute import fault_of
-from sqlqueue.forks import give_forks_default_signals
 from sqlqueue.log import get_logger
+from sqlqueue.stopping import stopped_by_signals
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.errors import FileReplaced, InvalidMessage, SchemaChanged
 from sqlqueue_transport.messages import TickOf
@@ -39,10 +39,8 @@ __all__ = ["Beat", "run_beat"]
 log = get_logger(__name__)
 
 _LONGEST_BACKOFF_S: Final = 60.0
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _EXIT_FAILED: Final = 1
 _EXIT_SCHEMA: Final = 6
-_EXIT_STOPPED: Final = 130
 
 
 @dataclass(slots=True)
@@ -246,10 +244,8 @@ class _Stopping:
         self._poll = select.poll()  # select() knows no descriptor above 1023
         self._poll.register(reading, select.POLLIN)
 
-    def on_signal(self, *_: object) -> None:
+    def set(self) -> None:
         self.is_set = True
-        for number in _SIGNALS:
-            signal.signal(number, lambda *_: os._exit(_EXIT_STOPPED))
 
     def sleep(self, seconds: float) -> None:
         # The signal may come between any look at the flag and the sleep: then a byte lies here.
@@ -266,13 +262,10 @@ def _stopping_by_signal() -> Iterator[_Stopping]:
         os.set_blocking(descriptor, False)
     stopping = _Stopping(reading)
     waking = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    give_forks_default_signals()
-    before = {number: signal.signal(number, stopping.on_signal) for number in _SIGNALS}
     try:
-        yield stopping
+        with stopped_by_signals(stopping.set):
+            yield stopping
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         signal.set_wakeup_fd(waking)
         os.close(reading)
         os.close(writing)

@@ -7,21 +7,16 @@ enforced here. Leases are extended, and the dead swept after, by a thread of thi
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
-import signal
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.backend import open_backend
-from sqlqueue.forks import give_forks_default_signals
 from sqlqueue.log import get_logger
+from sqlqueue.stopping import stopped_by_signals
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend
 
@@ -29,10 +24,8 @@ __all__ = ["run_solo"]
 
 log = get_logger(__name__)
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _EXIT_FAILED: Final = 1
 _EXIT_SCHEMA: Final = 6
-_EXIT_STOPPED: Final = 130
 
 
 def run_solo(
@@ -66,7 +59,7 @@ def run_solo(
     )
     code = 0
     try:
-        with _stopping_by_signal(consumer) if handle_signals else contextlib.nullcontext():
+        with stopped_by_signals(consumer.stop) if handle_signals else contextlib.nullcontext():
             register()
             own.keep_watch()
             heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))
@@ -87,22 +80,3 @@ def run_solo(
                 own.close()
     log.info("worker_stopped", worker=name, exit_code=code)
     return code
-
-
-@contextlib.contextmanager
-def _stopping_by_signal(consumer: Consumer) -> Iterator[None]:
-    # Counted by one call of C code: a second signal may come while the first is being handled.
-    times = itertools.count(1)
-
-    def stop(*_: object) -> None:
-        if next(times) > 1:
-            os._exit(_EXIT_STOPPED)
-        consumer.stop()
-
-    give_forks_default_signals()
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -21,7 +21,7 @@ from sqlqueue.errors import ConfigError, NotAvailable
 from sqlqueue_transport.clock import SystemClock
 from sqlqueue_transport.errors import DiskFault
 from sqlqueue_transport.reading import JobFilter
-from tests.support import FakeClock, finish, kill, run_python, wait_until
+from tests.support import FakeClock, finish, kill, read_line, run_python, wait_until
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
@@ -689,6 +689,35 @@ def test_a_running_producer_is_finished_first_and_a_second_signal_does_not_wait(
             process.stdin.flush()
         assert ended(process)[0] == code
         assert (app.backend.last_tick_ms("p") == before) is (code == 130)
+
+
+def test_a_second_signal_that_comes_while_the_first_is_handled_counts(here):
+    """One that was taken for the first again would leave the producer running, and the process."""
+    program = """
+        import os, signal, sys, time
+        from sqlqueue import SqlQueue
+        from sqlqueue.beat import service
+
+        class Stopping(service._Stopping):
+            def set(self):
+                os.kill(os.getpid(), signal.SIGINT)
+                super().set()
+
+        service._Stopping = Stopping
+        app = SqlQueue("test", broker_url="sqlqueue:///queue.db")
+
+        @app.producer(every="0.1s", name="p")
+        def produce(tick):
+            print("producing", flush=True)
+            time.sleep(60)
+            return []
+
+        sys.exit(service.run_beat(app, name="b"))
+    """
+    process = run_python(program, cwd=here)
+    assert read_line(process) == "producing"
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 130
 
 
 def test_a_replaced_file_ends_it_with_code_1(app, schedule, beat_process, here):
