@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sqlqueue_transport import forking, losses, routing, wakeup
 from sqlqueue_transport import statements as sql
@@ -42,11 +42,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlqueue_transport.clock import Clock
-    from sqlqueue_transport.database import Database
+    from sqlqueue_transport.database import Database, Result
     from sqlqueue_transport.messages import Fault, Lost
     from sqlqueue_transport.topology import Topology
-
-Result = TypeVar("Result")
 
 _PRESENCE_KEY = "presence"
 # Of expired messages, a sweep: more than is published in the second until the next one, and little

@@ -122,22 +122,20 @@ WHERE id = :id AND state = 'pending' AND task IS NOT NULL
 
 DELETE_PENDING = "DELETE FROM message WHERE id = :id AND state = 'pending' AND task IS NULL"
 
-ANY_EXPIRED = """
-SELECT 1 FROM message
-WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
-  AND (task IS NULL OR instr(headers, '"expires":"') = 0)
-LIMIT 1
-"""
-
 # Also in queues nobody claims from, but not jobs with an `expires` header of their own: who runs them
-# is to know of it (see `Store.claim`). Bounded, so that a flood never holds the writer for long.
-EXPIRED = """
-SELECT id FROM message
-WHERE state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
+# is to know of it (see `Store.claim`).
+_HAS_EXPIRED = """state = 'pending' AND expires_at_ms IS NOT NULL AND expires_at_ms <= :now_ms
   AND (task IS NULL OR instr(headers, '"expires":"') = 0)
+"""
+ANY_EXPIRED = f"SELECT 1 FROM message WHERE {_HAS_EXPIRED} LIMIT 1"  # noqa: S608 - written above
+
+# Bounded, so that a flood never holds the writer for long.
+EXPIRED = f"""
+SELECT id FROM message
+WHERE {_HAS_EXPIRED}
 ORDER BY expires_at_ms
 LIMIT :chunk
-"""
+"""  # noqa: S608
 
 # -- dead letter exchanges --------------------------------------------------------------------------
 

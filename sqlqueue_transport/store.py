@@ -15,6 +15,7 @@ that an idle consumer writes nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import threading
 from collections import deque
@@ -226,7 +227,8 @@ class Store:
             return Claim(refused=self.settle(settlements, durable=durable))
         if not settlements and not self.has_work(queues):
             return Claim()
-        claim = self._claim_once(
+        claim_once = functools.partial(
+            self._claim_once,
             queues,
             limit,
             lease_s,
@@ -235,18 +237,11 @@ class Store:
             no_ack=no_ack,
             hands_over_expired=hands_over_expired,
         )
+        claim = claim_once()
         while claim.more and not (claim.deliveries or settlements):
             # So many expired messages lay in front that one transaction did not get through. Not
             # with settlements: they are committed, and an error now would hide it.
-            claim = self._claim_once(
-                queues,
-                limit,
-                lease_s,
-                (),
-                durable=False,
-                no_ack=no_ack,
-                hands_over_expired=hands_over_expired,
-            )
+            claim = claim_once()
         if claim.more:
             # A publisher wakes one sleeper per message it sees; several may have met the same
             # sleeper. Whoever finds more than he takes passes the word on.

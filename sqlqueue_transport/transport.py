@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -229,7 +230,7 @@ class Transport(virtual.Transport):
         path = given.removeprefix(f"{_SCHEME}/")
         if path == given or not path or path.startswith(("/", "?")):
             return given
-        return f"{_SCHEME}/{quote(str(Path.cwd()))}/{path}"
+        return f"{_SCHEME}/{quote(os.fsencode(Path.cwd()))}/{path}"
 
 
 def path_and_query(client: Any) -> tuple[str, dict[str, str]]:
