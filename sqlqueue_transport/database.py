@@ -63,7 +63,7 @@ Result = TypeVar("Result")
 
 # "SQLQ", in the file's header (sqlite.org/pragma.html#pragma_application_id)
 APPLICATION_ID = 0x53514C51
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_S = 30.0
 # A connection that is not ours may hold SQLite's write lock. We wait for it in slices and give
@@ -80,7 +80,10 @@ def _packaged(name: str) -> str:
 # Migrations by the version they lead to, each read when it is needed; a new file gets schema.sql at
 # once. Each runs in one transaction together with the new user_version, under the writer lock,
 # after an online backup.
-MIGRATIONS: dict[int, Callable[[], str]] = {2: functools.partial(_packaged, "schema-2.sql")}
+MIGRATIONS: dict[int, Callable[[], str]] = {
+    2: functools.partial(_packaged, "schema-2.sql"),
+    3: functools.partial(_packaged, "schema-3.sql"),
+}
 
 # SQLite's way of saying that a statement or a value of ours is wrong: never worth another try.
 _MISTAKES = (

@@ -46,7 +46,8 @@ CREATE TABLE queue (
   owner_id        INTEGER,                  -- exclusive: the worker whose connection declared it
   had_consumer    INTEGER NOT NULL DEFAULT 0,
   unused_since_ms INTEGER,                  -- NULL while it has a consumer
-  gone_at_ms      INTEGER                   -- it went away by itself; NULL: it is there
+  gone_at_ms      INTEGER,                  -- it went away by itself; NULL: it is there
+  paused_at_ms    INTEGER                   -- an operator paused it: nobody claims from it; NULL: it runs
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX queue_mortal ON queue (unused_since_ms)
@@ -114,6 +115,8 @@ CREATE TABLE message (
   result           TEXT,
   error_type       TEXT,              -- of the newest failed attempt, or an operator's decision
   error_message    TEXT,
+  stop_asked_at_ms INTEGER,           -- an operator asked its running delivery to stop
+  kill_at_ms       INTEGER,           -- from when on its process is to be killed for that; NULL: never
   CHECK ((state = 'processing') = (lease_until_ms IS NOT NULL)),
   CHECK (state <> 'processing' OR (worker_id IS NOT NULL AND started_at_ms IS NOT NULL AND delivery > 0)),
   CHECK (state NOT IN ('scheduled', 'failed') OR due_at_ms IS NOT NULL),
@@ -150,13 +153,23 @@ CREATE TABLE attempt (
   worker        TEXT,
   started_at_ms INTEGER,
   ended_at_ms   INTEGER NOT NULL,
-  outcome       TEXT NOT NULL CHECK (outcome IN ('done', 'failed', 'lost', 'timed_out', 'rejected')),
+  outcome       TEXT NOT NULL CHECK (outcome IN ('done', 'failed', 'lost', 'timed_out', 'rejected', 'cancelled')),
   error_type    TEXT,
   error_message TEXT,
   traceback     TEXT
 ) STRICT;
 
 CREATE INDEX attempt_message ON attempt (message_id, id);
+
+-- How far a running delivery says it is; the newest word of the newest delivery that said one.
+CREATE TABLE progress (
+  message_id INTEGER PRIMARY KEY REFERENCES message (id) ON DELETE CASCADE,
+  delivery   INTEGER NOT NULL,
+  done       REAL NOT NULL,
+  total      REAL,                          -- NULL: it does not know
+  note       TEXT,
+  at_ms      INTEGER NOT NULL
+) STRICT;
 
 -- Results as Celery stores them: its own keys, its own encoding. A new row with a new id for every
 -- change, so that who waits for many results reads only what is new. The value stands last: what is
@@ -223,7 +236,7 @@ CREATE TABLE audit (
 
 CREATE INDEX audit_message ON audit (message_id, id);
 
--- Schedule entries as the beats last described them, and every tick that was enqueued: the
+-- Schedule entries, as the beats last described them or as `app.schedules` added them, and every tick that was enqueued: the
 -- primary key is what makes any number of beats enqueue each tick once.
 CREATE TABLE schedule (
   entry         TEXT PRIMARY KEY NOT NULL,
@@ -231,7 +244,9 @@ CREATE TABLE schedule (
   target        TEXT NOT NULL,
   first_seen_ms INTEGER NOT NULL,
   next_due_ms   INTEGER,
-  error         TEXT
+  error         TEXT,
+  definition    TEXT,                       -- JSON of an entry that lives here; NULL: code or settings have it
+  paused_at_ms  INTEGER                     -- an operator paused it; NULL: it runs
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE tick (
@@ -240,6 +255,9 @@ CREATE TABLE tick (
   at_ms   INTEGER NOT NULL,
   beat    TEXT NOT NULL,
   jobs    INTEGER NOT NULL,
+  skipped TEXT,                             -- why nothing was enqueued, such as 'overlap'; NULL: it was
+  first_message_id INTEGER,                 -- what the tick enqueued lies between these two, and
+  last_message_id  INTEGER,                 -- nothing else does
   PRIMARY KEY (entry, due_ms)
 ) STRICT, WITHOUT ROWID;
 

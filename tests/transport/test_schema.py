@@ -282,17 +282,22 @@ def structure(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_file_of_version_1_becomes_what_a_new_one_is_and_keeps_its_jobs(
-    tmp_path: Path,
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
+    tmp_path: Path, version: int
 ) -> None:
     old, new = tmp_path / "old.db", tmp_path / "new.db"
     connection = sqlite3.connect(old)
-    connection.executescript((Path(__file__).parent / "fixtures/schema-1.sql").read_text())
     connection.executescript(
-        f"PRAGMA application_id = {database.APPLICATION_ID}; PRAGMA user_version = 1;"
+        (Path(__file__).parent / "fixtures" / f"schema-{version}.sql").read_text()
+    )
+    connection.executescript(
+        f"PRAGMA application_id = {database.APPLICATION_ID}; PRAGMA user_version = {version};"
         "INSERT INTO queue (name, created_at_ms) VALUES ('default', 1);"
         "INSERT INTO message (queue, state, task, enqueued_at_ms, body)"
         " VALUES ('default', 'pending', 't', 1, x'5b5d');"
+        "INSERT INTO attempt (message_id, run, attempt, delivery, ended_at_ms, outcome)"
+        " VALUES (1, 1, 1, 1, 1, 'failed');"
     )
     connection.close()
     old.chmod(0o600)
@@ -303,4 +308,5 @@ def test_a_file_of_version_1_becomes_what_a_new_one_is_and_keeps_its_jobs(
     assert structure(old) == structure(new)
     store = Store(old)
     assert store.topology.size("default") == 2
+    assert rows_of(store, "SELECT message_id, outcome FROM attempt") == [(1, "failed")]
     store.close()
