@@ -18,6 +18,7 @@ from typing import (
     Final,
     Literal,
     ParamSpec,
+    Protocol,
     TypeAlias,
     TypedDict,
     TypeVar,
@@ -27,15 +28,15 @@ from typing import (
 from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
-from sqlqueue.calls import publication_of, signature_of, valid_priority, valid_queue
+from sqlqueue.calls import limits_of, publication_of, signature_of, valid_priority, valid_queue
 from sqlqueue.config import Resolved, Settings, anchored, resolve
 from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
 from sqlqueue.results import AsyncResult
-from sqlqueue.task import Signature, Task, TaskOptions
+from sqlqueue.task import AsyncTask, Signature, Task, TaskOptions
 from sqlqueue.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from typing_extensions import Unpack
 
@@ -62,6 +63,29 @@ class _Options(TypedDict, total=False):
     retry_for: tuple[type[BaseException], ...]
     dont_retry_for: tuple[type[BaseException], ...]
     time_limit: float | None
+    soft_time_limit: float | None
+
+
+class _MakesTask(Protocol):
+    """What `@app.task(…)` returns: a decorator that knows an async function from another."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class _MakesBoundTask(Protocol):
+    """What `@app.task(bind=True, …)` returns: callers do not see the first argument."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
 
 
 _apps: weakref.WeakSet[SqlQueue] = weakref.WeakSet()
@@ -130,20 +154,25 @@ class SqlQueue:
     # -- declaring ------------------------------------------------------------------------------------
 
     @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+
+    @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
     @overload
     def task(
         self, _: None = None, /, *, bind: Literal[True], **options: Unpack[_Options]
-    ) -> Callable[[Callable[Concatenate[Any, P], R]], Task[P, R]]: ...
+    ) -> _MakesBoundTask: ...
 
     @overload
     def task(
         self, _: None = None, /, *, bind: Literal[False] = ..., **options: Unpack[_Options]
-    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    ) -> _MakesTask: ...
 
     def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         """Make a task of a function: `@app.task` or `@app.task(queue="mail", max_attempts=3)`.
+
+        The function may be an async one: workers await it on an event loop.
 
         name                 default: module and function name
         queue, priority      default: task_default_queue, 0
@@ -155,6 +184,8 @@ class SqlQueue:
         dont_retry_for       exceptions that end the job at once
         time_limit           seconds until an attempt is ended by force; 0 none; default:
                              task_time_limit (1 h)
+        soft_time_limit      seconds until SoftTimeLimitExceeded is raised in the task; 0 none;
+                             default: task_soft_time_limit (none)
         bind                 hand the task itself to the function first, for `self.request`
 
         Raises TaskDefinitionError.
@@ -173,10 +204,10 @@ class SqlQueue:
         name = options.get("name")
         if name is None:
             name = _default_name(function)
-        if inspect.iscoroutinefunction(function):
+        if inspect.isasyncgenfunction(function):
             raise TaskDefinitionError(
-                f"task {quoted(name)} is an async function, which no worker here can run. Write a"
-                " plain one; it may call asyncio.run()."
+                f"task {quoted(name)} is an async generator, which ends in no result. Return a value"
+                " instead of yielding some."
             )
         for key in options:
             if key not in _TASK_OPTIONS:
@@ -187,7 +218,7 @@ class SqlQueue:
         task_options = TaskOptions(**{key: options[key] for key in options if key != "name"})
         try:
             # Whatever a call could not be published with is refused here, before there is one.
-            envelope.build(name, (), {}, job_id="none", time_limit_s=task_options.time_limit)
+            envelope.build(name, (), {}, job_id="none", **limits_of(task_options))
             valid_priority(task_options.priority)
             valid_queue(task_options.queue)
         except EnvelopeError as error:
@@ -196,7 +227,8 @@ class SqlQueue:
             raise TaskDefinitionError(
                 f"two tasks are named {quoted(name)}; give one of them another name="
             )
-        task: Task[..., Any] = Task(self, name, function, task_options)
+        kind = AsyncTask if inspect.iscoroutinefunction(function) else Task
+        task: Task[..., Any] = kind(self, name, function, task_options)
         self.tasks[name] = task
         return task
 

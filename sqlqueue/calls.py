@@ -7,7 +7,7 @@ with a sentence before anything is published, on every broker alike.
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from sqlqueue import envelope
 from sqlqueue.backend import Publication
@@ -21,9 +21,21 @@ if TYPE_CHECKING:
     from sqlqueue.config import Settings
     from sqlqueue.task import TaskOptions
 
-__all__ = ["publication_of", "signature_of", "valid_priority", "valid_queue"]
+__all__ = ["limits_of", "publication_of", "signature_of", "valid_priority", "valid_queue"]
 
-_OPTIONS: Final = ("countdown", "eta", "expires", "priority", "queue", "job_id")
+_OPTIONS: Final = (
+    *("countdown", "eta", "expires", "priority", "queue", "job_id"),
+    *("time_limit", "soft_time_limit"),
+)
+
+
+class TimeLimits(TypedDict):
+    """The two limits as `envelope.build` takes them: seconds, 0 for none, None for the worker's."""
+
+    time_limit_s: float | None
+    soft_time_limit_s: float | None
+
+
 _LATEST_S: Final = 253_370_764_800  # the year 9999: what datetime, and so Celery, can say
 _LONGEST_QUEUE: Final = 200
 
@@ -62,7 +74,7 @@ def publication_of(
         job_id=envelope.new_job_id() if job_id is None else job_id,
         eta_ms=_eta_ms(call.task, options),
         expires_ms=_time_ms(call.task, "expires", options.get("expires")),
-        time_limit_s=defaults.time_limit,
+        **limits_of(defaults, options),
         max_bytes=conf.max_message_bytes,
     )
     return Publication(
@@ -72,6 +84,22 @@ def publication_of(
         max_attempts=max_attempts,
         unique_key=job_id,
     )
+
+
+def limits_of(defaults: TaskOptions, options: Mapping[str, Any] | None = None) -> TimeLimits:
+    """Return the time limits to build a message with. Raises EnvelopeError.
+
+    That both are seconds is for `envelope.build` to say; here it is that the soft one comes first.
+    """
+    given = options or {}
+    hard = given.get("time_limit", defaults.time_limit)
+    soft = given.get("soft_time_limit", defaults.soft_time_limit)
+    if isinstance(hard, (int, float)) and isinstance(soft, (int, float)) and 0 < hard <= soft:
+        raise EnvelopeError(
+            f"soft_time_limit={soft} is not below time_limit={hard}, and would never be raised; give"
+            " the task some time between them"
+        )
+    return {"time_limit_s": hard, "soft_time_limit_s": soft}
 
 
 def valid_priority(value: object) -> int | None:

@@ -77,6 +77,7 @@ class Settings:
     task_default_queue: str = "default"
     task_max_attempts: int = 5
     task_time_limit: float = 3600.0  # 0: none
+    task_soft_time_limit: float = 0.0  # 0: none
 
     # Workers
     worker_concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -356,6 +357,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "task_default_queue": _queue,
     "task_max_attempts": _count,
     "task_time_limit": _duration,
+    "task_soft_time_limit": _duration,
     "worker_concurrency": _count,
     "worker_queues": _queues,
     "worker_grace": _duration,

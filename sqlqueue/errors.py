@@ -14,7 +14,11 @@
     ├ ResultTimeout               the result did not come in time; also a TimeoutError
     ├ Retry                       raise inside a task: run it again later
     ├ Reject                      raise inside a task: to the dead letters at once
-    └ UnserializableResult        what a task returned cannot be kept as JSON
+    ├ UnserializableResult        what a task returned cannot be kept as JSON
+    └ SoftTimeLimitExceeded       raised inside a task that runs longer than its soft limit
+
+    TimeLimitExceeded             raised inside a task at its time limit, just before force is used;
+                                  no Exception, so that a task does not catch it by the way
 
 Each text says what happened, to what, and what to do next; the data stands in attributes. Errors of
 the transport have a tree of their own, in sqlqueue_transport/errors.py.
@@ -37,8 +41,10 @@ __all__ = [
     "Reject",
     "ResultTimeout",
     "Retry",
+    "SoftTimeLimitExceeded",
     "SqlQueueError",
     "TaskDefinitionError",
+    "TimeLimitExceeded",
     "UndecodableMessage",
     "UnknownTask",
     "UnserializableArguments",
@@ -167,6 +173,28 @@ class Reject(SqlQueueError):
 
 class UnserializableResult(SqlQueueError):
     """What a task returned cannot be written as JSON; the attempt has failed."""
+
+
+class SoftTimeLimitExceeded(SqlQueueError):
+    """Raised inside of a task that has run for its ``soft_time_limit``: clean up, and end.
+
+    Uncaught, it fails the attempt like any other error. A task that catches it may go on, until its
+    ``time_limit``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the task has run for its soft time limit")
+
+
+class TimeLimitExceeded(BaseException):
+    """Raised inside of a task that has run for its ``time_limit``, where other jobs share its process.
+
+    A task that does not end within a second of it is ended together with its process. In the pool
+    ``processes`` nothing is raised: the process is killed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the task has run for its time limit")
 
 
 _E = TypeVar("_E", bound=SqlQueueError)

@@ -8,27 +8,44 @@ Reject) goes to the dead letters at once, with a reason.
 
 from __future__ import annotations
 
+import builtins
 import os
 import random
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlqueue import envelope
-from sqlqueue.errors import Reject, Retry, UndecodableMessage, UnknownTask
+from sqlqueue.errors import (
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    UndecodableMessage,
+    UnknownTask,
+)
 from sqlqueue.forks import end_stray_copy
 from sqlqueue.task import Request, running_as
 from sqlqueue_transport.messages import Fault, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Taken
     from sqlqueue.retry import RetryPolicy
     from sqlqueue.task import Task
 
-__all__ = ["Prepared", "fault_of", "job_id_of", "prepare", "run", "task_name_of"]
+__all__ = [
+    "Gate",
+    "Prepared",
+    "fault_of",
+    "job_id_of",
+    "prepare",
+    "run",
+    "run_async",
+    "task_name_of",
+]
 
 _MAX_TRACEBACK: Final = 20_000  # characters; the end is kept, where the error is
 _MAX_FRAMES: Final = 100  # of each error of a chain, the innermost ones
@@ -38,14 +55,31 @@ _MAX_TYPE: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Be a message whose task is known and can be called. `time_limit_s` 0 means none."""
+    """Be a message whose task is known and can be called. Limits are in seconds; 0 means none."""
 
     task: Task[..., Any]
     args: tuple[object, ...]
     kwargs: dict[str, object]
     request: Request
     time_limit_s: float
+    soft_time_limit_s: float
     policy: RetryPolicy
+
+
+class Gate(Protocol):
+    """Be open while user code runs: only then may somebody else raise a limit in this thread.
+
+    Such an error may still come after the block, until `close` has returned.
+    """
+
+    def __enter__(self) -> None:
+        """Open."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close, all but for what is on its way."""
+
+    def close(self) -> None:
+        """Let nothing come any more; may be called again when something came in it."""
 
 
 def job_id_of(taken: Taken) -> str:
@@ -78,10 +112,7 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
     if 0 < most <= taken.attempts:
         # Another worker's application allowed more attempts than ours does.
         return Outcome.dead(Fault("AttemptsExhausted", f"it has had its {most}"), cause="rejected")
-    limit = call.time_limit_s
-    if limit is None:
-        own = task.options.time_limit
-        limit = app.conf.task_time_limit if own is None else own
+    options, conf = task.options, app.conf
     return Prepared(
         task=task,
         args=call.args,
@@ -95,19 +126,42 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
             delivery=taken.delivery,
             worker=worker,
         ),
-        time_limit_s=limit,
+        time_limit_s=_first(call.time_limit_s, options.time_limit, conf.task_time_limit),
+        soft_time_limit_s=_first(
+            call.soft_time_limit_s, options.soft_time_limit, conf.task_soft_time_limit
+        ),
         policy=policy,
     )
 
 
-def run(prepared: Prepared) -> Outcome:
-    """Call the task and turn what happened into an Outcome; never raises.
+def _first(*limits: float | None) -> float:
+    """Return the first limit that was given; 0 means none."""
+    return next((limit for limit in limits if limit is not None), 0.0)
+
+
+def run(prepared: Prepared, gate: Gate) -> Outcome:
+    """Call the task in this thread and turn what happened into an Outcome; never raises.
 
     A copy of this process that the task forked, and that comes back here, is ended.
     """
+    outcome: Outcome | None = None
+    while True:
+        try:
+            if outcome is None:
+                outcome = _call(prepared, gate)
+            gate.close()
+        except (SoftTimeLimitExceeded, TimeLimitExceeded) as late:
+            # It came after the task's end and before the gate was shut. There is one at most: who
+            # throws limits keeps them apart.
+            outcome = _failed(prepared, late)
+        else:
+            return outcome
+
+
+def _call(prepared: Prepared, gate: Gate) -> Outcome:
     pid = os.getpid()
     try:
-        with running_as(prepared.request):
+        with running_as(prepared.request), gate:
             value = prepared.task(*prepared.args, **prepared.kwargs)
         end_stray_copy(pid, None)
         return Outcome.done(envelope.dump_result(value))
@@ -116,18 +170,66 @@ def run(prepared: Prepared) -> Outcome:
         return _failed(prepared, error)
 
 
+async def run_async(
+    prepared: Prepared, steer: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+) -> Outcome:
+    """Await the task, an async function, and turn what happened into an Outcome; never raises.
+
+    `steer` awaits the task's coroutine, and may throw limits into it.
+    """
+    pid = os.getpid()
+    try:
+        with running_as(prepared.request):
+            value = await steer(prepared.task(*prepared.args, **prepared.kwargs))
+        end_stray_copy(pid, None)
+        return Outcome.done(envelope.dump_result(value))
+    except BaseException as error:  # noqa: BLE001 - as in `_call`
+        end_stray_copy(pid, error)
+        return _failed(prepared, error)
+
+
 def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     fault = fault_of(error)
     if isinstance(error, Reject):
         return Outcome.dead(fault, cause="rejected")
+    kind = _limit_in(error)
+    cause = "failed"
+    if kind is not None:
+        cause, fault = "timed_out", _with_limit(fault, prepared, kind)
     attempt, most = prepared.request.attempt, prepared.request.max_attempts
-    if 0 < most <= attempt or not prepared.policy.should_retry(error):
-        return Outcome.dead(fault)
+    may_retry = prepared.policy.should_retry(error) or kind is TimeLimitExceeded
+    if 0 < most <= attempt or not may_retry:
+        return Outcome.dead(fault, cause=cause)
     if isinstance(error, Retry) and error.countdown is not None:
         return Outcome.retry(fault, in_s=error.countdown)
-    return Outcome.retry(fault, in_s=prepared.policy.delay_s(attempt, _random))
+    return Outcome.retry(fault, in_s=prepared.policy.delay_s(attempt, _random), cause=cause)
 
 
+def _limit_in(error: BaseException) -> type[BaseException] | None:
+    """Return which limit ended the task; a task group wraps what was raised in its block."""
+    found: type[BaseException] | None = None
+    left = [error]
+    while left:
+        one = left.pop()
+        if isinstance(one, TimeLimitExceeded):
+            return TimeLimitExceeded
+        if isinstance(one, SoftTimeLimitExceeded):
+            found = SoftTimeLimitExceeded
+        elif isinstance(one, _GROUP):
+            left += one.exceptions
+    return found
+
+
+def _with_limit(fault: Fault, prepared: Prepared, kind: type[BaseException]) -> Fault:
+    """Say how long the limit was: who raises an error in another thread can only name its class."""
+    soft = kind is SoftTimeLimitExceeded
+    limit_s = prepared.soft_time_limit_s if soft else prepared.time_limit_s
+    text = f"it ran longer than its {'soft ' if soft else ''}time limit of {limit_s:g} s"
+    return Fault(kind.__name__, text, fault.traceback)
+
+
+# There are none before Python 3.11, and nothing is an instance of no type.
+_GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())
 _random = random.SystemRandom()  # survives forks: siblings must not draw the same jitter
 
 

@@ -12,13 +12,13 @@ from sqlqueue.errors import Retry
 from sqlqueue.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.results import AsyncResult
 
-__all__ = ["Request", "Signature", "Task", "TaskOptions", "running_as"]
+__all__ = ["AsyncTask", "Request", "Signature", "Task", "TaskOptions", "running_as"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ class Signature:
 class TaskOptions:
     """Be what the decorator was told; None means the application's setting.
 
-    `time_limit` is in seconds, 0 means none. `retry_*` as in `retry.RetryPolicy`.
+    Limits are in seconds, 0 means none. `retry_*` as in `retry.RetryPolicy`.
     """
 
     queue: str | None = None
@@ -67,6 +67,7 @@ class TaskOptions:
     retry_for: tuple[type[BaseException], ...] = (Exception,)
     dont_retry_for: tuple[type[BaseException], ...] = ()
     time_limit: float | None = None
+    soft_time_limit: float | None = None
     bind: bool = False
 
     def policy(self, default_max_attempts: int) -> RetryPolicy:
@@ -96,6 +97,8 @@ def running_as(request: Request) -> Iterator[None]:
 
 class Task(Generic[P, R]):
     """Be a named function of an application. Made by `SqlQueue.task`, not directly."""
+
+    is_async = False
 
     def __init__(
         self, app: SqlQueue, name: str, function: Callable[..., R], options: TaskOptions
@@ -136,12 +139,14 @@ class Task(Generic[P, R]):
         priority: int | None = None,
         queue: str | None = None,
         job_id: str | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
     ) -> AsyncResult[R]:
         """Enqueue a call with options.
 
         `countdown` seconds from now or `eta`, an aware datetime, is when it may start earliest;
         `expires`, seconds or a datetime, when it may start latest. `priority` is 0 to 9, higher
-        first. A `job_id` of your own is stored once, however often it is published. If the process
+        first. Limits, in seconds, are instead of the task's. A `job_id` of your own is stored once, however often it is published. If the process
         dies midway, the job may or may not be stored: with the same `job_id`, try again.
         """
         return self.app.send_task(
@@ -154,6 +159,8 @@ class Task(Generic[P, R]):
             priority=priority,
             queue=queue,
             job_id=job_id,
+            time_limit=time_limit,
+            soft_time_limit=soft_time_limit,
         )
 
     def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature:
@@ -174,3 +181,16 @@ class Task(Generic[P, R]):
         None means the task's own back-off. Raises Retry; the attempt counts.
         """
         raise Retry(countdown, reason)
+
+
+class AsyncTask(Task[P, R]):
+    """Be a task of an async function: calling it returns the coroutine, enqueueing it the result's type."""
+
+    is_async = True
+
+    if TYPE_CHECKING:
+
+        def __call__(  # type: ignore[override] # what it awaits is what a job of it returns
+            self, /, *args: P.args, **kwargs: P.kwargs
+        ) -> Coroutine[Any, Any, R]:
+            """Return the function's coroutine; nothing is enqueued."""

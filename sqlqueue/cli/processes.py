@@ -38,6 +38,7 @@ _FIELDS: Final = {
     "queues": "worker_queues",
     "visibility_timeout": "visibility_timeout",
     "time_limit": "task_time_limit",
+    "soft_time_limit": "task_soft_time_limit",
     "grace": "worker_grace",
     "max_interval": "beat_max_interval",
     "log_level": "log_level",
@@ -84,7 +85,7 @@ def _log_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "-c",
     "--concurrency",
     type=click.IntRange(1, 1000),
-    help="Jobs it runs at once, each in a process; default: one a CPU.",
+    help="Jobs it runs at once; default: one a CPU.",
 )
 @_setting(
     "-Q",
@@ -96,10 +97,11 @@ def _log_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "-P",
     "--pool",
-    type=click.Choice(["processes", "solo"]),
+    type=click.Choice(["processes", "threads", "solo"]),
     default="processes",
     show_default=True,
-    help="solo runs one job at a time in the worker itself, without time limits.",
+    help="threads runs many jobs in one process, async ones on its event loop; solo one at a time in"
+    " the worker itself.",
 )
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Stop after so many jobs.")
@@ -112,6 +114,11 @@ def _log_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--time-limit",
     type=duration,
     help="Jobs that run longer are ended; 0: never; default 1h.",
+)
+@_setting(
+    "--soft-time-limit",
+    type=duration,
+    help="Jobs that run longer get SoftTimeLimitExceeded raised; 0: never, the default.",
 )
 @_setting(
     "--grace",
@@ -139,7 +146,7 @@ def worker(
     _check_name(name)
     log_file = _apply(invocation, settings)
     from sqlqueue.worker.start import run_worker
-    from sqlqueue.worker.supervisor import Supervisor, WorkerOptions, ask_app
+    from sqlqueue.worker.supervisor import WorkerOptions, ask_app
 
     facts = ask_app(path)
     logs = _log_to(facts.settings, log_file, _file_name("worker", name))
@@ -158,10 +165,8 @@ def worker(
                 ("ctrl-c", f"finishes what runs, {took(facts.settings.worker_grace)} at most"),
             ],
         )
-    options = WorkerOptions(app_path=path, name=name, burst=burst, max_jobs=max_jobs)
-    if pool == "processes":
-        return Supervisor(options, facts).run()
-    return run_worker(options, pool=pool)
+    options = WorkerOptions(app_path=path, name=name, pool=pool, burst=burst, max_jobs=max_jobs)
+    return run_worker(options, facts)
 
 
 @click.command(cls=Command)
@@ -289,4 +294,4 @@ def _limits(settings: Settings) -> str:
 def _pool(pool: str, settings: Settings) -> str:
     if pool == "solo":
         return "solo: one job at a time, in this process"
-    return f"{settings.worker_concurrency} processes"
+    return f"{settings.worker_concurrency} {pool}"

@@ -20,12 +20,17 @@ from sqlqueue.errors import SqlQueueError
 from sqlqueue.forks import give_forks_default_signals
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
+from sqlqueue.worker import interrupts
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
+from sqlqueue.worker.runners import Threads
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlqueue.app import SqlQueue
+    from sqlqueue.backend import Backend
 
 __all__ = ["FILE_GONE", "FINISHED", "START_FAILED", "ChildOrder", "die_with", "forked"]
 
@@ -42,7 +47,11 @@ _PR_SET_PDEATHSIG: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class ChildOrder:
-    """Say what one child shall do. `lifeline` is a pipe's reading end that ends with the parent."""
+    """Say what one child shall do. `lifeline` is a pipe's reading end that ends with the parent.
+
+    `threads` is how many jobs it runs at once, in threads and on an event loop; 0 means one at a time,
+    in its main thread.
+    """
 
     app_path: str
     name: str
@@ -51,6 +60,7 @@ class ChildOrder:
     queues: tuple[str, ...]
     burst: bool
     max_jobs: int | None
+    threads: int
     lifeline: int
 
 
@@ -80,7 +90,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             name=order.name,
             kind="child",
             queues=order.queues,
-            slots=1,
+            slots=max(order.threads, 1),
             parent_id=order.parent_id,
         )
 
@@ -96,6 +106,9 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             burst=order.burst,
             max_jobs=order.max_jobs,
             after_job=told.listen,
+            runner=_threads(order.threads, app, backend) if order.threads else None,
+            # One job alone in its process is killed at its limit; among others it is asked first.
+            raises_hard_limits=order.threads > 0,
         )
         told.consumer = consumer
         if told.is_stopped:
@@ -113,6 +126,10 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     return FINISHED
 
 
+def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:
+    return Threads(places, on_end=backend.interrupt, on_thread_end=app.close)
+
+
 class _Told:
     """Remember a stop that came before there was anything to stop."""
 
@@ -124,6 +141,7 @@ class _Told:
         """Take the signals; again after every job, because a task may have taken them away."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
+        interrupts.listen()
 
     def stop(self, *_: object) -> None:
         self.is_stopped = True

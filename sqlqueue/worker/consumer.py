@@ -1,20 +1,25 @@
-"""The loop that runs jobs: settle and claim, run, again. One job at a time.
+"""The loop that runs jobs: settle and claim, start, collect, again.
 
 No user code starts while a settlement of this process waits: the outcome of one job commits with
 the claim of the next, or at once and alone when there is nothing to claim. A kill in between would
 otherwise run a finished job again, and a job would show `done` only when its successor ends.
+
+How many jobs run at once, and where, is the runner's affair. A job has a place, where its start is
+noted, until its settlement is committed.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sqlqueue import execute
 from sqlqueue.backend import IDLE_S
-from sqlqueue.log import bound_job, get_logger
+from sqlqueue.log import get_logger
+from sqlqueue.worker.attempt import Attempt
+from sqlqueue.worker.limits import Limits
+from sqlqueue.worker.runners import Inline
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
-from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome
 
 if TYPE_CHECKING:
@@ -22,22 +27,24 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend, Taken
+    from sqlqueue.worker.runners import Runner
+
+    Settled: TypeAlias = tuple[Taken, Outcome]
 
 __all__ = ["Consumer"]
 
 log = get_logger(__name__)
 
-_PLACE: Final = 0  # one job at a time: one note
 _BURST_LOOK_S: Final = 0.25
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 
 
 class Consumer:
-    """Run jobs of some queues in the calling thread, until stopped or, in a burst, none is left.
+    """Run jobs of some queues until stopped or, in a burst, none is left.
 
     `register` makes this process known to the broker; it is called again if the process was taken
-    for dead. If the process dies midway, its started job is counted and run again by whoever
+    for dead. If the process dies midway, its started jobs are counted and run again by whoever
     notices, and what it had only claimed comes back uncounted.
     """
 
@@ -52,10 +59,14 @@ class Consumer:
         burst: bool = False,
         max_jobs: int | None = None,
         after_job: Callable[[], object] = lambda: None,
+        runner: Runner | None = None,
+        raises_hard_limits: bool = True,
     ) -> None:
-        """Prepare; `run` does the work. `max_jobs` None means no limit.
+        """Prepare; `run` does the work, and closes the runner.
 
-        `after_job` is called after each job, before the next is claimed.
+        `max_jobs` None means no limit. `after_job` is called after each job, before the next is
+        claimed. `runner` None runs one job at a time, in the calling thread. Without
+        `raises_hard_limits` only soft limits are raised in tasks: a supervisor does the rest.
         """
         self._after_job = after_job
         self._app = app
@@ -65,48 +76,67 @@ class Consumer:
         self._register = register
         self._burst = burst
         self._left = max_jobs
+        self._runner = Inline() if runner is None else runner
+        self._limits = Limits(raises_hard=raises_hard_limits)
+        self._free = list(range(self._runner.places))[::-1]
+        self._started: dict[object, Attempt] = {}  # by delivery tag, until settled
         self._stopping = False
         self._is_swept = False
         self._said_waiting = False
 
     def stop(self) -> None:
-        """Finish the running job and take no other; safe in a signal handler."""
+        """Finish what runs and take no other; safe in a signal handler."""
         self._stopping = True
         self._backend.interrupt()
 
     def run(self) -> None:
         """Run jobs until `stop`, the end of a burst, or `max_jobs`. Raises what cannot be waited out."""
-        settlements: list[tuple[Taken, Outcome]] = []
-        while True:
-            taken = self._settle_and_claim(settlements)
-            settlements = []
-            if taken is not None:
-                settlements = [(taken, self._work(taken))]
-                self._after_job()
-            elif self._must_stop or (self._burst and self._nothing_is_left()):
-                return
-            else:
+        try:
+            settlements: list[Settled] = []
+            while True:
+                taken = self._settle_and_claim(settlements)
+                settlements = [one for one in map(self._start, taken) if one is not None]
+                settlements += self._collected()
+                if taken or settlements:
+                    continue
+                if not self._started and (
+                    self._must_stop or (self._burst and self._nothing_is_left())
+                ):
+                    return
                 self._idle()
+        finally:
+            self._limits.stop()
+            if not self._started:  # or the process ends, and what runs in it
+                self._runner.close()
 
     @property
     def _must_stop(self) -> bool:
         return self._stopping or self._left == 0
 
-    def _settle_and_claim(self, settlements: list[tuple[Taken, Outcome]]) -> Taken | None:
-        """Commit what waits and take the next job, however long the store stays busy.
+    def _wanted(self, settlements: Sequence[Settled]) -> int:
+        """Return how many jobs to claim, to run at once; what is about to be settled makes room."""
+        if self._must_stop:
+            return 0
+        ending = sum(taken.tag in self._started for taken, _ in settlements)
+        return min(
+            len(self._free) + ending, self._runner.places if self._left is None else self._left
+        )
 
-        The settlement is kept until it is accepted or refused: a job that has run must not run
-        again because the disk was full for a minute.
+    def _settle_and_claim(self, settlements: list[Settled]) -> list[Taken]:
+        """Commit what waits and take the next jobs, however long the store stays busy.
+
+        A settlement is kept until it is accepted or refused: a job that has run must not run again
+        because the disk was full for a minute.
         """
         pause_s = _FIRST_PAUSE_S
-        while settlements or not self._must_stop:
+        while settlements or self._wanted(settlements):
             try:
                 if self._is_swept:
                     self._backend.leave()
                     self._register()
                     self._is_swept = False
                 found, refused = self._backend.claim(
-                    self._queues, 0 if self._must_stop else 1, settlements
+                    self._queues, self._wanted(settlements), settlements
                 )
             except WorkerSwept:
                 # Nothing was settled or claimed. What we held was given back, so that the
@@ -117,55 +147,67 @@ class Consumer:
                 raise
             except self._backend.connection_errors as error:
                 log.warning("store_busy", error=str(error), retry_in_s=pause_s)
+                self._note_without_limit(settlements)
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                settlements += self._collected()  # others go on meanwhile
             else:
-                if settlements:
-                    self._backend.note_end(_PLACE)
+                for taken, _ in settlements:
+                    self._give_back_place(taken)
                 for lost in refused:
                     _log_lost(lost)
-                return found[0] if found else None
-        return None
+                return found
+        return []
 
-    def _work(self, taken: Taken) -> Outcome:
+    def _start(self, taken: Taken) -> Settled | None:
+        """Start a job; return its release when a stop came in between."""
         if self._stopping:
             log.info("job_released", job_id=execute.job_id_of(taken), queue=taken.queue)
-            return Outcome.release()
+            return taken, Outcome.release()
         if self._left is not None:
             self._left -= 1
         prepared = execute.prepare(self._app, taken, worker=self._name)
-        if isinstance(prepared, Outcome):
-            limit_s, most = 0.0, taken.max_attempts or 0
-        else:
-            limit_s, most = prepared.time_limit_s, prepared.request.max_attempts
+        attempt = self._started[taken.tag] = Attempt(self._free.pop(), taken, prepared)
         # Before user code: from here on a death of this process counts the attempt.
-        self._backend.note_start(_PLACE, taken, limit_s, most)
-        with bound_job(
-            job_id=execute.job_id_of(taken),
-            task=execute.task_name_of(taken),
-            queue=taken.queue,
-            attempt=taken.attempts + 1,
-            max_attempts=most or None,
-        ):
-            began_s = time.monotonic()
-            if isinstance(prepared, Outcome):
-                outcome = prepared
-            else:
-                log.info("job_started", worker=self._name)
-                outcome = execute.run(prepared)
-            _log_outcome(outcome, took_s=time.monotonic() - began_s)
-        return outcome
+        self._backend.note_start(attempt.place, taken, attempt.time_limit_s, attempt.max_attempts)
+        self._limits.watch(attempt)
+        self._runner.start(attempt)
+        return None
+
+    def _collected(self) -> list[Settled]:
+        """Return what has ended since the last call."""
+        ended = self._runner.ended()
+        for attempt, _ in ended:
+            self._limits.forget(attempt)
+            self._after_job()
+        return [(attempt.taken, outcome) for attempt, outcome in ended]
+
+    def _note_without_limit(self, settlements: Sequence[Settled]) -> None:
+        """Let no time limit end what has ended by itself, and only waits to be settled."""
+        for taken, _ in settlements:
+            attempt = self._started.get(taken.tag)
+            if attempt is not None and not self._is_swept:
+                self._backend.note_start(attempt.place, taken, 0.0, attempt.max_attempts)
+
+    def _give_back_place(self, taken: Taken) -> None:
+        attempt = self._started.pop(taken.tag, None)
+        if attempt is not None:
+            self._backend.note_end(attempt.place)
+            self._free.append(attempt.place)
 
     def _idle(self) -> None:
-        """Sleep until there may be work.
+        """Sleep until there may be work, or something has ended.
 
         Each sleep begins with a look at the store: it is the safety poll, for the case that the
         publisher who should have woken us was killed, and no other look is needed.
         """
         longest_s = _BURST_LOOK_S if self._burst else IDLE_S
+        if not self._wanted(()):
+            self._runner.wait(longest_s)
+            return
         try:
             while not self._backend.wait(self._queues, longest_s):
-                if self._must_stop or self._burst:
+                if self._must_stop or self._burst or self._runner.has_ended:
                     return
         except (FileReplaced, SchemaChanged):
             raise
@@ -196,17 +238,3 @@ def _log_lost(lost: Taken) -> None:
         queue=lost.queue,
         delivery=lost.delivery,
     )
-
-
-def _log_outcome(outcome: Outcome, *, took_s: float) -> None:
-    took = round(took_s, 3)
-    fault = outcome.fault
-    error = f"{fault.type}: {fault.message}" if fault else None
-    if outcome.event is Event.COMPLETE:
-        log.info("job_done", took_s=took)
-    elif outcome.event is Event.RETRY:
-        log.warning(
-            "job_retry_scheduled", took_s=took, retry_in_s=round(outcome.retry_in_s, 3), error=error
-        )
-    else:
-        log.error("job_permanently_failed", took_s=took, error=error)

@@ -1,7 +1,7 @@
 """A worker of one process and one thread: for any broker, for debugging, for a single-task box.
 
-There is no supervisor, so nothing ends a job by force: neither time limits nor the grace time are
-enforced here. Leases are extended, and the dead swept after, by a thread of this process.
+There is no supervisor, so nothing ends a job by force: time limits are raised in the task, which may
+ignore them, and the grace time does not end. Leases are extended, and the dead swept after, by a thread of this process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue.backend import open_backend
 from sqlqueue.log import get_logger
 from sqlqueue.stopping import stopped_by_signals
+from sqlqueue.worker import interrupts
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged
@@ -60,6 +61,8 @@ def run_solo(
     code = 0
     try:
         with stopped_by_signals(consumer.stop) if handle_signals else contextlib.nullcontext():
+            if handle_signals:
+                interrupts.listen()
             register()
             own.keep_watch()
             heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))

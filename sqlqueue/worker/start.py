@@ -10,22 +10,22 @@ from sqlqueue.text import did_you_mean, quoted
 from sqlqueue.worker.supervisor import Supervisor, ask_app
 
 if TYPE_CHECKING:
-    from sqlqueue.worker.supervisor import WorkerOptions
+    from sqlqueue.worker.supervisor import AppFacts, WorkerOptions
 
 __all__ = ["POOLS", "run_worker"]
 
-POOLS = ("processes", "solo")
+POOLS = ("processes", "threads", "solo")
 
 
-def run_worker(options: WorkerOptions, *, pool: str = "processes") -> int:
+def run_worker(options: WorkerOptions, facts: AppFacts | None = None) -> int:
     """Run a worker until it is stopped; return its exit code. In the main thread.
 
-    Everything else comes from the settings of the application: concurrency, queues, limits. Raises
+    `facts` are those of its application, for who has asked already. Everything else comes from the settings of the application: concurrency, queues, limits. Raises
     AppImportError and ConfigError before anything is claimed, and the transport's CannotOpen.
     """
-    if pool == "processes":
-        return Supervisor(options, ask_app(options.app_path)).run()
-    if pool == "solo":
+    if options.pool in {"processes", "threads"}:
+        return Supervisor(options, facts or ask_app(options.app_path)).run()
+    if options.pool == "solo":
         # Imported here and not above: a supervisor needs none of it.
         from sqlqueue.worker.solo import run_solo  # noqa: PLC0415
 
@@ -36,5 +36,6 @@ def run_worker(options: WorkerOptions, *, pool: str = "processes") -> int:
             max_jobs=options.max_jobs,
         )
     raise ConfigError(
-        f"there is no pool {quoted(pool)}.{did_you_mean(pool, POOLS)} Choose: {', '.join(POOLS)}"
+        f"there is no pool {quoted(options.pool)}.{did_you_mean(options.pool, POOLS)}"
+        f" Choose: {', '.join(POOLS)}"
     )

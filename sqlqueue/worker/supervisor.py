@@ -33,6 +33,7 @@ from sqlqueue.worker import child as child_process
 from sqlqueue.worker.heartbeat import interval_s
 from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavailable
 from sqlqueue_transport.messages import Fault
+from sqlqueue_transport.presence import NOTES
 from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
@@ -55,14 +56,22 @@ _FIRST_BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
 _YOUNG_S: Final = 2.0  # a child that dies younger than this without a job failed to start
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_NEIGHBOUR: Final = Fault(
+    "WorkerLost",
+    "its process was ended by force, because another job in it was over its time limit",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """Be what the command line says beyond the settings. `max_jobs` None means no limit."""
+    """Be what the command line says beyond the settings. `max_jobs` None means no limit.
+
+    `pool` is one of `start.POOLS`.
+    """
 
     app_path: str
     name: str
+    pool: str = "processes"
     burst: bool = False
     max_jobs: int | None = None
 
@@ -88,8 +97,9 @@ class Child:
 
 @dataclass(slots=True)
 class Place:
-    """Be one of the worker's `concurrency` places, which a child fills."""
+    """Be a place for one child. `threads` is how many jobs that runs at once, 0 one without any."""
 
+    threads: int
     left: int | None
     is_over: bool = False
     not_before_s: float = 0.0
@@ -158,7 +168,13 @@ class Supervisor:
         self._facts = facts
         self._lease_s = facts.settings.visibility_timeout
         self._children: dict[int, Child] = {}
-        self._places = _places(facts.settings.worker_concurrency, options.max_jobs)
+        self._places = _places(
+            facts.settings.worker_concurrency,
+            options.max_jobs,
+            threads=options.pool == "threads",
+        )
+        # A job that shares its process is first asked to end at its limit, by the process itself.
+        self._lenience_ms = 1000 if options.pool == "threads" else 0
         self._signals = 0
         self._grace_until_s: float | None = None
         self._swept_s = self._extended_s = 0.0
@@ -178,7 +194,7 @@ class Supervisor:
         if not isinstance(backend, SqliteBackend):
             backend.close()
             raise ConfigError(
-                f"the pool 'processes' needs a sqlqueue:// broker, not {backend.name}; run"
+                f"the pool {options.pool!r} needs a sqlqueue:// broker, not {backend.name}; run"
                 " the worker with '-P solo', and several of them for more concurrency"
             )
         self._backend = backend
@@ -264,7 +280,8 @@ class Supervisor:
         for _, notes in self._consumers.children_of(self._worker_id):
             for note in notes.values():
                 if note.deadline_ms:
-                    timeout_s = min(timeout_s, (note.deadline_ms - now_ms) / 1000)
+                    over_ms = note.deadline_ms + self._lenience_ms
+                    timeout_s = min(timeout_s, (over_ms - now_ms) / 1000)
         self._wake_poll.poll(max(timeout_s, 0.0) * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reading, 4096)
@@ -300,6 +317,7 @@ class Supervisor:
             queues=self._facts.queues,
             burst=self._options.burst,
             max_jobs=self._places[index].left,
+            threads=self._places[index].threads,
             lifeline=self._lifeline_reading,
         )
         _flush()
@@ -387,7 +405,7 @@ class Supervisor:
             if now_ms - entry.heartbeat_ms >= self._lease_s * 1000:
                 self._kill(child, f"no heartbeat for {self._lease_s:g} s")
                 self._end(entry, child, {})
-            elif any(_is_over(note, now_ms) for note in notes.values()):
+            elif any(self._is_over(note, now_ms) for note in notes.values()):
                 self._end_overdue(entry, child)
 
     def _end_overdue(self, entry: Entry, child: Child) -> None:
@@ -404,7 +422,7 @@ class Supervisor:
             return
         now_ms = self._backend.store.clock.lease_ms()
         notes = self._consumers.presence.notes(entry.slot)
-        over = [note for note in notes.values() if _is_over(note, now_ms)]
+        over = [note for note in notes.values() if self._is_over(note, now_ms)]
         if not over:
             os.kill(child.pid, signal.SIGCONT)
             return
@@ -413,7 +431,12 @@ class Supervisor:
         fault = Fault("TimeLimitExceeded", f"ended by force at its time limit of {limit_s:g} s")
         for note in over:
             log.error("job_timed_out", message_id=note.message_id, limit_s=limit_s)
-        self._end(entry, child, {note.message_id: ("timed_out", fault) for note in over})
+        faults = dict.fromkeys(notes, ("lost", _NEIGHBOUR))
+        faults.update({note.message_id: ("timed_out", fault) for note in over})
+        self._end(entry, child, faults)
+
+    def _is_over(self, note: Note, now_ms: int) -> bool:
+        return bool(note.deadline_ms) and now_ms >= note.deadline_ms + self._lenience_ms
 
     def _end(self, entry: Entry, child: Child, faults: dict[int, tuple[str, Fault]]) -> None:
         self._places[child.index].left = self._jobs_left(child)
@@ -567,14 +590,19 @@ def _flush() -> None:
             stream.flush()
 
 
-def _places(concurrency: int, max_jobs: int | None) -> list[Place]:
-    """Divide the jobs a worker may run among its places, so that their sum is exact."""
-    if max_jobs is None:
-        return [Place(None) for _ in range(concurrency)]
-    whole, rest = divmod(max_jobs, concurrency)
-    shares = [whole + (index < rest) for index in range(concurrency)]
-    return [Place(share) for share in shares if share]
+def _places(concurrency: int, max_jobs: int | None, *, threads: bool) -> list[Place]:
+    """Make the children's places, and divide among them the jobs at once and the jobs in all.
+
+    A child notes what it has started in a slot with room for `NOTES` jobs, so of many threads each
+    child gets its share.
+    """
+    children = -(-concurrency // NOTES) if threads else concurrency
+    at_once = _shares(concurrency, children) if threads else [0] * children
+    lefts = [None] * children if max_jobs is None else _shares(max_jobs, children)
+    return [Place(count, left) for count, left in zip(at_once, lefts, strict=True) if left != 0]
 
 
-def _is_over(note: Note, now_ms: int) -> bool:
-    return bool(note.deadline_ms) and now_ms >= note.deadline_ms
+def _shares(whole: int, parts: int) -> list[int]:
+    """Divide a number so that the sum is exact."""
+    share, rest = divmod(whole, parts)
+    return [share + (index < rest) for index in range(parts)]

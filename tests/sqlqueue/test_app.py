@@ -134,11 +134,11 @@ def test_an_option_that_cannot_work_is_refused_where_the_task_is_declared(app, o
     assert app.tasks == {}
 
 
-def test_an_async_function_and_a_non_function_are_refused(app):
+def test_an_async_generator_and_a_non_function_are_refused(app):
     async def later():
-        pass
+        yield 1
 
-    with pytest.raises(TaskDefinitionError, match="async function"):
+    with pytest.raises(TaskDefinitionError, match="async generator"):
         app.task(later)
     with pytest.raises(TaskDefinitionError, match="decorates a function, not 'add'"):
         app.task("add")

@@ -555,5 +555,6 @@ def test_errors_survive_pickling_with_text_and_data(error):
 
 def test_every_error_is_in_the_one_tree():
     for name in errors.__all__:
-        assert issubclass(getattr(errors, name), errors.SqlQueueError)
+        if name != "TimeLimitExceeded":  # a task must not catch it by the way
+            assert issubclass(getattr(errors, name), errors.SqlQueueError)
         assert name in errors.__doc__

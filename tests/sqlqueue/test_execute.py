@@ -11,6 +11,7 @@ import pytest
 from sqlqueue import Reject, Retry, SqlQueue, envelope, execute
 from sqlqueue.backend import Taken
 from sqlqueue.execute import Prepared, fault_of, prepare, run
+from sqlqueue.worker.interrupts import ThreadInterrupt
 from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome
 
@@ -47,7 +48,7 @@ def outcome_of(app, function, *args, attempts=0, **options):
     app.task(name="t", **options)(function)
     prepared = prepare(app, taken(args=args, attempts=attempts), worker="w/1")
     assert isinstance(prepared, Prepared)
-    return run(prepared)
+    return run(prepared, ThreadInterrupt())
 
 
 def raising(error):
@@ -316,7 +317,7 @@ def test_attempts_of_the_message_beat_those_of_the_task(app):
         (1000, 0, Event.RETRY),  # 0 means no limit
     ]:
         prepared = prepare(app, taken(attempts=attempts, max_attempts=most), worker="w")
-        assert run(prepared).event is event, (attempts, most)
+        assert run(prepared, ThreadInterrupt()).event is event, (attempts, most)
 
 
 def test_attempts_that_were_used_up_elsewhere_are_not_exceeded(app):
@@ -396,7 +397,7 @@ def test_an_undecodable_message_is_a_dead_letter_with_a_reason(app, change, said
 def test_a_dictionary_that_kombu_would_revive_reaches_the_task_as_it_is(app):
     app.task(name="t")(lambda x: x)
     bomb = {"__type__": "decimal", "__value__": "1e1000000000"}
-    outcome = run(prepare(app, taken(args=[bomb]), worker="w"))
+    outcome = run(prepare(app, taken(args=[bomb]), worker="w"), ThreadInterrupt())
     assert json.loads(outcome.result) == bomb
 
 

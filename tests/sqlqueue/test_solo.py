@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,11 +187,11 @@ def test_the_start_chooses_the_pool(here, monkeypatch):
     import solo_app
 
     result = solo_app.t.delay()
-    options = WorkerOptions("solo_app:app", "w", burst=True)
-    assert start.run_worker(options, pool="solo") == 0
+    options = WorkerOptions("solo_app:app", "w", pool="solo", burst=True)
+    assert start.run_worker(options) == 0
     assert result.get(timeout=0) == 7
     with pytest.raises(ConfigError, match=r"there is no pool 'sola'. Did you mean 'solo'\?"):
-        start.run_worker(options, pool="sola")
+        start.run_worker(replace(options, pool="sola"))
     solo_app.app.close()
 
 

@@ -1,0 +1,117 @@
+"""One started delivery in this process: from its note to its outcome, with a log line at both ends."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlqueue import execute
+from sqlqueue.log import bound_job, get_logger
+from sqlqueue.worker.interrupts import LoopInterrupt, ThreadInterrupt
+from sqlqueue_transport.lifecycle import Event
+from sqlqueue_transport.messages import Outcome
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Coroutine, Iterator
+
+    from sqlqueue.backend import Taken
+    from sqlqueue.execute import Prepared
+    from sqlqueue.worker.interrupts import Interrupt
+
+__all__ = ["Attempt"]
+
+log = get_logger(__name__)
+
+
+class Attempt:
+    """Run one claimed message: `run` in this thread, or `run_on` an event loop. Never raises.
+
+    `place` is where its start is noted. `soft_at_s` and `hard_at_s` are its limits on the monotonic
+    clock, without end where there is none; they count from the making of this object.
+    """
+
+    def __init__(self, place: int, taken: Taken, prepared: Prepared | Outcome) -> None:
+        """Take a message as `execute.prepare` has left it."""
+        self.place = place
+        self.taken = taken
+        self._prepared = prepared
+        self._thread_interrupt = ThreadInterrupt()
+        self.interrupt: Interrupt = self._thread_interrupt
+        self.soft_at_s = self.hard_at_s = float("inf")
+        if not isinstance(prepared, Outcome):
+            now_s = time.monotonic()
+            if prepared.soft_time_limit_s:
+                self.soft_at_s = now_s + prepared.soft_time_limit_s
+            if prepared.time_limit_s:
+                self.hard_at_s = now_s + prepared.time_limit_s
+
+    @property
+    def time_limit_s(self) -> float:
+        """Return the time limit in seconds; 0 means none."""
+        return 0.0 if isinstance(self._prepared, Outcome) else self._prepared.time_limit_s
+
+    @property
+    def max_attempts(self) -> int:
+        """Return how many attempts the job may have; 0 means no limit."""
+        if isinstance(self._prepared, Outcome):
+            return self.taken.max_attempts or 0
+        return self._prepared.request.max_attempts
+
+    @property
+    def is_async(self) -> bool:
+        """Say whether its task is an async function, for an event loop to run."""
+        return not isinstance(self._prepared, Outcome) and self._prepared.task.is_async
+
+    def run(self) -> Outcome:
+        """Run it here and now."""
+        with self._told() as ended:
+            if isinstance(self._prepared, Outcome):
+                ended.append(self._prepared)
+            else:
+                ended.append(execute.run(self._prepared, self._thread_interrupt))
+        return ended[0]
+
+    def run_on(self, loop: asyncio.AbstractEventLoop) -> Coroutine[Any, Any, Outcome]:
+        """Return the coroutine that runs it on this loop."""
+        self.interrupt = interrupt = LoopInterrupt(loop)
+        return self._run_on(interrupt)
+
+    async def _run_on(self, interrupt: LoopInterrupt) -> Outcome:
+        if isinstance(self._prepared, Outcome):
+            return self.run()
+        with self._told() as ended:
+            ended.append(await execute.run_async(self._prepared, interrupt.steer))
+        return ended[0]
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[list[Outcome]]:
+        """Tell of the attempt's start and end; the block puts the outcome into the list."""
+        ended: list[Outcome] = []
+        with bound_job(
+            job_id=execute.job_id_of(self.taken),
+            task=execute.task_name_of(self.taken),
+            queue=self.taken.queue,
+            attempt=self.taken.attempts + 1,
+            max_attempts=self.max_attempts or None,
+        ):
+            began_s = time.monotonic()
+            if not isinstance(self._prepared, Outcome):
+                log.info("job_started", worker=self._prepared.request.worker)
+            yield ended
+            _log_outcome(ended[0], took_s=time.monotonic() - began_s)
+
+
+def _log_outcome(outcome: Outcome, *, took_s: float) -> None:
+    took = round(took_s, 3)
+    fault = outcome.fault
+    error = f"{fault.type}: {fault.message}" if fault else None
+    if outcome.event is Event.COMPLETE:
+        log.info("job_done", took_s=took)
+    elif outcome.event is Event.RETRY:
+        log.warning(
+            "job_retry_scheduled", took_s=took, retry_in_s=round(outcome.retry_in_s, 3), error=error
+        )
+    else:
+        log.error("job_permanently_failed", took_s=took, error=error)

@@ -1,0 +1,96 @@
+"""Watch over the running attempts of this process from a thread of its own: their time limits.
+
+What must hold whatever a task does (Python's lock held in C, signals ignored) is not done here but
+by the supervisor, which kills the process. This thread does what a task can notice: it raises
+SoftTimeLimitExceeded, and where other jobs share the process TimeLimitExceeded as well, so that they
+need not die with it.
+
+The thread is started by the first attempt, and sleeps without end while there is none. A stream of
+short jobs wakes it once or twice a second, whatever their number.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from sqlqueue.errors import SoftTimeLimitExceeded, TimeLimitExceeded
+
+if TYPE_CHECKING:
+    from sqlqueue.worker.attempt import Attempt
+
+__all__ = ["Limits"]
+
+_LOOK_EVERY_S: Final = 1.0
+_INSIST_EVERY_S: Final = 0.002
+# An attempt that ends meets one error at a time: see `execute.run`.
+_APART_S: Final = 0.1
+
+
+class Limits:
+    """Throw limits into attempts. The consumer's thread calls everything here."""
+
+    def __init__(self, *, raises_hard: bool) -> None:
+        """Prepare; the thread starts with the first attempt.
+
+        `raises_hard` says that the time limit, too, is raised here.
+        """
+        self._raises_hard = raises_hard
+        self._watched: dict[int, Attempt] = {}
+        self._is_sooner = threading.Event()
+        self._looks_at_s = float("inf")
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, attempt: Attempt) -> None:
+        """Watch an attempt from now on."""
+        self._watched[attempt.place] = attempt
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="sqlqueue-limits", daemon=True)
+            self._thread.start()
+        elif self._next_s(attempt) < self._looks_at_s:
+            self._is_sooner.set()
+
+    def forget(self, attempt: Attempt) -> None:
+        """Watch it no longer: it has ended."""
+        self._watched.pop(attempt.place, None)
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._is_stopping = True
+        self._is_sooner.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            # In this order an attempt that comes in between is never overlooked: it finds either a
+            # later look than its own, and says so, or it is in the list.
+            self._is_sooner.clear()
+            self._looks_at_s = float("inf")
+            attempts = list(self._watched.values())
+            for attempt in attempts:
+                self._look_at(attempt)
+            if attempts:
+                self._looks_at_s = min(map(self._next_s, attempts))
+                self._is_sooner.wait(max(self._looks_at_s - time.monotonic(), 0.0))
+            else:
+                self._is_sooner.wait()
+
+    def _look_at(self, attempt: Attempt) -> None:
+        attempt.interrupt.insist()
+        now_s = time.monotonic()
+        if now_s >= attempt.soft_at_s:
+            attempt.soft_at_s = float("inf")
+            attempt.hard_at_s = max(attempt.hard_at_s, now_s + _APART_S)
+            attempt.interrupt.throw(SoftTimeLimitExceeded)
+        elif self._raises_hard and now_s >= attempt.hard_at_s:
+            attempt.hard_at_s = float("inf")
+            attempt.interrupt.throw(TimeLimitExceeded)
+
+    def _next_s(self, attempt: Attempt) -> float:
+        """Return when to look at an attempt again, on the monotonic clock."""
+        wait_s = _INSIST_EVERY_S if attempt.interrupt.is_waiting else _LOOK_EVERY_S
+        hard_at_s = attempt.hard_at_s if self._raises_hard else float("inf")
+        return min(time.monotonic() + wait_s, attempt.soft_at_s, hard_at_s)
