@@ -25,8 +25,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlqueue_transport.database import refused_values
 from sqlqueue_transport.housekeeping import CHUNK
+from sqlqueue_transport.sqlite_errors import refused_values
 
 if TYPE_CHECKING:
     import sqlite3

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sqlqueue_transport.chords import Chords, expires_at_ms
 from sqlqueue_transport.clock import JumpWatch
-from sqlqueue_transport.database import refused_values
 from sqlqueue_transport.housekeeping import CHUNK
+from sqlqueue_transport.sqlite_errors import refused_values
 
 if TYPE_CHECKING:
     import sqlite3
