@@ -152,6 +152,30 @@ class Database:
                 if not is_locked(error) or time.monotonic() >= deadline_s:
                     raise self._explained(error) from error
 
+    def empty_log(self) -> bool:
+        """Copy the log into the file as far as readers allow; if nobody reads, cut it to nothing.
+
+        Return whether it is empty now. Waits for other writers, not for readers. If the process dies
+        midway, the log is there as it was, and the copying begins again.
+        """
+        return self._with_writer(self._emptied_log)
+
+    def _emptied_log(self, connection: sqlite3.Connection) -> bool:
+        lock = self._held.lock
+        if lock is not None and lock.log_is_suspect:  # the next durable commit knows what to do
+            return False
+        _, in_log, copied = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if copied < in_log:
+            return False
+        try:
+            # All other writers wait for us: we must not wait for a reader that came just now.
+            connection.execute("PRAGMA busy_timeout = 0").fetchall()
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            wait_ms = round(self._foreign_wait_s * 1000)
+            connection.execute(f"PRAGMA busy_timeout = {wait_ms}").fetchall()
+        return not busy
+
     def _read_once(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         if owned(self._read_mutex):
             message = "a read inside a read of the same thread; finish the outer one first"

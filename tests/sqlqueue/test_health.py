@@ -16,6 +16,7 @@ from sqlqueue.config import Settings
 from sqlqueue.errors import NotAvailable
 from sqlqueue.health import Check, Level, check_writer_lock, database_path, examine
 from sqlqueue.inspection import Inspection
+from sqlqueue_transport import log_guard
 from sqlqueue_transport.errors import CannotOpen
 from tests.cli.filling import Filled
 from tests.support import FakeClock, read_line, run_python
@@ -203,7 +204,7 @@ def test_broken_invariant_fails(filled, checked):
 
 def test_large_log_fails(filled, checked, monkeypatch):
     filled.publish()
-    monkeypatch.setattr(health, "_LOG_LIMIT_BYTES", 0)
+    monkeypatch.setattr(log_guard, "LIMIT_BYTES", 0)
     assert checked()["log size"].level is Level.FAIL
 
 
