@@ -220,7 +220,10 @@ class Soak:
     def restart_worker(self) -> None:
         """Let a worker drain, and start it anew."""
         name = random.choice(list(self.workers))
-        self.workers[name].send_signal(signal.SIGTERM)
+        worker = self.workers[name]
+        # Killed and started a moment ago, it may not know yet what a signal means.
+        wait_until(lambda: self.children(worker), deadline_s=30, what="a worker to be ready")
+        worker.send_signal(signal.SIGTERM)
         code = self.workers[name].wait(timeout=60)
         assert code == 0, f"worker {name} ended with {code} on SIGTERM: {self.logs()}"
         self.start_worker(name)
@@ -352,11 +355,17 @@ class Soak:
     def report(self) -> str:
         """Return the table and the plots."""
         middle, last = self.thirds()
+        machine = (
+            f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+            f"SQLite {sqlite3.sqlite_version}"
+        )
+        load = (
+            f"{self.seconds:.0f} s, {RATE} jobs/s published and 5 by a beat, 2 workers of 2 children; "
+            f"done kept for {self.done_s:g} s, dead letters for {2 * self.done_s:g} s"
+        )
         lines = [
-            f"{platform.platform()}, {os.cpu_count()} cores, "
-            f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
-            f"{self.seconds:.0f} s, {RATE} jobs/s published and 5 by a beat, 2 workers of 2 children;"
-            f" done kept for {self.done_s:g} s, dead letters for {2 * self.done_s:g} s",
+            machine,
+            load,
             "  ".join(f"{name} {count}" for name, count in sorted(self.events.items())),
             "",
             f"{'':14} {'middle third':>12} {'last third':>12} {'largest':>12}   over time",
