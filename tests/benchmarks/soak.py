@@ -222,11 +222,14 @@ class Soak:
         name = random.choice(list(self.workers))
         worker = self.workers[name]
         # Killed and started a moment ago, it may not know yet what a signal means.
-        wait_until(lambda: self.children(worker), deadline_s=30, what="a worker to be ready")
+        wait_until(lambda: self.is_registered(worker.pid), deadline_s=30, what="a worker's start")
         worker.send_signal(signal.SIGTERM)
         code = self.workers[name].wait(timeout=60)
         assert code == 0, f"worker {name} ended with {code} on SIGTERM: {self.logs()}"
         self.start_worker(name)
+
+    def is_registered(self, pid: int) -> bool:
+        return any(worker.pid == pid for worker, _ in self.store.consumers.alive())
 
     def drain(self) -> None:
         """Stop what produces, let everything end, and stop the workers."""

@@ -15,7 +15,7 @@ from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Fault, Outcome, Settlement
 from sqlqueue_transport.pruning import Policy
 from sqlqueue_transport.reading import JobFilter
-from tests.support import FakeClock, kill, read_line, run_python, say
+from tests.support import FakeClock, in_forked_child, kill, read_line, run_python, say
 
 DAY_S = 86_400
 POLICY = Policy(done_s=7 * DAY_S, dead_s=30 * DAY_S, audit_s=180 * DAY_S)
@@ -415,3 +415,28 @@ def test_an_error_ends_the_round_and_the_next_one_comes_a_minute_later(
         assert store.housekeeping.turn(POLICY) == Turn(pause_s=60.0)
     clock.advance(60)
     assert whole_round(store, clock) == {"done": 1}
+
+
+def test_a_process_killed_in_a_portion_leaves_a_file_that_is_in_order(tmp_path) -> None:
+    def keep(path):
+        opened = Store(path)
+        while opened.housekeeping.turn(Policy(0.001, 0.001, 0.001)).removed:
+            opened.housekeeping._next_ms = 0
+
+    path = tmp_path / "queue.db"
+    store = Store(path)
+    finish(store, 60)
+    store.consumers.leave()
+    store.close()
+    for statement in range(20, 1000, 7):
+        came_through = in_forked_child(lambda: keep(path), die_at_statement=statement)
+        again = Store(path)
+        assert again.reading.damage(full=True) == []
+        assert again.reading.broken_invariants() == {}
+        change(again, "DELETE FROM meta WHERE key = 'housekeeping'")  # a minute passes
+        left = len(states(again))
+        again.close()
+        if came_through:
+            break
+    assert came_through
+    assert left == 0
