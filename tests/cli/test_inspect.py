@@ -64,6 +64,14 @@ def test_stats_document_is_the_promised_one(cli, filled):
     assert document["log_bytes"] >= 0
 
 
+def test_stats_warn_of_a_log_that_has_grown(cli, filled, monkeypatch):
+    filled.publish()
+    assert "'sqlqueue doctor' names it" not in cli("inspect", "stats").out
+    monkeypatch.setattr("sqlqueue.inspection.LIMIT_BYTES", 0)
+    assert "MB: a program reads for long; 'sqlqueue doctor' names it" in cli("inspect", "stats").out
+    filled.close()
+
+
 def test_stats_say_null_when_nothing_waits(cli, filled):
     filled.close()
     assert cli("inspect", "stats", "--json").json["oldest_pending_s"] is None
