@@ -114,9 +114,6 @@ class Housekeeping:
                 rest_s = max(_REST * took_s, _SHORTEST_REST_S)
                 self._next_ms = now_ms + round(1000 * (took_s + rest_s))
             return Turn((self._next_ms - now_ms) / 1000, removed, grown)
-        except BaseException:
-            self._mark = ""  # what is left comes with the next round
-            raise
         finally:
             self._working.release()
 
