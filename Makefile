@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # with -j, two pips would install into one environment at once
-.PHONY: help setup demo test test-all check lint type imports bench clean
+.PHONY: help setup demo test test-all check lint type imports bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,7 @@ DEV := $(VENV)/.ready-dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo '  ARGS="..." is passed on by demo, test, test-all and bench; PYTHON=python3.12 chooses a Python.'
+	@echo '  ARGS="..." is passed on by demo, test, test-all, bench and soak; PYTHON=python3.12 chooses a Python.'
 
 setup: $(DEV) ## make .venv with all that development needs
 
@@ -53,6 +53,9 @@ imports: $(DEV) ## check who imports whom (import-linter)
 
 bench: $(TEST) ## measure: latency, CPU, throughput
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+soak: $(TEST) ## run a day of load, kills and restarts in a quarter of an hour; does anything grow?
+	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 clean: ## remove caches and builds; .venv, jobs/, logs/ and databases stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

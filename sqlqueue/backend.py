@@ -10,14 +10,18 @@ two modules knows which one it talks to.
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import kombu
 
 from sqlqueue import envelope
+from sqlqueue.housekeeping import log_lost, log_turn
+from sqlqueue_transport import log_guard
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
 from sqlqueue_transport.messages import Outcome, TickOf
+from sqlqueue_transport.pruning import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,6 +146,12 @@ class Running(Protocol):
         Give back what dead processes held, now and from now on, and extend the leases of this one.
         """
 
+    def keep_house(self, *, sweep: bool = False) -> float:
+        """Do one small piece of housekeeping; return after how many seconds to call again.
+
+        With `sweep` also give back what dead processes held, for a process that has nobody to do so.
+        """
+
     def leave(self) -> None:
         """Release what this process holds, uncounted, and be forgotten."""
 
@@ -189,6 +199,9 @@ class Inspecting(Protocol):
 
     def counts(self) -> Counts:
         """Count jobs by state."""
+
+    def log_bytes(self) -> int:
+        """Return the size of the write-ahead log."""
 
     def jobs(
         self, chosen: JobFilter, *, limit: int = 50, before: int | None = None
@@ -254,6 +267,7 @@ def open_backend(settings: Settings, *, create: bool = True, keep_leases: bool =
             "durability": settings.durability,
             "retention_done": settings.retention_done,
             "retention_dead": settings.retention_dead,
+            "retention_audit": settings.retention_audit,
             **settings.transport_options,
             "create": create,
             "keep_leases": keep_leases,
@@ -321,6 +335,9 @@ class SqliteBackend:
         self._publisher = Publisher(connection)
         self._channel: Any = self._publisher.channel
         self.store: Store = self._channel.store
+        transport: Any = connection.transport
+        self._policy = Policy.of(transport.options)
+        self._swept_s = 0.0
         # What the store answers word for word; the Protocols say what it means.
         reading, schedules = self.store.reading, self.store.schedules
         self.unfinished_since_ms = reading.unfinished_since_ms
@@ -377,6 +394,15 @@ class SqliteBackend:
         watching: Any = self._connection.transport
         watching.keep_watch()
 
+    def keep_house(self, *, sweep: bool = False) -> float:
+        """Do at most one portion of what is due, and log what somebody should hear of."""
+        if sweep and time.monotonic() - self._swept_s >= IDLE_S:
+            self._swept_s = time.monotonic()
+            log_lost(self.store.consumers.sweep())
+        turn = self.store.housekeeping.turn(self._policy)
+        log_turn(turn)
+        return turn.pause_s
+
     def claim(
         self, queues: Sequence[str], limit: int, settlements: Sequence[tuple[Taken, Outcome]]
     ) -> tuple[list[Taken], list[Taken]]:
@@ -411,6 +437,10 @@ class SqliteBackend:
         self.store.consumers.note_start(
             place, taken.message_id, taken.delivery, time_limit_s, max_attempts=max_attempts
         )
+
+    def log_bytes(self) -> int:
+        """Return the size of the file's write-ahead log; no SQL."""
+        return log_guard.size_of(self.store.path)
 
     def workers(self) -> list[WorkerRow]:
         """List living processes with what they run."""

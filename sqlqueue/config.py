@@ -72,6 +72,7 @@ class Settings:
     max_message_bytes: int = 1_048_576
     retention_done: float = 7 * _DAY_S  # 0 keeps for ever
     retention_dead: float = 30 * _DAY_S  # dead letters; 0 keeps for ever
+    retention_audit: float = 180 * _DAY_S  # what operators did; 0 keeps for ever
 
     # Tasks
     task_default_queue: str = "default"
@@ -354,6 +355,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "max_message_bytes": _count,
     "retention_done": _duration,
     "retention_dead": _duration,
+    "retention_audit": _duration,
     "task_default_queue": _queue,
     "task_max_attempts": _count,
     "task_time_limit": _duration,

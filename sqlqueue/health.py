@@ -21,7 +21,7 @@ import kombu
 from sqlqueue.backend import SqliteBackend
 from sqlqueue.errors import NotAvailable
 from sqlqueue.inspection import JobFilter, State
-from sqlqueue_transport import files
+from sqlqueue_transport import files, log_guard
 from sqlqueue_transport.transport import split_url
 from sqlqueue_transport.writer_lock import read_holder
 
@@ -36,7 +36,6 @@ __all__ = ["Check", "Level", "check_writer_lock", "database_path", "examine"]
 
 MOST_PROBLEMS: Final = 100  # of one check; the first ones tell enough
 _LOCK_LIMIT_S: Final = 10.0
-_LOG_LIMIT_BYTES: Final = 64 << 20
 _SPACE_LIMIT_BYTES: Final = 100 << 20
 _OTHER_LIBRARIES: Final = ("apsw", "pysqlite3", "pysqlite2", "sqlcipher3", "libsql", "pysqlcipher3")
 # SQLite's releases with the WAL-reset bug, and the two branches it was also mended in
@@ -198,18 +197,16 @@ def _check_permissions(store: Store) -> Check:
 
 
 def _check_log(path: Path) -> Check:
-    try:
-        size = path.with_name(path.name + "-wal").lstat().st_size
-    except OSError:
-        size = 0
+    size = log_guard.size_of(path)
     summary = f"write-ahead log: {size / 1e6:.1f} MB"
-    if size <= _LOG_LIMIT_BYTES:
+    if size <= log_guard.LIMIT_BYTES:
         return Check("log size", Level.OK, summary)
     return Check(
         "log size",
         Level.FAIL,
         summary,
-        hint="a reader keeps it from being emptied: close programs that have the file open for long",
+        tuple(f"process {pid} reads at this moment" for pid in log_guard.readers_of(path)),
+        hint="a program that reads for long keeps it from being emptied: end it",
     )
 
 

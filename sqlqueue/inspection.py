@@ -18,6 +18,7 @@ from sqlqueue.config import Settings
 from sqlqueue.errors import JobNotFound, UndecodableMessage
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.lifecycle import State
+from sqlqueue_transport.log_guard import LIMIT_BYTES
 from sqlqueue_transport.reading import JobFilter
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ class Stats:
     oldest_pending_s: float | None
     alive: int
     slots: int
+    log_bytes: int
+
+    @property
+    def log_has_grown(self) -> bool:
+        """Say whether the write-ahead log is larger than it would be if nobody read for long."""
+        return self.log_bytes > LIMIT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +230,7 @@ class Inspection:
             oldest_pending_s=self._age_s(counts.oldest_pending_ms),
             alive=len(alive),
             slots=sum(row.slots for row in alive),
+            log_bytes=self.backend.log_bytes(),
         )
 
     def jobs(self, chosen: JobFilter, *, limit: int = 50, cursor: str | None = None) -> Page:

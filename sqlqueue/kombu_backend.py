@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -56,6 +57,7 @@ class KombuBackend:
     can_inspect = False
 
     counts = _not_available("counting jobs")
+    log_bytes = _not_available("the log's size")
     jobs = _not_available("listing jobs")
     job = _not_available("looking at a job")
     message_ids_of = _not_available("looking up a job")
@@ -100,6 +102,11 @@ class KombuBackend:
 
     def keep_watch(self) -> None:
         """Do nothing: a broker notices by itself that a connection is gone."""
+
+    def keep_house(self, *, sweep: bool = False) -> float:
+        """Have nothing to do: a broker keeps its own house."""
+        del sweep
+        return math.inf
 
     def leave(self) -> None:
         """Requeue what is held for later."""

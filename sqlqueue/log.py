@@ -71,6 +71,8 @@ EVENTS: Final[dict[str, str]] = {
     # The store
     "store_busy": "somebody else holds the writer lock for long, or the disk refused",
     "store_gone": "the database file was replaced, or another version migrated it",
+    "wal_grown": "its write-ahead log stays large; the processes that read just now, if known",
+    "history_pruned": "what was removed as old, rows by kind, and pages given back",
 }
 
 

@@ -25,8 +25,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlqueue_transport.database import refused_values
-from sqlqueue_transport.housekeeping import CHUNK
+from sqlqueue_transport.sqlite_errors import refused_values
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.database import Database
+
+CHUNK = 500  # rows a transaction, so that claims never wait long
 
 # Where chords are kept for ever, these are not: runs of which nobody says the size, and sizes of
 # which no member comes. Celery sets one for each group that ends a chain, whose members report to
@@ -303,13 +304,24 @@ class Chords:
 
         If the process dies midway, all of that chunk is gone or nothing.
         """
-        values = {"now_ms": now_ms, "chunk": CHUNK}
 
         def work(connection: sqlite3.Connection) -> int:
-            members = connection.execute(_PRUNE_MEMBERS, values).rowcount
-            return members if members >= CHUNK else connection.execute(_PRUNE, values).rowcount
+            members = delete_members(connection, CHUNK, now_ms=now_ms)
+            return members if members >= CHUNK else delete_expired(connection, CHUNK, now_ms=now_ms)
 
         return self._database.write(work)
+
+
+def delete_members(connection: sqlite3.Connection, limit: int, *, now_ms: int) -> int:
+    """Delete up to `limit` members of runs that are over or have expired; return how many."""
+    values = {"now_ms": now_ms, "chunk": limit}
+    return connection.execute(_PRUNE_MEMBERS, values).rowcount
+
+
+def delete_expired(connection: sqlite3.Connection, limit: int, *, now_ms: int) -> int:
+    """Delete up to `limit` runs that are over or have expired and have no members left."""
+    values = {"now_ms": now_ms, "chunk": limit}
+    return connection.execute(_PRUNE, values).rowcount
 
 
 def expires_at_ms(now_ms: int, lifetime_s: float | None) -> int | None:

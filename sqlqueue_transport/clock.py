@@ -53,27 +53,42 @@ JUMP_MS = 3_600_000
 PAUSE_MS = 86_400_000
 
 
+def suspended_ms() -> int:
+    """Return how long the machine has slept since it was booted; 0 where that cannot be told.
+
+    On Linux `CLOCK_MONOTONIC` stands still meanwhile, and `CLOCK_BOOTTIME` does not (clock_gettime(2)).
+    """
+    if sys.platform != "linux":
+        return 0
+    awake_ns = time.monotonic_ns()  # read first, so that the difference is never negative
+    return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - awake_ns) // 1_000_000
+
+
 class JumpWatch:
     """Notice that the wall clock was set: by more than an hour against the lease clock.
 
     Age is told by the wall clock, and ten years ahead everything would be old. So what deletes by
-    age pauses for a day after a jump, in which somebody may notice.
+    age pauses for a day after a jump, in which somebody may notice. A suspended machine's wall
+    clock has not jumped when it wakes up, though the lease clock stood still.
     """
 
     def __init__(self, clock: Clock) -> None:
         """Take the clocks as they stand for right."""
         self._clock = clock
-        self._offset_ms = clock.wall_ms() - clock.lease_ms()
+        self._offset_ms = self._offset()
         self._until_ms = 0  # on the lease clock, which does not jump
 
     def pauses(self) -> bool:
         """Say whether the wall clock has jumped within a day, comparing the clocks once more."""
         now_ms = self._clock.lease_ms()
-        offset_ms = self._clock.wall_ms() - now_ms
+        offset_ms = self._offset()
         if abs(offset_ms - self._offset_ms) > JUMP_MS:
             self._until_ms = now_ms + PAUSE_MS
         self._offset_ms = offset_ms
         return now_ms < self._until_ms
+
+    def _offset(self) -> int:
+        return self._clock.wall_ms() - self._clock.lease_ms() - suspended_ms()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Keep the leases of a plain Kombu consumer alive, sweep for the dead, and prune what is old.
+"""Keep the leases of a plain Kombu consumer alive, sweep for the dead, and keep house.
 
 A program that consumes through Kombu (Celery, a ConsumerMixin) does not know of leases. A thread
 of its own process extends them as long as the process runs; when it is stopped or killed, so is
@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport.errors import TransportError
-from sqlqueue_transport.housekeeping import CHUNK
+from sqlqueue_transport.pruning import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.store import Store
 
 SWEEP_EVERY_S = 1.0
-PRUNE_EVERY_S = 60.0  # and not at once: a program that lives for a moment has better things to do
+HOUSE_AFTER_S = 60.0  # not at once: a program that lives for a moment has better things to do
 # A lease is extended when a quarter of it has passed, so that three attempts may fail.
 _EXTENSIONS_A_LEASE = 4
 
@@ -69,29 +69,28 @@ class Keeper:
 
     def _run(self, stop: threading.Event) -> None:
         lease_s = self._options.visibility_timeout
+        policy = Policy.of(self._options)
         extend_every_s = lease_s / _EXTENSIONS_A_LEASE
+        look_every_s = min(SWEEP_EVERY_S, extend_every_s)
+        now_s = time.monotonic()
         # What was claimed before the thread ran may have a quarter of its lease behind it.
-        extended_s = time.monotonic() - extend_every_s
-        pruned_s = time.monotonic()
-        while not stop.wait(min(SWEEP_EVERY_S, extend_every_s)):
+        extend_s, look_s, house_s = now_s, now_s + look_every_s, now_s + HOUSE_AFTER_S
+        while not stop.wait(max(min(look_s, house_s) - time.monotonic(), 0.0)):
             consumers = self._store.consumers
             try:
-                consumers.beat()
-                if time.monotonic() - extended_s >= extend_every_s:
-                    self._store.extend(self._held(), lease_s)
-                    extended_s = time.monotonic()
-                self._store.do_what_is_owed()
-                consumers.sweep()
-                # More than a chunk of old rows: the next one a second later, and not a minute, or
-                # a busy file would only ever grow.
-                if time.monotonic() - pruned_s >= PRUNE_EVERY_S and self._prune() < CHUNK:
-                    pruned_s = time.monotonic()
+                now_s = time.monotonic()
+                if now_s >= look_s:
+                    look_s = now_s + look_every_s
+                    consumers.beat()
+                    if now_s >= extend_s:
+                        self._store.extend(self._held(), lease_s)
+                        extend_s = now_s + extend_every_s
+                    self._store.do_what_is_owed()
+                    consumers.sweep()
+                if now_s >= house_s:
+                    house_s = now_s + HOUSE_AFTER_S  # also when it fails
+                    pause_s = self._store.housekeeping.turn(policy).pause_s
+                    house_s = time.monotonic() + pause_s
             except (TransportError, OSError):
                 # The file is busy or gone; the consumer itself will say so on its next call.
                 continue
-
-    def _prune(self) -> int:
-        options = self._options
-        return self._store.housekeeping.prune(
-            done_s=options.retention_done, dead_s=options.retention_dead
-        )

@@ -39,6 +39,7 @@ class Options:
     retention_done: how long, in seconds, the consumers of this connection let done jobs be kept;
         0 keeps for ever.
     retention_dead: the same for dead letters, cancelled and expired jobs.
+    retention_audit: the same for the records of what operators did.
     """
 
     visibility_timeout: float = 3600.0
@@ -51,6 +52,7 @@ class Options:
     max_deliveries: int = 20
     retention_done: float = 7 * 86_400.0
     retention_dead: float = 30 * 86_400.0
+    retention_audit: float = 180 * 86_400.0
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -60,7 +62,7 @@ class Options:
                 _refuse(name, value, f"give {SHORTEST_S} to {LONGEST_S:.0f} seconds")
         if self.durability not in DURABILITIES:
             _refuse("durability", self.durability, "choose one of " + ", ".join(DURABILITIES))
-        for name in ("retention_done", "retention_dead"):
+        for name in ("retention_done", "retention_dead", "retention_audit"):
             value = getattr(self, name)
             if not 0 <= value <= LONGEST_S:
                 _refuse(name, value, f"give 0 to {LONGEST_S:.0f} seconds")

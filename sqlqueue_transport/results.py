@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlqueue_transport.chords import Chords, expires_at_ms
+from sqlqueue_transport.chords import CHUNK, Chords, expires_at_ms
 from sqlqueue_transport.clock import JumpWatch
-from sqlqueue_transport.database import refused_values
-from sqlqueue_transport.housekeeping import CHUNK
+from sqlqueue_transport.sqlite_errors import refused_values
 
 if TYPE_CHECKING:
     import sqlite3
@@ -227,12 +226,17 @@ class Results:
             return 0
         # Set before: other threads of the process need not do the same.
         self._prune_next_ms = lease_now_ms + _PRUNE_EVERY_MS
-        values = {"now_ms": self._clock.wall_ms(), "chunk": CHUNK}
-        count = self._database.write(lambda c: c.execute(_PRUNE, values).rowcount)
-        in_chords = self.chords.prune(values["now_ms"])
+        now_ms = self._clock.wall_ms()
+        count = self._database.write(lambda c: delete_expired(c, CHUNK, now_ms=now_ms))
+        in_chords = self.chords.prune(now_ms)
         if max(count, in_chords) >= CHUNK:
             self._prune_next_ms = 0
         return count + in_chords
+
+
+def delete_expired(connection: sqlite3.Connection, limit: int, *, now_ms: int) -> int:
+    """Delete up to `limit` results that have expired; return how many."""
+    return connection.execute(_PRUNE, {"now_ms": now_ms, "chunk": limit}).rowcount
 
 
 def _in_chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

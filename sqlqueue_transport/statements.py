@@ -386,10 +386,6 @@ DELETE FROM message WHERE id IN (
 )
 """
 
-FORGET_QUEUES = """
-DELETE FROM queue WHERE gone_at_ms IS NOT NULL AND gone_at_ms < :before_ms
-"""
-
 END_WORKER = """
 UPDATE worker SET ended_at_ms = :now_ms WHERE id = :worker_id AND ended_at_ms IS NULL
 """
@@ -474,3 +470,8 @@ SET_META = """
 INSERT INTO meta (key, value) VALUES (:key, :value)
 ON CONFLICT (key) DO UPDATE SET value = excluded.value
 """
+
+# Compare-and-set, for what one process at a time is to do: zero changed rows, somebody was faster.
+ADD_META = "INSERT INTO meta (key, value) VALUES (:key, :value) ON CONFLICT (key) DO NOTHING"
+
+REPLACE_META = "UPDATE meta SET value = :value WHERE key = :key AND value = :seen"

@@ -26,7 +26,7 @@ from sqlqueue_transport import statements as sql
 from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
-from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, Result, refused_values
+from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, Result
 from sqlqueue_transport.errors import Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
@@ -47,6 +47,7 @@ from sqlqueue_transport.reading import Reading
 from sqlqueue_transport.results import Results
 from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
 from sqlqueue_transport.schedules import Schedules
+from sqlqueue_transport.sqlite_errors import refused_values
 from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:

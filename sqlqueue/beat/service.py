@@ -214,7 +214,7 @@ def run_beat(
             while not stopping.is_set and not beat.is_over:
                 try:
                     backend.beat()
-                    pause_s = beat.turn()
+                    pause_s = min(beat.turn(), backend.keep_house(sweep=True))
                 except (FileReplaced, SchemaChanged):
                     raise
                 except backend.connection_errors as error:

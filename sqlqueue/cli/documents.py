@@ -46,6 +46,7 @@ def stats_document(stats: Stats) -> dict[str, Any]:
         "stalled": stats.stalled,
         "oldest_pending_s": stats.oldest_pending_s,
         "workers": {"alive": stats.alive, "slots": stats.slots},
+        "log_bytes": stats.log_bytes,
     }
 
 

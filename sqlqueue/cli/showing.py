@@ -73,6 +73,11 @@ def stats(output: Output, found: Stats) -> None:
     waiting = "nothing waits" if found.oldest_pending_s is None else took(found.oldest_pending_s)
     output.line(f"oldest pending  {waiting}")
     output.line(f"workers         {found.alive} alive, {found.slots} slots")
+    log = f"log             {found.log_bytes / 1e6:.1f} MB"
+    if found.log_has_grown:
+        output.line(f"{log}: a program reads for long; 'sqlqueue doctor' names it", LEVELS["warn"])
+    else:
+        output.line(log)
 
 
 def jobs(output: Output, rows: Sequence[JobRow], inspection: Inspection) -> None:

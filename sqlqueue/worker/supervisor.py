@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from sqlqueue.backend import SqliteBackend, open_backend
 from sqlqueue.config import Settings
 from sqlqueue.errors import AppImportError, ConfigError
+from sqlqueue.housekeeping import log_lost
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.worker import child as child_process
@@ -37,9 +38,8 @@ from sqlqueue_transport.presence import NOTES
 from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from sqlqueue_transport.messages import Lost
     from sqlqueue_transport.presence import Entry, Note
 
 __all__ = ["AppFacts", "Supervisor", "WorkerOptions", "ask_app"]
@@ -177,7 +177,7 @@ class Supervisor:
         self._lenience_ms = 1000 if options.pool == "threads" else 0
         self._signals = 0
         self._grace_until_s: float | None = None
-        self._swept_s = self._extended_s = 0.0
+        self._swept_s = self._extended_s = self._house_s = 0.0
         self._exit_code = EXIT_OK
         self._worker_id = 0
         self._wake_reading, self._wake_writing = os.pipe()
@@ -231,7 +231,7 @@ class Supervisor:
             queues=self._facts.queues,
             slots=self._settings.worker_concurrency,
         )
-        self._log_lost(self._consumers.sweep_all())
+        log_lost(self._consumers.sweep_all())
         log.info(
             "worker_started",
             worker=self._options.name,
@@ -255,10 +255,10 @@ class Supervisor:
             self._extend_leases()
             if time.monotonic() - self._swept_s >= self._settings.sweep_interval:
                 self._swept_s = time.monotonic()
-                self._log_lost(self._consumers.sweep())
+                log_lost(self._consumers.sweep())
                 self._backend.store.database.look_at_path()
                 self._watch_lock()
-                self._keep_house()
+            self._keep_house()
             self._fill_places()
         except Busy as busy:
             log.warning("store_busy", error=str(busy))
@@ -276,6 +276,8 @@ class Supervisor:
         timeout_s = min(self._settings.sweep_interval, interval_s(self._lease_s))
         if self._grace_until_s is not None:
             timeout_s = min(timeout_s, self._grace_until_s - time.monotonic())
+        if self._house_s > time.monotonic():  # else the store was busy: it may wait for the turn
+            timeout_s = min(timeout_s, self._house_s - time.monotonic())
         now_ms = self._backend.store.clock.lease_ms()
         for _, notes in self._consumers.children_of(self._worker_id):
             for note in notes.values():
@@ -357,7 +359,7 @@ class Supervisor:
                 self._note_end(child, os.waitstatus_to_exitcode(status))
                 ended = True
         if ended:
-            self._log_lost(self._consumers.sweep())
+            log_lost(self._consumers.sweep())
 
     def _note_end(self, child: Child, code: int) -> None:
         place = self._places[child.index]
@@ -440,7 +442,7 @@ class Supervisor:
 
     def _end(self, entry: Entry, child: Child, faults: dict[int, tuple[str, Fault]]) -> None:
         self._places[child.index].left = self._jobs_left(child)
-        self._log_lost(self._consumers.end_worker(entry.worker_id, faults=faults))
+        log_lost(self._consumers.end_worker(entry.worker_id, faults=faults))
 
     def _kill(self, child: Child, why: str) -> None:
         """End a child and everything in its session, and wait until it is gone."""
@@ -478,9 +480,10 @@ class Supervisor:
             self._kill(self._children[holder.pid], "it sat on the writer lock")
 
     def _keep_house(self) -> None:
-        self._backend.store.housekeeping.prune(
-            done_s=self._settings.retention_done, dead_s=self._settings.retention_dead
-        )
+        """Do a portion of the housekeeping if one is due; it costs nothing while none is."""
+        if time.monotonic() >= self._house_s:
+            self._house_s = time.monotonic() + self._settings.sweep_interval  # if it fails
+            self._house_s = time.monotonic() + self._backend.keep_house()
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -531,12 +534,12 @@ class Supervisor:
             self._kill(child, "the worker stops")
             if entry is not None:
                 with contextlib.suppress(Unavailable):
-                    self._log_lost(self._consumers.end_worker(entry.worker_id, count=count))
+                    log_lost(self._consumers.end_worker(entry.worker_id, count=count))
         self._signals = max(self._signals, 1)
 
     def _stop(self) -> None:
         with contextlib.suppress(Unavailable):
-            self._log_lost(self._consumers.sweep())
+            log_lost(self._consumers.sweep())
             self._backend.leave()
         with contextlib.suppress(Unavailable):
             self._backend.close()
@@ -548,21 +551,6 @@ class Supervisor:
         ):
             os.close(descriptor)
         log.info("worker_stopped", worker=self._options.name, exit_code=self._exit_code)
-
-    def _log_lost(self, lost: Sequence[Lost]) -> None:
-        for one in lost:
-            event = "job_permanently_failed" if one.dead else "job_retry_scheduled"
-            say = log.error if one.dead else log.warning
-            if not one.counted and not one.dead:
-                event, say = "job_released", log.info
-            say(
-                event,
-                job_id=one.job_id,
-                task=one.task,
-                queue=one.queue,
-                worker=one.worker,
-                error="its worker is gone" if one.counted else None,
-            )
 
 
 def _become_child(order: child_process.ChildOrder, descriptors: tuple[int, ...]) -> NoReturn:

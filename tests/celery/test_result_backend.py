@@ -561,7 +561,7 @@ def test_a_result_goes_into_the_new_file_when_the_old_one_was_replaced(
     for name in ("queue.db", "queue.db-wal", "queue.db-shm"):
         path.with_name(name).rename(path.with_name(f"old-{name}"))
     Store(path).close()  # somebody else's
-    app.backend.store.database._looked_at_s = 0.0
+    app.backend.store.database._watch.looked_at_s = 0.0
     app.backend.store_result("a", 2, states.SUCCESS)
     assert app.AsyncResult("a").get(timeout=5) == 2
 
@@ -574,7 +574,7 @@ def test_a_result_waits_for_a_file_that_is_away_for_a_moment(tmp_path: Path) -> 
     backend = app.backend  # this thread's; each has its own
     backend.store_result("a", 1, states.SUCCESS)
     there.rename(away)
-    backend.store.database._looked_at_s = 0.0
+    backend.store.database._watch.looked_at_s = 0.0
     thread = in_a_thread(lambda: backend.store_result("b", 2, states.SUCCESS))
     wait_until(lambda: backend._store is None)  # it has noticed
     away.rename(there)

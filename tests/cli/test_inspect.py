@@ -48,12 +48,28 @@ def test_stats_document_is_the_promised_one(cli, filled):
     filled.publish()
     filled.close()
     document = cli("inspect", "stats", "--json").json
-    assert list(document) == ["schema", "states", "stalled", "oldest_pending_s", "workers"]
+    assert list(document) == [
+        "schema",
+        "states",
+        "stalled",
+        "oldest_pending_s",
+        "workers",
+        "log_bytes",
+    ]
     assert list(document["states"]) == STATES
     assert document["schema"] == 1
     assert document["states"]["done"] == document["states"]["pending"] == 1
     assert document["oldest_pending_s"] >= 0
     assert document["workers"] == {"alive": 0, "slots": 0}
+    assert document["log_bytes"] >= 0
+
+
+def test_stats_warn_of_a_log_that_has_grown(cli, filled, monkeypatch):
+    filled.publish()
+    assert "'sqlqueue doctor' names it" not in cli("inspect", "stats").out
+    monkeypatch.setattr("sqlqueue.inspection.LIMIT_BYTES", 0)
+    assert "MB: a program reads for long; 'sqlqueue doctor' names it" in cli("inspect", "stats").out
+    filled.close()
 
 
 def test_stats_say_null_when_nothing_waits(cli, filled):

@@ -16,9 +16,10 @@ from sqlqueue.config import Settings
 from sqlqueue.errors import NotAvailable
 from sqlqueue.health import Check, Level, check_writer_lock, database_path, examine
 from sqlqueue.inspection import Inspection
+from sqlqueue_transport import log_guard
 from sqlqueue_transport.errors import CannotOpen
 from tests.cli.filling import Filled
-from tests.support import FakeClock, read_line, run_python
+from tests.support import FakeClock, kill, read_line, run_python
 
 
 @pytest.fixture
@@ -203,8 +204,26 @@ def test_broken_invariant_fails(filled, checked):
 
 def test_large_log_fails(filled, checked, monkeypatch):
     filled.publish()
-    monkeypatch.setattr(health, "_LOG_LIMIT_BYTES", 0)
+    monkeypatch.setattr(log_guard, "LIMIT_BYTES", 0)
     assert checked()["log size"].level is Level.FAIL
+
+
+def test_a_large_log_fails_with_the_processes_that_read(filled, checked, monkeypatch):
+    filled.publish()
+    monkeypatch.setattr(log_guard, "LIMIT_BYTES", 0)
+    code = """
+        import sqlite3, sys
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM message").fetchall()
+        print(flush=True)
+        sys.stdin.readline()
+    """
+    reader = run_python(code, filled.path)
+    read_line(reader)
+    assert checked()["log size"].problems == (f"process {reader.pid} reads at this moment",)
+    kill(reader)
+    assert checked()["log size"].problems == ()
 
 
 def test_full_disk_fails(checked, monkeypatch):

@@ -21,7 +21,7 @@ import pytest
 from kombu.exceptions import ChannelError
 
 from sqlqueue_transport import channel as channel_module
-from sqlqueue_transport import database
+from sqlqueue_transport import flushing
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
 from sqlqueue_transport.errors import CannotOpen, DiskFault, InvalidMessage, LeaseLost
 from sqlqueue_transport.lifecycle import State
@@ -452,8 +452,8 @@ def test_durability_decides_what_is_flushed_to_the_disk(
         publish(connection, "q")
         message = get(connection, "q")
         flushes: list[int] = []
-        real = database._sync_data
-        monkeypatch.setattr(database, "_sync_data", lambda fd: (flushes.append(fd), real(fd)))
+        real = flushing._sync_data
+        monkeypatch.setattr(flushing, "_sync_data", lambda fd: (flushes.append(fd), real(fd)))
         publish(connection, "q")
         assert len(flushes) == publishes
         flushes.clear()

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from sqlqueue_transport import NewMessage
-from sqlqueue_transport.chords import UNANNOUNCED_S, Chords, Member, Size, Standing
+from sqlqueue_transport.chords import CHUNK, UNANNOUNCED_S, Chords, Member, Size, Standing
 from sqlqueue_transport.errors import InvalidMessage
-from sqlqueue_transport.housekeeping import CHUNK
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock, finish, in_forked_child, read_line, run_python, say
 from tests.transport.rows import rows_of

@@ -25,6 +25,8 @@ from sqlqueue_transport import (
     TransportError,
     close_store,
     database,
+    handles,
+    migrations,
     open_store,
 )
 from sqlqueue_transport.database import Database
@@ -73,7 +75,7 @@ def pragma(connection, name):
 
 def test_every_connection_has_the_settings_that_keep_data_safe(opened):
     opened.read(values)
-    for connection in (opened._writing, opened._reading):
+    for connection in (opened._held.writing, opened._held.reading):
         settings = {
             name: pragma(connection, name)
             for name in (
@@ -92,9 +94,9 @@ def test_every_connection_has_the_settings_that_keep_data_safe(opened):
             "checkpoint_fullfsync": 1,
             "wal_autocheckpoint": 1000,
         }
-    assert pragma(opened._reading, "query_only") == 1
-    assert pragma(opened._writing, "auto_vacuum") == 2
-    assert pragma(opened._writing, "application_id") == database.APPLICATION_ID
+    assert pragma(opened._held.reading, "query_only") == 1
+    assert pragma(opened._held.writing, "auto_vacuum") == 2
+    assert pragma(opened._held.writing, "application_id") == migrations.APPLICATION_ID
 
 
 def test_an_old_sqlite_is_refused_with_a_way_out(path, monkeypatch):
@@ -110,7 +112,7 @@ def test_a_file_left_in_another_journal_mode_is_put_right(opened, path):
     connection.close()
     again = Database(path)
     again.write(put(1))
-    assert pragma(again._writing, "journal_mode") == "wal"
+    assert pragma(again._held.writing, "journal_mode") == "wal"
     again.close()
 
 
@@ -409,7 +411,7 @@ def test_a_file_that_changes_under_us_is_noticed_and_named(path, harm, words):
     one.write(lambda c: c.execute("CREATE TABLE t (v)").rowcount)
     one.read(values)
     harm(path)
-    one._looked_at_s -= database.LOOK_AT_PATH_EVERY_S
+    one._watch.looked_at_s -= handles.LOOK_AT_PATH_EVERY_S
     with pytest.raises(FileReplaced, match=words):
         one.write(put(1))
     with pytest.raises(FileReplaced, match=words):
@@ -424,7 +426,7 @@ def test_an_error_of_a_file_that_is_gone_says_so_at_once(opened, path):
     """Not "damaged" or "disk I/O error", which would send somebody looking for the wrong thing."""
     opened.write(lambda c: [put("x" * 3000)(c) for _ in range(200)])
     opened.read(values)
-    assert opened._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+    assert opened._held.writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
     os.truncate(path, 0)
 
     def with_a_cold_cache(c):
@@ -497,14 +499,14 @@ def test_a_damaged_file_is_called_damaged(path):
 
 def test_a_process_notices_that_another_migrated_the_file(opened, path):
     other = sqlite3.connect(path)
-    other.execute(f"PRAGMA user_version = {database.SCHEMA_VERSION + 1}")
+    other.execute(f"PRAGMA user_version = {migrations.SCHEMA_VERSION + 1}")
     other.commit()
     for run in (opened.write, opened.read):
         with pytest.raises(SchemaChanged, match="restart with the newer software"):
             run(values)
     with pytest.raises(SchemaTooNew):
         Database(path).open()
-    other.execute(f"PRAGMA user_version = {database.SCHEMA_VERSION}")
+    other.execute(f"PRAGMA user_version = {migrations.SCHEMA_VERSION}")
     other.commit()
     other.close()
     opened.write(put(1))
@@ -550,8 +552,8 @@ def version_and_sum(path):
 
 
 def test_an_older_file_is_migrated_step_by_step_after_a_backup(old_file, monkeypatch):
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(database, "MIGRATIONS", in_steps(STEPS))
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(migrations, "MIGRATIONS", in_steps(STEPS))
     one = Database(old_file)
     assert one.read(lambda c: c.execute("SELECT sum(v), sum(w) FROM t").fetchone()) == (5050, 49500)
     one.close()
@@ -562,8 +564,8 @@ def test_an_older_file_is_migrated_step_by_step_after_a_backup(old_file, monkeyp
 
 
 def test_a_migration_killed_at_any_statement_opens_as_old_or_new(old_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(database, "MIGRATIONS", in_steps(STEPS))
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(migrations, "MIGRATIONS", in_steps(STEPS))
     seen = set()
     for statement in range(1, 100):
         directory = tmp_path / str(statement)
@@ -585,16 +587,16 @@ def test_a_migration_killed_at_any_statement_opens_as_old_or_new(old_file, tmp_p
 
 
 def test_a_migration_that_fails_changes_nothing(old_file, monkeypatch):
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(database, "MIGRATIONS", in_steps({2: "UPDATE t SET v = 0; NONSENSE;"}))
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(migrations, "MIGRATIONS", in_steps({2: "UPDATE t SET v = 0; NONSENSE;"}))
     with pytest.raises(TransportError, match="NONSENSE"):
         Database(old_file).open()
     assert version_and_sum(old_file) == (1, 4950)
 
 
 def test_a_version_without_a_way_to_ours_is_refused_before_anything_is_done(old_file, monkeypatch):
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 4)
-    monkeypatch.setattr(database, "MIGRATIONS", in_steps(STEPS))
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", 4)
+    monkeypatch.setattr(migrations, "MIGRATIONS", in_steps(STEPS))
     with pytest.raises(ForeignDatabase, match="has no way to 4"):
         Database(old_file).open()
     assert version_and_sum(old_file) == (1, 4950)
@@ -605,10 +607,10 @@ def test_of_many_processes_one_migrates_and_the_others_open_the_result(old_file)
     code = f"""
         import sys
         from pathlib import Path
-        from sqlqueue_transport import database
+        from sqlqueue_transport import database, migrations
         steps = {STEPS!r}
-        database.SCHEMA_VERSION = 3
-        database.MIGRATIONS = {{version: lambda text=text: text for version, text in steps.items()}}
+        migrations.SCHEMA_VERSION = 3
+        migrations.MIGRATIONS = {{version: lambda text=text: text for version, text in steps.items()}}
         print(flush=True)
         sys.stdin.readline()
         one = database.Database(Path(sys.argv[1]))
@@ -640,7 +642,7 @@ FILL = """
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         elif way == "pages":
             count = size // 4096 if size > 0 else 2**31 - 2
-            store.database._writing.execute(f"PRAGMA max_page_count = {count}").fetchone()
+            store.database._held.writing.execute(f"PRAGMA max_page_count = {count}").fetchone()
         elif size < 0:
             os.unlink(os.path.join(os.path.dirname(path), "ballast"))
 
@@ -747,7 +749,7 @@ INTERRUPTED = """
         fcntl.flock(outside, fcntl.LOCK_UN)
         free = []
         def look():
-            for mutex in (db._write_mutex, db._read_mutex, db._flush_mutex):
+            for mutex in (db._write_mutex, db._read_mutex, db._flushing.mutex):
                 free.append(mutex.acquire(blocking=False))
                 if free[-1]:
                     mutex.release()
@@ -755,7 +757,7 @@ INTERRUPTED = """
         looking.start()
         looking.join()
         assert free == [True, True, True], free
-        for connection in (db._writing, db._reading):
+        for connection in (db._held.writing, db._held.reading):
             assert connection is None or not connection.in_transaction
 
     random.seed(int(sys.argv[2]))
@@ -866,7 +868,7 @@ def test_a_process_killed_inside_a_transaction_frees_the_lock_at_once(opened, pa
 
 
 def test_a_store_whose_opening_fails_holds_nothing(path, monkeypatch):
-    monkeypatch.setattr(database, "APPLICATION_ID", 1)
+    monkeypatch.setattr(migrations, "APPLICATION_ID", 1)
     other = Database(path)
     other.open()
     other.close()

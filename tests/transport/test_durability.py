@@ -158,7 +158,7 @@ def test_threads_share_a_flush_that_began_after_their_commits(one, disk):
     first = in_thread(lambda: one.write(put(0), durable=True))
     wait_until(lambda: disk.waiting)
     threads = [in_thread(lambda v=v: one.write(put(v), durable=True)) for v in range(1, 9)]
-    wait_until(lambda: one._commits >= 10)
+    wait_until(lambda: one._flushing.commits >= 10)
     disk.open.set()
     for thread in (first, *threads):
         thread.join()
@@ -172,7 +172,7 @@ def test_a_flush_that_began_before_a_commit_does_not_count_for_it(one, disk):
     first = in_thread(lambda: one.write(put(1), durable=True))
     wait_until(lambda: disk.waiting)
     second = in_thread(lambda: one.write(put(2), durable=True))
-    wait_until(lambda: one._commits == 3)
+    wait_until(lambda: one._flushing.commits == 3)
     disk.open.set()
     first.join()
     second.join()
@@ -214,7 +214,7 @@ def test_a_failed_flush_is_not_retried_into_success_for_another_thread(one, disk
     first = in_thread(lambda: one.write(put(1), durable=True))
     wait_until(lambda: disk.waiting)
     others = [in_thread(lambda v=v: one.write(put(v), durable=True)) for v in (2, 3)]
-    wait_until(lambda: one._commits == 4)
+    wait_until(lambda: one._flushing.commits == 4)
     real, calls = disk.fdatasync, []
 
     def fails_once(descriptor):
@@ -291,7 +291,7 @@ def test_closing_flushes_what_another_thread_has_committed(path, disk):
     publishing = in_thread(lambda: one.write(put(1), durable=True))
     wait_until(lambda: disk.waiting)
     second = in_thread(lambda: one.write(put(2), durable=True))
-    wait_until(lambda: one._commits == 3)
+    wait_until(lambda: one._flushing.commits == 3)
     closing = in_thread(one.close)
     wait_until(lambda: is_taken(one._write_mutex))  # it waits for the flush in flight
     disk.open.set()
@@ -308,15 +308,15 @@ def between(path):
     """Give a Database with a thread that has committed durably and not come to its flush yet."""
     one = Database(path)
     one.write(lambda c: c.execute("CREATE TABLE t (v)").rowcount)
-    flush, go_on = one._flush, threading.Event()
+    flush, go_on = one._flushing.flush, threading.Event()
 
     def late_flush(commit):
         assert go_on.wait(10)
         flush(commit)
 
-    one._flush = late_flush
+    one._flushing.flush = late_flush
     publishing = in_thread(lambda: one.write(put(1), durable=True))
-    wait_until(lambda: one._flush_wanted)
+    wait_until(lambda: one._flushing.wanted)
     one.publishing, one.go_on = publishing, go_on.set
     yield one
     one.close()
@@ -375,7 +375,7 @@ def test_the_flushed_descriptor_is_that_of_the_log_in_use_after_reopening(one, d
         one.after_fork_in_parent()
         assert not path.with_name("q.db-wal").exists()
         one.write(put(value), durable=True)
-        assert os.fstat(one._wal).st_ino == path.with_name("q.db-wal").stat().st_ino
+        assert os.fstat(one._held.log).st_ino == path.with_name("q.db-wal").stat().st_ino
     assert disk.flushed == [f"{path}-wal"] * 3
 
 

@@ -221,7 +221,7 @@ def test_a_fork_waits_for_a_flush_of_another_thread(one, monkeypatch):
     publishing = threading.Thread(target=lambda: one.write(put(1), durable=True))
     publishing.start()
     assert flushing.wait(10)
-    descriptor = one._wal
+    descriptor = one._held.log
     child = []
     forking_thread = threading.Thread(target=lambda: child.append(Child(lambda: "forked").text))
     forking_thread.start()

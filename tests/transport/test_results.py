@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sqlqueue_transport import results as module
+from sqlqueue_transport.chords import CHUNK
 from sqlqueue_transport.errors import InvalidMessage
-from sqlqueue_transport.housekeeping import CHUNK
 from sqlqueue_transport.results import KEYS_BY_NAME, READ_AT_ONCE, Results
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock, in_forked_child, kill, read_line, run_python, say, wait_until

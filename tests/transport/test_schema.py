@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sqlqueue_transport import database
+from sqlqueue_transport import migrations
 from sqlqueue_transport.lifecycle import FINISHED, State
 from sqlqueue_transport.messages import NewMessage, Outcome
 from sqlqueue_transport.store import Store
@@ -292,7 +292,7 @@ def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
         (Path(__file__).parent / "fixtures" / f"schema-{version}.sql").read_text()
     )
     connection.executescript(
-        f"PRAGMA application_id = {database.APPLICATION_ID}; PRAGMA user_version = {version};"
+        f"PRAGMA application_id = {migrations.APPLICATION_ID}; PRAGMA user_version = {version};"
         "INSERT INTO queue (name, created_at_ms) VALUES ('default', 1);"
         "INSERT INTO message (queue, state, task, enqueued_at_ms, body)"
         " VALUES ('default', 'pending', 't', 1, x'5b5d');"

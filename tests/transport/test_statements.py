@@ -11,7 +11,7 @@ import pytest
 from sqlqueue_transport import (
     acting,
     chords,
-    housekeeping,
+    pruning,
     reading,
     results,
     schedules,
@@ -42,7 +42,7 @@ CHANGES_STATE = {
     "acting._FAIL": Event.FAIL,
     "acting._REQUEUE": Event.REQUEUE,
 }
-MODULES = (statements, acting, topology, schedules, reading, housekeeping, results, chords)
+MODULES = (statements, acting, topology, schedules, reading, pruning, results, chords)
 
 
 def _all_statements() -> dict[str, str]:
@@ -225,7 +225,21 @@ PLANS = {
     "statements.LEAVE_QUEUE": ["SEARCH consumer USING INDEX consumer_queue (queue=?)"],
     "statements.CONSUMERS_OF": ["SEARCH consumer USING INDEX consumer_queue (queue=?)"],
     "statements.EXPIRED": ["SEARCH message USING INDEX message_expiry (expires_at_ms>? AND"],
-    "statements.FORGET_QUEUES": ["SEARCH queue USING INDEX queue_gone (gone_at_ms>? AND"],
+    "pruning._FORGET_QUEUES": [
+        "SEARCH queue USING PRIMARY KEY",
+        "SEARCH queue USING INDEX queue_gone (gone_at_ms>? AND",
+    ],
+    "pruning._PRUNE_MESSAGES": [
+        "SEARCH message USING INTEGER PRIMARY KEY",
+        "SEARCH message USING INDEX message_history (state=? AND finished_at_ms<?)",
+        "SEARCH attempt USING INDEX attempt_message (message_id=?)",
+        "SEARCH body USING INTEGER PRIMARY KEY",
+        "SEARCH progress USING INTEGER PRIMARY KEY",
+    ],
+    "pruning._NEXT_ENTRY": ["SEARCH tick USING PRIMARY KEY (entry=?)", "(entry>?)"],
+    "pruning._PRUNE_TICKS": ["SEARCH tick USING PRIMARY KEY (entry=? AND due_ms"],
+    "pruning._AUDIT_AFTER": ["SEARCH audit USING INTEGER PRIMARY KEY (rowid>?)"],
+    "pruning._WORKERS_AFTER": ["SEARCH worker USING INTEGER PRIMARY KEY (rowid>?)"],
     "topology._PURGE_LATER": [
         "SEARCH message USING INTEGER PRIMARY KEY",
         "LIST SUBQUERY",

@@ -20,7 +20,7 @@ from sqlqueue_transport import (
 )
 from sqlqueue_transport import keeper as keepers
 from sqlqueue_transport.clock import SYSTEM_CLOCK
-from sqlqueue_transport.housekeeping import CHUNK
+from sqlqueue_transport.housekeeping import Turn
 from sqlqueue_transport.keeper import Keeper
 from sqlqueue_transport.options import Options
 from tests.support import (
@@ -299,15 +299,16 @@ def test_a_keeper_sweeps_for_the_dead_meanwhile(path, monkeypatch):
     held.close()
 
 
-def test_a_keeper_removes_a_chunk_of_old_rows_after_the_other(path, monkeypatch):
-    """One a minute would be less than a busy application leaves behind."""
-    monkeypatch.setattr(keepers, "SWEEP_EVERY_S", 0.01)
-    monkeypatch.setattr(keepers, "PRUNE_EVERY_S", 1.0)
+def test_a_keeper_keeps_house_as_often_as_it_is_asked_to(path, monkeypatch):
+    """One portion a minute would be less than a busy application leaves behind."""
+    monkeypatch.setattr(keepers, "HOUSE_AFTER_S", 0.01)
     held = Held(path, lease_s=3600)
-    found = [CHUNK] * 4
-    monkeypatch.setattr(held.store.housekeeping, "prune", lambda **_: found.pop() if found else 0)
+    pauses = [0.01, 0.01, 0.01, 60.0]
+    monkeypatch.setattr(
+        held.store.housekeeping, "turn", lambda _: Turn(pauses.pop(0) if pauses else 60.0)
+    )
     held.keeper.ensure_running()
-    wait_until(lambda: not found, deadline_s=3.5)
+    wait_until(lambda: not pauses, deadline_s=5)
     held.close()
 
 

@@ -1,0 +1,89 @@
+"""Tell what SQLite's errors mean, in ours: which are worth another try, and what to do about the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sqlite3
+from typing import TYPE_CHECKING
+
+from sqlqueue_transport.errors import (
+    Busy,
+    CannotOpen,
+    DiskFault,
+    ForeignDatabase,
+    InvalidMessage,
+    TransportError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# SQLite's way of saying that a statement or a value of ours is wrong: never worth another try.
+MISTAKES = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    sqlite3.NotSupportedError,
+)
+# What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
+# broken CHECK, a lone surrogate, an integer beyond 64 bits, a value beyond SQLite's limit.
+_NOT_STORABLE = (
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    UnicodeEncodeError,
+    OverflowError,
+)
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+
+
+@contextlib.contextmanager
+def refused_values(what: str) -> Iterator[None]:
+    """Turn SQLite's refusal of a value into InvalidMessage, which begins with `what`."""
+    try:
+        yield
+    except _NOT_STORABLE as error:
+        message = f"{what}: {error}"
+        raise InvalidMessage(message) from error
+
+
+def is_locked(error: sqlite3.Error) -> bool:
+    """Say whether another connection held a lock, which may be waited out."""
+    return "database is locked" in str(error)
+
+
+def not_sqlite_text(path: Path) -> str:
+    """Say that a file is no database."""
+    return f"{path} is not a SQLite database; give another path"
+
+
+def translated(error: sqlite3.Error, path: Path) -> TransportError:
+    """Turn SQLite's errors into ours; Python 3.10 offers nothing but the text."""
+    text = str(error)
+    if is_locked(error):
+        return Busy(f"{path}: {text}")
+    if "not a database" in text:
+        return ForeignDatabase(not_sqlite_text(path))
+    if "malformed" in text or "Could not decode" in text:
+        return DiskFault(
+            f"{path} is damaged ({text}); stop everything and restore a backup, or try "
+            "'.recover' of the sqlite3 shell on a copy",
+        )
+    if any(
+        hint in text for hint in ("disk is full", "disk I/O error", "readonly", "unable to open")
+    ):
+        return DiskFault(f"{path}: {text}; free space or mend the permissions, nothing was changed")
+    if isinstance(error, sqlite3.OperationalError) and "no such table" in text:
+        return ForeignDatabase(f"{path} lacks our tables ({text})")
+    return TransportError(f"{path}: {text}")
+
+
+def translated_os_error(error: OSError, path: Path) -> TransportError:
+    """Turn what the operating system says while we open or watch the file into ours."""
+    where = error.filename or path
+    if error.errno in _DISK_ERRORS:
+        return DiskFault(f"{where}: {error.strerror}; free space or mend the disk and try again")
+    return CannotOpen(f"cannot open {path}: {where}: {error.strerror}")
