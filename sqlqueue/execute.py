@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue import envelope
-from sqlqueue.errors import Reject, Retry, UndecodableMessage, UnknownTask
+from sqlqueue.errors import JobCancelled, Reject, Retry, UndecodableMessage, UnknownTask
 from sqlqueue.forks import end_stray_copy
 from sqlqueue.task import Request, running_as
 from sqlqueue_transport.messages import Fault, Outcome
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Taken
+    from sqlqueue.progress import Reporter
     from sqlqueue.retry import RetryPolicy
     from sqlqueue.task import Task
 
@@ -100,14 +101,14 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
     )
 
 
-def run(prepared: Prepared) -> Outcome:
+def run(prepared: Prepared, reporter: Reporter | None = None) -> Outcome:
     """Call the task and turn what happened into an Outcome; never raises.
 
-    A copy of this process that the task forked, and that comes back here, is ended.
+    `reporter` is whom the task tells how far it is, None where nobody listens. A copy of this process that the task forked, and that comes back here, is ended.
     """
     pid = os.getpid()
     try:
-        with running_as(prepared.request):
+        with running_as(prepared.request, reporter):
             value = prepared.task(*prepared.args, **prepared.kwargs)
         end_stray_copy(pid, None)
         return Outcome.done(envelope.dump_result(value))
@@ -118,6 +119,9 @@ def run(prepared: Prepared) -> Outcome:
 
 def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     fault = fault_of(error)
+    if isinstance(error, JobCancelled):
+        # Also of the task's own will. Whether an operator asked is the store's to know.
+        return Outcome.cancelled(fault)
     if isinstance(error, Reject):
         return Outcome.dead(fault, cause="rejected")
     attempt, most = prepared.request.attempt, prepared.request.max_attempts

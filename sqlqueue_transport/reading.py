@@ -104,14 +104,16 @@ WHERE message_id IS NULL AND action = :action
 ORDER BY id DESC
 LIMIT 1
 """
-# What waits in a queue, if it is paused.
+# Of queues there are few.
 _PAUSED = """
-SELECT (
-  SELECT count(*) FROM message WHERE state = 'pending' AND queue = :queue
+SELECT q.name, (
+  SELECT count(*) FROM message WHERE state = 'pending' AND queue = q.name
 ) + (
-  SELECT count(*) FROM message WHERE state IN ('scheduled', 'failed') AND queue = :queue
+  SELECT count(*) FROM message WHERE state IN ('scheduled', 'failed') AND queue = q.name
 )
-FROM queue WHERE name = :queue AND paused_at_ms IS NOT NULL
+FROM queue AS q
+WHERE q.paused_at_ms IS NOT NULL
+ORDER BY q.name
 """
 # Asked again and again by a worker that waits for the end. What waits in a paused queue is not waited
 # for: nobody will run it. What runs is, wherever it came from.
@@ -407,16 +409,9 @@ class Reading:
 
         return self._database.read(work)
 
-    def paused(self, queues: Sequence[str]) -> dict[str, int]:
-        """Return those of these queues that are paused, with how many messages wait in each."""
-
-        def work(connection: sqlite3.Connection) -> dict[str, int]:
-            found = {
-                queue: connection.execute(_PAUSED, {"queue": queue}).fetchone() for queue in queues
-            }
-            return {queue: row[0] for queue, row in found.items() if row is not None}
-
-        return self._database.read(work)
+    def paused(self) -> dict[str, int]:
+        """Return the paused queues by name, with how many messages wait in each."""
+        return dict(self._database.read(lambda c: c.execute(_PAUSED).fetchall()))
 
     def broken_invariants(self) -> dict[str, int]:
         """Return what must never be, with how often it was found; empty when all is well."""

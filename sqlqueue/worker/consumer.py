@@ -7,12 +7,15 @@ otherwise run a finished job again, and a job would show `done` only when its su
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue import execute
 from sqlqueue.backend import IDLE_S
 from sqlqueue.log import bound_job, get_logger
+from sqlqueue.progress import Reporter
+from sqlqueue.worker.queue_order import QueueOrder
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
 from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend, Taken
 
-__all__ = ["Consumer"]
+__all__ = ["Consumer", "tell_of_paused"]
 
 log = get_logger(__name__)
 
@@ -63,6 +66,7 @@ class Consumer:
         self._queues = tuple(queues)
         self._name = name
         self._register = register
+        self._order = QueueOrder(self._queues, app.queue_weights)
         self._burst = burst
         self._left = max_jobs
         self._stopping = False
@@ -106,7 +110,7 @@ class Consumer:
                     self._register()
                     self._is_swept = False
                 found, refused = self._backend.claim(
-                    self._queues, 0 if self._must_stop else 1, settlements
+                    self._order.draw(), 0 if self._must_stop else 1, settlements
                 )
             except WorkerSwept:
                 # Nothing was settled or claimed. What we held was given back, so that the
@@ -152,9 +156,20 @@ class Consumer:
                 outcome = prepared
             else:
                 log.info("job_started", worker=self._name)
-                outcome = execute.run(prepared)
+                reporter = Reporter(functools.partial(self._note_progress, taken))
+                outcome = execute.run(prepared, reporter)
+                reporter.close()
             _log_outcome(outcome, took_s=time.monotonic() - began_s)
         return outcome
+
+    def _note_progress(self, taken: Taken, done: float, total: float | None, note: str) -> bool:
+        """Write how far a job is; a store that cannot be written must not fail it."""
+        try:
+            return self._backend.note_progress(taken, done, total, note)
+        except self._backend.connection_errors as error:
+            # The next word will do, and whether the store is gone for good shows with the settlement.
+            log.warning("store_busy", error=str(error))
+            return True
 
     def _idle(self) -> None:
         """Sleep until there may be work.
@@ -188,6 +203,13 @@ class Consumer:
         return False
 
 
+def tell_of_paused(backend: Backend, queues: Sequence[str], worker: str) -> None:
+    """Log what a burst that has ended did not wait for: what lies in paused queues."""
+    left = {queue: count for queue, count in backend.paused().items() if count and queue in queues}
+    if left:
+        log.warning("burst_left_paused", worker=worker, queues=left)
+
+
 def _log_lost(lost: Taken) -> None:
     log.warning(
         "lease_lost",
@@ -208,5 +230,7 @@ def _log_outcome(outcome: Outcome, *, took_s: float) -> None:
         log.warning(
             "job_retry_scheduled", took_s=took, retry_in_s=round(outcome.retry_in_s, 3), error=error
         )
+    elif outcome.event is Event.ABORT:
+        log.warning("job_cancelled", took_s=took, error=error)
     else:
         log.error("job_permanently_failed", took_s=took, error=error)

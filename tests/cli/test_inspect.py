@@ -37,6 +37,9 @@ ITEM = {
     "due_at",
     "started_at",
     "finished_at",
+    "stop_asked_at",
+    "kill_at",
+    "progress",
     "worker",
     "error",
 }
@@ -48,12 +51,15 @@ def test_stats_document_is_the_promised_one(cli, filled):
     filled.publish()
     filled.close()
     document = cli("inspect", "stats", "--json").json
-    assert list(document) == ["schema", "states", "stalled", "oldest_pending_s", "workers"]
+    assert list(document) == [
+        "schema", "states", "stalled", "oldest_pending_s", "paused", "workers",
+    ]  # fmt: skip
     assert list(document["states"]) == STATES
     assert document["schema"] == 1
     assert document["states"]["done"] == document["states"]["pending"] == 1
     assert document["oldest_pending_s"] >= 0
     assert document["workers"] == {"alive": 0, "slots": 0}
+    assert document["paused"] == {}
 
 
 def test_stats_say_null_when_nothing_waits(cli, filled):

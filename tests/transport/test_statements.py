@@ -205,7 +205,6 @@ PLANS = {
     "acting._TERMINATE": ["SEARCH message USING INTEGER PRIMARY KEY"],
     "reading._WHO_PAUSED": ["SEARCH audit USING INDEX audit_message (message_id=?)"],
     "reading._PAUSED": [
-        "SEARCH queue USING PRIMARY KEY (name=?)",
         "SEARCH message USING INDEX message_ready (queue=?)",
         "SEARCH message USING INDEX message_later (queue=?)",
     ],
