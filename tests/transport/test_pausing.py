@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 
+import kombu
 import pytest
 
 from sqlqueue_transport.errors import InvalidMessage, NotDeclared
@@ -189,3 +191,23 @@ def test_the_name_of_a_paused_queue_may_hold_anything(store: Store) -> None:
     assert store.pausing.pause(name, actor="ann\udcff", reason="\x1b[31m\udce4")
     assert store.reading.paused() == {name: 1}
     assert row(store, 1)["state"] == "pending"
+
+
+def test_a_plain_consumer_of_kombu_gets_nothing_from_a_paused_queue(tmp_path: Path) -> None:
+    with kombu.Connection(f"sqlqueue:///{tmp_path}/queue.db") as connection:
+        store = connection.default_channel.store
+        connection.SimpleQueue("q").put("hello")
+        store.pausing.pause("q", actor="ann")
+        assert connection.default_channel.basic_get("q") is None
+        found: list[str] = []
+
+        def on_message(body: str, message: kombu.Message) -> None:
+            found.append(body)
+            message.ack()
+
+        with connection.Consumer([kombu.Queue("q")], callbacks=[on_message]):
+            with pytest.raises(socket.timeout):
+                connection.drain_events(timeout=0.3)
+            store.pausing.resume("q", actor="ann")
+            connection.drain_events(timeout=10)
+        assert found == ["hello"]
