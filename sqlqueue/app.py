@@ -369,6 +369,24 @@ class SqlQueue:
         named = [task.options.queue for task in self.tasks.values() if task.options.queue]
         return tuple(dict.fromkeys([self.conf.task_default_queue, *named]))
 
+    @property
+    def queue_weights(self) -> Mapping[str, float]:
+        """Return the weights a worker's claims are drawn by; empty means strictly in order.
+
+        Raises ConfigError for the weight of a queue that nothing here ever goes to.
+        """
+        weights = self.conf.worker_queue_weights
+        # Also those that this worker does not serve: one file of settings is for all workers.
+        declared = {task.options.queue for task in self.tasks.values() if task.options.queue}
+        known = {*self.queues, self.conf.task_default_queue, *declared}
+        for queue in weights:
+            if queue not in known:
+                raise ConfigError(
+                    f"worker_queue_weights names the queue {quoted(queue)}, which no task here uses and"
+                    f" this worker does not serve.{did_you_mean(queue, known)}"
+                )
+        return weights
+
     def find_task(self, name: str) -> Task[..., Any]:
         """Return a task by name. Raises UnknownTask, with a suggestion."""
         found = self.tasks.get(name)

@@ -184,11 +184,32 @@ class Running(Protocol):
     def note_end(self, place: int) -> None:
         """Forget that note, once the settlement is committed."""
 
+    def stops_asked(self, taken: Sequence[Taken]) -> set[int]:
+        """Return the message ids of those of these running deliveries that should not go on.
+
+        An operator asked them to stop, or they are not ours any more, so that whatever they end in
+        will be refused. One small read, and no write: a heartbeat's thread may ask. Empty on a
+        broker that cannot tell.
+        """
+
+    def note_progress(self, taken: Taken, done: float, total: float | None, note: str) -> bool:
+        """Write down how far a running delivery is; False when it is over. Any thread may.
+
+        One small write, which no power cut is waited for: see `progress` for who calls it how often.
+        On a broker that cannot keep it, do nothing.
+        """
+
     def beat(self) -> None:
         """Give a sign of life; called from the heartbeat's thread."""
 
     def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
-        """Return when the first unfinished message is due; None when nothing is left."""
+        """Return when the first unfinished message is due; None when nothing is left.
+
+        What waits in a paused queue does not count.
+        """
+
+    def paused(self) -> dict[str, int]:
+        """Return the paused queues by name, with how many messages wait in each."""
 
     def close(self) -> None:
         """Close the connection; harmless when closed."""
@@ -244,8 +265,19 @@ class Inspecting(Protocol):
         *,
         actor: str,
         reason: str | None = None,
+        kill_in_s: float | None = None,
     ) -> list[Acted]:
-        """Cancel, fail or requeue messages seen in the given states; compare-and-set, audited."""
+        """Cancel, terminate, fail or requeue messages seen in the given states.
+
+        Compare-and-set, and audited. `kill_in_s` is for TERMINATE: after so many seconds the process
+        of what still runs is killed; None means never.
+        """
+
+    def pause(self, queue: str, *, actor: str, reason: str | None = None) -> bool:
+        """Let nobody claim from a queue; False when it was paused before. Audited."""
+
+    def resume(self, queue: str, *, actor: str, reason: str | None = None) -> bool:
+        """Let a queue be claimed from again; False when it ran. Audited."""
 
 
 class Backend(Running, Inspecting, Protocol):
@@ -341,6 +373,7 @@ class SqliteBackend:
         # What the store answers word for word; the Protocols say what it means.
         reading, schedules = self.store.reading, self.store.schedules
         self.unfinished_since_ms = reading.unfinished_since_ms
+        self.paused = reading.paused
         self.counts = reading.counts
         self.jobs = reading.jobs
         self.job = reading.job
@@ -350,6 +383,8 @@ class SqliteBackend:
         self.describe_entry = schedules.describe
         self.last_tick_ms = schedules.last_tick_ms
         self.act = self.store.acting.act
+        self.pause = self.store.pausing.pause
+        self.resume = self.store.pausing.resume
         self.leave = self.store.consumers.leave
         self.note_end = self.store.consumers.note_end
         self.beat = self.store.consumers.beat
@@ -441,6 +476,17 @@ class SqliteBackend:
     def log_bytes(self) -> int:
         """Return the size of the file's write-ahead log; no SQL."""
         return log_guard.size_of(self.store.path)
+
+    def stops_asked(self, taken: Sequence[Taken]) -> set[int]:
+        """Return the message ids of those running deliveries that should not go on."""
+        deliveries = [(one.message_id, one.delivery) for one in taken]
+        return {message_id for message_id, _ in self.store.running.to_stop(deliveries)}
+
+    def note_progress(self, taken: Taken, done: float, total: float | None, note: str) -> bool:
+        """Write down how far a running delivery is; False when it is over."""
+        return self.store.running.note_progress(
+            taken.message_id, taken.delivery, done=done, total=total, note=note
+        )
 
     def workers(self) -> list[WorkerRow]:
         """List living processes with what they run."""

@@ -83,6 +83,8 @@ class Settings:
     # Workers
     worker_concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
     worker_queues: tuple[str, ...] = ()  # empty: task_default_queue and the declared tasks' queues
+    # By queue; those without have 1. Empty: the first queue first
+    worker_queue_weights: Mapping[str, float] = field(default_factory=dict)
     worker_grace: float = 30.0  # how long a drain waits for running jobs
 
     # The beat
@@ -299,6 +301,35 @@ def _queues(value: object, name: str) -> tuple[str, ...]:
     raise ConfigError(f'{name} = {quoted(value)} is no list of queues. Write ["a", "b"] or "a,b".')
 
 
+def _weights(value: object, name: str) -> dict[str, float]:
+    if isinstance(value, str):
+        parts = [part.rpartition("=") for part in value.split(",") if part.strip()]
+        value = {queue: _number_in(weight) for queue, _, weight in parts}
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{name} = {quoted(value)} is no table of weights. Write {{high = 6, low = 1}}, or"
+            ' "high=6,low=1".'
+        )
+    found = {}
+    for key, weight in value.items():
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not (is_number and 0 < weight <= _LARGEST_WEIGHT and 1 / weight <= _LARGEST_WEIGHT):
+            raise ConfigError(
+                f"{name}: {quoted(weight)} is no weight of the queue {quoted(key)}. Write a positive"
+                " number such as 1, 6 or 0.5; to leave a queue out, do not serve it."
+            )
+        found[_queue(key, name)] = float(weight)
+    return found
+
+
+_LARGEST_WEIGHT: Final = 1e6  # in both directions; nobody would live to see a smaller share
+
+
+def _number_in(text: str) -> object:
+    """Return the number that a text is, or the text, for whoever refuses it."""
+    return float(text) if re.fullmatch(r" *[0-9]{1,9}(\.[0-9]{1,9})? *", text) else text
+
+
 def _count(value: object, name: str) -> int:
     if isinstance(value, str) and re.fullmatch(r" *[0-9_]{1,12} *", value):
         value = int(value.replace("_", "") or "0")
@@ -362,6 +393,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "task_soft_time_limit": _duration,
     "worker_concurrency": _count,
     "worker_queues": _queues,
+    "worker_queue_weights": _weights,
     "worker_grace": _duration,
     "beat_max_interval": _positive_duration,
     "timezone": _zone_name,

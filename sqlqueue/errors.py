@@ -10,6 +10,7 @@
     ├ UnknownTask                 a message names a task this worker has not got
     ├ NotAvailable                this broker cannot do that
     ├ JobNotFound                 no job has this id
+    ├ QueueNotFound               no queue has this name
     ├ JobFailed                   raised by AsyncResult.get() for a job that ended badly
     ├ ResultTimeout               the result did not come in time; also a TimeoutError
     ├ Retry                       raise inside a task: run it again later
@@ -17,6 +18,7 @@
     ├ UnserializableResult        what a task returned cannot be kept as JSON
     └ SoftTimeLimitExceeded       raised inside a task that runs longer than its soft limit
 
+    JobCancelled                  stop: an operator asked the running job to; a BaseException
     TimeLimitExceeded             raised inside a task at its time limit, just before force is used;
                                   no Exception, so that a task does not catch it by the way
 
@@ -35,9 +37,11 @@ __all__ = [
     "AppImportError",
     "ConfigError",
     "EnvelopeError",
+    "JobCancelled",
     "JobFailed",
     "JobNotFound",
     "NotAvailable",
+    "QueueNotFound",
     "Reject",
     "ResultTimeout",
     "Retry",
@@ -119,6 +123,32 @@ class JobNotFound(SqlQueueError):
             f"no job has the id {quoted(job_id)}. List jobs with 'sqlqueue inspect jobs'."
         )
         self.job_id = job_id
+
+
+class QueueNotFound(SqlQueueError):
+    """No queue has this name: nobody has declared it, and no message waits in it."""
+
+    def __init__(self, queue: str, hint: str = "") -> None:
+        super().__init__(
+            f"there is no queue {quoted(queue)}{hint or '.'} List queues with 'sqlqueue inspect queues'."
+        )
+        self.queue = queue
+
+
+class JobCancelled(BaseException):
+    """The running job is to stop, because an operator asked it to (``sqlqueue cancel --terminate``).
+
+    Raised in the task by the worker. A task may raise it, too, to end its own job: either way the job
+    is ``cancelled``, and no attempt follows. What must be put in order belongs into a ``finally``.
+
+    No ``SqlQueueError``, because it is no error: like ``asyncio.CancelledError`` and for its reason it
+    is a ``BaseException``, so that the ``except Exception`` of a task which goes on after each
+    failure (a loop over files, a client that tries again) does not swallow it.
+    """
+
+    def __init__(self, reason: str = "an operator asked the job to stop") -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class JobFailed(SqlQueueError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlqueue import envelope
 from sqlqueue.errors import (
+    JobCancelled,
     Reject,
     Retry,
     SoftTimeLimitExceeded,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Taken
+    from sqlqueue.progress import Reporter
     from sqlqueue.retry import RetryPolicy
     from sqlqueue.task import Task
 
@@ -139,16 +141,17 @@ def _first(*limits: float | None) -> float:
     return next((limit for limit in limits if limit is not None), 0.0)
 
 
-def run(prepared: Prepared, gate: Gate) -> Outcome:
+def run(prepared: Prepared, gate: Gate, reporter: Reporter | None = None) -> Outcome:
     """Call the task in this thread and turn what happened into an Outcome; never raises.
 
-    A copy of this process that the task forked, and that comes back here, is ended.
+    `reporter` is whom the task tells how far it is, None where nobody listens. A copy of this process
+    that the task forked, and that comes back here, is ended.
     """
     outcome: Outcome | None = None
     while True:
         try:
             if outcome is None:
-                outcome = _call(prepared, gate)
+                outcome = _call(prepared, gate, reporter)
             gate.close()
         except (SoftTimeLimitExceeded, TimeLimitExceeded) as late:
             # It came after the task's end and before the gate was shut. There is one at most: who
@@ -158,10 +161,10 @@ def run(prepared: Prepared, gate: Gate) -> Outcome:
             return outcome
 
 
-def _call(prepared: Prepared, gate: Gate) -> Outcome:
+def _call(prepared: Prepared, gate: Gate, reporter: Reporter | None) -> Outcome:
     pid = os.getpid()
     try:
-        with running_as(prepared.request), gate:
+        with running_as(prepared.request, reporter), gate:
             value = prepared.task(*prepared.args, **prepared.kwargs)
         end_stray_copy(pid, None)
         return Outcome.done(envelope.dump_result(value))
@@ -171,15 +174,17 @@ def _call(prepared: Prepared, gate: Gate) -> Outcome:
 
 
 async def run_async(
-    prepared: Prepared, steer: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+    prepared: Prepared,
+    steer: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+    reporter: Reporter | None = None,
 ) -> Outcome:
     """Await the task, an async function, and turn what happened into an Outcome; never raises.
 
-    `steer` awaits the task's coroutine, and may throw limits into it.
+    `steer` awaits the task's coroutine, and may throw limits into it; `reporter` as for `run`.
     """
     pid = os.getpid()
     try:
-        with running_as(prepared.request):
+        with running_as(prepared.request, reporter):
             value = await steer(prepared.task(*prepared.args, **prepared.kwargs))
         end_stray_copy(pid, None)
         return Outcome.done(envelope.dump_result(value))
@@ -190,9 +195,12 @@ async def run_async(
 
 def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     fault = fault_of(error)
+    kind = _ended_by(error)
+    if kind is JobCancelled:
+        # Also of the task's own will. Whether an operator asked is the store's to know.
+        return Outcome.cancelled(fault)
     if isinstance(error, Reject):
         return Outcome.dead(fault, cause="rejected")
-    kind = _limit_in(error)
     cause = "failed"
     if kind is not None:
         cause, fault = "timed_out", _with_limit(fault, prepared, kind)
@@ -205,19 +213,19 @@ def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     return Outcome.retry(fault, in_s=prepared.policy.delay_s(attempt, _random), cause=cause)
 
 
-def _limit_in(error: BaseException) -> type[BaseException] | None:
-    """Return which limit ended the task; a task group wraps what was raised in its block."""
-    found: type[BaseException] | None = None
+def _ended_by(error: BaseException) -> type[BaseException] | None:
+    """Return what was raised from outside, if that ended the task: the weightiest, None for nothing.
+
+    A task group wraps what was raised in its block, and what its tasks made of it.
+    """
+    found: set[type[BaseException]] = set()
     left = [error]
     while left:
         one = left.pop()
-        if isinstance(one, TimeLimitExceeded):
-            return TimeLimitExceeded
-        if isinstance(one, SoftTimeLimitExceeded):
-            found = SoftTimeLimitExceeded
-        elif isinstance(one, _GROUP):
+        found.update(kind for kind in _FROM_OUTSIDE if isinstance(one, kind))
+        if isinstance(one, _GROUP):
             left += one.exceptions
-    return found
+    return next((kind for kind in _FROM_OUTSIDE if kind in found), None)
 
 
 def _with_limit(fault: Fault, prepared: Prepared, kind: type[BaseException]) -> Fault:
@@ -228,6 +236,7 @@ def _with_limit(fault: Fault, prepared: Prepared, kind: type[BaseException]) -> 
     return Fault(kind.__name__, text, fault.traceback)
 
 
+_FROM_OUTSIDE: Final = (JobCancelled, TimeLimitExceeded, SoftTimeLimitExceeded)
 # There are none before Python 3.11, and nothing is an instance of no type.
 _GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())
 _random = random.SystemRandom()  # survives forks: siblings must not draw the same jitter

@@ -118,7 +118,7 @@ def examine(
     yield _check_invariants(store)
     yield from _check_jobs(inspection)
     yield _check_workers(inspection)
-    yield _check_queues(inspection)
+    yield from _check_queues(inspection)
     for title, function in (app_checks or {}).items():
         yield _check_app(inspection, title, function)
 
@@ -316,14 +316,29 @@ def _check_workers(inspection: Inspection) -> Check:
     return Check("workers", Level.OK, summary)
 
 
-def _check_queues(inspection: Inspection) -> Check:
+def _check_queues(inspection: Inspection) -> Iterator[Check]:
+    found = inspection.queues()
     unserved = [
         f"queue {queue.name}: {queue.pending} pending, the oldest for"
         f" {queue.oldest_pending_s or 0:.0f} s"
-        for queue in inspection.queues()
+        for queue in found
         if queue.pending and not queue.servers
     ]
-    return _found(
+    paused = [
+        f"queue {queue.name}: {queue.pending} pending, paused by {queue.pause.actor or 'somebody'}"
+        f" for {(inspection.now_ms - queue.pause.since_ms) / 1000:.0f} s"
+        for queue in found
+        if queue.pending and queue.pause is not None
+    ]
+    yield _found(
+        "paused queues",
+        paused,
+        good="nothing waits in a paused queue",
+        bad="paused, with pending jobs",
+        hint="let them be worked on again: sqlqueue resume QUEUE",
+        level=Level.WARN,
+    )
+    yield _found(
         "queues",
         unserved,
         good="every queue with pending jobs is served",

@@ -22,7 +22,9 @@ def log_lost(lost: Iterable[Lost]) -> None:
     for one in lost:
         event = "job_permanently_failed" if one.dead else "job_retry_scheduled"
         say = log.error if one.dead else log.warning
-        if not one.counted and not one.dead:
+        if one.cancelled:
+            event, say = "job_cancelled", log.warning
+        elif not one.counted and not one.dead:
             event, say = "job_released", log.info
         say(
             event,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.backend import Backend, WorkerRow
     from sqlqueue_transport.clock import Clock
-    from sqlqueue_transport.reading import AttemptRow, AuditRow, JobDetail, JobRow
+    from sqlqueue_transport.reading import AttemptRow, AuditRow, JobDetail, JobRow, Pause
     from sqlqueue_transport.schedules import ScheduleRow
 
 __all__ = [
@@ -56,7 +56,7 @@ class Stats:
 
     Every state is there, also with zero. `oldest_pending_s` is None when nothing waits. `alive`
     counts worker processes (not their children) whose presence is known, `slots` the jobs they
-    run at once, together.
+    run at once, together. `paused` are the paused queues, with how many messages wait in each.
     """
 
     states: Mapping[State, int]
@@ -65,6 +65,7 @@ class Stats:
     alive: int
     slots: int
     log_bytes: int
+    paused: Mapping[str, int]
 
     @property
     def log_has_grown(self) -> bool:
@@ -93,7 +94,7 @@ class Failure:
 class History:
     """Be one ended attempt that counted; the successful one, too. `run` counts requeues from 1.
 
-    `outcome` is done, failed, lost, timed_out or rejected.
+    `outcome` is done, failed, lost, timed_out, rejected or cancelled.
     """
 
     run: int
@@ -175,7 +176,10 @@ class DeadGroup:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Be one queue. `later` counts scheduled and failed messages, `servers` the workers alive on it."""
+    """Be one queue. `later` counts scheduled and failed messages, `servers` the workers alive on it.
+
+    `pause` is None for a queue that runs.
+    """
 
     name: str
     pending: int
@@ -183,6 +187,7 @@ class Queue:
     processing: int
     oldest_pending_s: float | None
     servers: int
+    pause: Pause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +236,7 @@ class Inspection:
             alive=len(alive),
             slots=sum(row.slots for row in alive),
             log_bytes=self.backend.log_bytes(),
+            paused=self.backend.paused(),
         )
 
     def jobs(self, chosen: JobFilter, *, limit: int = 50, cursor: str | None = None) -> Page:
@@ -346,6 +352,7 @@ class Inspection:
                 processing=row.processing,
                 oldest_pending_s=self._age_s(row.oldest_pending_ms),
                 servers=serving.get(row.name, 0),
+                pause=row.pause,
             )
             for row in self.backend.queues()
         ]

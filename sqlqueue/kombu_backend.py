@@ -67,6 +67,8 @@ class KombuBackend:
     describe_entry = _not_available("a beat")
     last_tick_ms = _not_available("a beat")
     act = _not_available("changing stored jobs")
+    pause = _not_available("pausing a queue")
+    resume = _not_available("resuming a queue")
 
     def __init__(self, connection: kombu.Connection) -> None:
         """Take a connected Kombu connection."""
@@ -147,7 +149,7 @@ class KombuBackend:
     def settle(self, settlements: Sequence[tuple[Taken, Outcome]]) -> list[Taken]:
         """Ack, requeue or reject; a retry is published first and acknowledged after."""
         for taken, outcome in settlements:
-            if outcome.event is Event.COMPLETE:
+            if outcome.event in {Event.COMPLETE, Event.ABORT}:
                 taken.message.ack()
             elif outcome.event is Event.RELEASE:
                 taken.message.requeue()
@@ -191,6 +193,14 @@ class KombuBackend:
     def note_end(self, *_: object) -> None:
         """Do nothing."""
 
+    def stops_asked(self, *_: object) -> set[int]:
+        """Return nothing: there is no place where an operator could ask."""
+        return set()
+
+    def note_progress(self, *_: object) -> bool:
+        """Do nothing: there is no place where anybody could look."""
+        return True
+
     def beat(self) -> None:
         """Do nothing."""
 
@@ -198,6 +208,10 @@ class KombuBackend:
         """Return 0 when something waits in the queues or is held here; None when nothing does."""
         is_any_left = bool(self._held) or any(self._ready(queue) for queue in queues)
         return 0 if is_any_left else None
+
+    def paused(self) -> dict[str, int]:
+        """Return nothing: plain brokers know no pause."""
+        return {}
 
     def _ready(self, queue: str) -> int:
         """Return how many messages of a queue are ready; Redis knows no queue that is empty."""

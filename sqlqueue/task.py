@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
-from sqlqueue.errors import Retry
+from sqlqueue import progress
+from sqlqueue.errors import JobCancelled, Retry
 from sqlqueue.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlqueue.app import SqlQueue
+    from sqlqueue.progress import Reporter
     from sqlqueue.results import AsyncResult
 
 __all__ = ["AsyncTask", "Request", "Signature", "Task", "TaskOptions", "running_as"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Stop:
+    """Be the wish that a running job stops; the worker sets it, from another thread."""
+
+    is_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,15 @@ class Request:
     queue: str
     delivery: int
     worker: str
+    stop: Stop = field(default_factory=Stop, compare=False, repr=False)
+
+    @property
+    def cancelled(self) -> bool:
+        """Say whether the job is not to go on: an operator wants it to stop, or it is another's now.
+
+        Known within a second or two. See `Task.checkpoint`.
+        """
+        return self.stop.is_asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +101,21 @@ class TaskOptions:
 
 
 _request: ContextVar[Request | None] = ContextVar("sqlqueue_request", default=None)
+_reporter: ContextVar[Reporter | None] = ContextVar("sqlqueue_reporter", default=None)
 
 
 @contextlib.contextmanager
-def running_as(request: Request) -> Iterator[None]:
-    """Let `Task.request` answer with `request` inside the block: around user code, in a worker."""
-    token = _request.set(request)
+def running_as(request: Request, reporter: Reporter | None = None) -> Iterator[None]:
+    """Let `Task.request` answer with `request` inside the block: around user code, in a worker.
+
+    `reporter` is where `Task.progress` goes; None where nobody listens.
+    """
+    tokens = _request.set(request), _reporter.set(reporter)
     try:
         yield
     finally:
-        _request.reset(token)
+        _request.reset(tokens[0])
+        _reporter.reset(tokens[1])
 
 
 class Task(Generic[P, R]):
@@ -174,6 +197,29 @@ class Task(Generic[P, R]):
         if current is None:
             return Request("local", self.name, 1, 1, "", 0, "local")
         return current
+
+    def checkpoint(self) -> None:
+        """Raise JobCancelled here if the running job is not to go on; outside a worker do nothing.
+
+        For loops of plain functions: an async one gets it at its next await.
+        """
+        current = _request.get()
+        if current is not None and current.cancelled:
+            raise JobCancelled
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how far the running job is: `done` of `total`, in whatever unit; None is not known.
+
+        Shown by ``inspect job``. It is a `checkpoint`, too. Call it as often as you like: at most two words a second are
+        written, always the newest; of a note the first 500 characters are kept. Outside a worker it
+        does nothing. Raises ValueError for what is no finite number of 0 or more. A store that is
+        busy or full does not fail the task. If the process dies, the last half second may be missing.
+        """
+        said = progress.word(done, total, note)
+        self.checkpoint()
+        reporter = _reporter.get()
+        if reporter is not None:
+            reporter.report(said)
 
     def retry(self, *, countdown: float | None = None, reason: str = "") -> NoReturn:
         """End this attempt and have the job run again after `countdown` seconds.

@@ -17,7 +17,7 @@
     │       └── SqliteTooOld       this Python's SQLite lacks what we need
     ├── ForkedStore            a handle crossed a fork that could not be made safe
     ├── InvalidMessage         a message, name or option that cannot be stored (also ValueError)
-    ├── NotDeclared            an exchange that was never declared, a queue that went away
+    ├── NotDeclared            an exchange or queue that was never declared, a queue that went away
     ├── QueueFull              a publish to a full queue that refuses instead of dropping its oldest
     ├── QueueLocked            an exclusive queue of another connection
     ├── InsideTransaction      a write was asked for inside another write of the same thread
@@ -102,7 +102,7 @@ class InvalidMessage(TransportError, ValueError):
 
 
 class NotDeclared(TransportError):
-    """Say that there is no such exchange, or that a queue went away by itself.
+    """Say that there is no such exchange or queue, or that a queue went away by itself.
 
     A channel says so as AMQP does, with 404.
     """

@@ -9,8 +9,13 @@ Every statement that changes a state takes its target from here, and a test walk
                        └──────────────────┴─release       │ promote
                                   pending ◄───────────────┘
 
-An operator may cancel or fail what has not ended, and requeue what has. `stalled` is not a
-state: it is `processing` whose lease is over, and only ever computed.
+An operator may cancel or fail what has not ended, and requeue what has. What runs can only be
+asked to stop (terminate: a mark on the running delivery, no other state). How it then ends decides:
+
+    processing, asked to stop ──complete──► done          it was faster, and that is the truth
+                              └──abort────► cancelled     instead of retry, exhaust and release
+
+`stalled` is not a state: it is `processing` whose lease is over, and only ever computed.
 
 A queue with a dead letter exchange moves what expired, was rejected or does not fit any more to
 the queues of that exchange, where it is pending again. Messages that are no jobs (no task in
@@ -45,6 +50,8 @@ class Event(str, Enum):
     EXHAUST = "exhaust"
     RELEASE = "release"
     EXPIRE = "expire"
+    TERMINATE = "terminate"
+    ABORT = "abort"
     CANCEL = "cancel"
     FAIL = "fail"
     REQUEUE = "requeue"
@@ -64,6 +71,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PROCESSING, Event.RETRY): State.FAILED,
     (State.PROCESSING, Event.EXHAUST): State.PERMANENTLY_FAILED,
     (State.PROCESSING, Event.RELEASE): State.PENDING,
+    # The end of a delivery that was asked to stop, or whose task gave up by itself: whatever it
+    # ended in but success.
+    (State.PROCESSING, Event.ABORT): State.CANCELLED,
     # A message whose `expires` passed before anybody started it.
     (State.PENDING, Event.EXPIRE): State.EXPIRED,
     # A full queue drops its oldest; a dead letter exchange takes what ended without success.
@@ -72,6 +82,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PERMANENTLY_FAILED, Event.DEAD_LETTER): State.PENDING,
     # An operator's actions. Failing a running job takes its lease away: the worker's late
     # settlement is then refused like any other.
+    (State.PROCESSING, Event.TERMINATE): State.PROCESSING,
     (State.PENDING, Event.CANCEL): State.CANCELLED,
     (State.SCHEDULED, Event.CANCEL): State.CANCELLED,
     (State.FAILED, Event.CANCEL): State.CANCELLED,

@@ -1,6 +1,7 @@
 """What becomes of a delivery whose consumer cannot end it any more: dead, silent, or shutting down.
 
-Runs inside a transaction of the caller. A delivery that was noted as started keeps a counted
+Runs inside a transaction of the caller. What an operator had asked to stop is cancelled, however it
+was lost. A delivery that was noted as started keeps a counted
 attempt; the rest is released. Where nobody can know whether it was started (its consumer notes no
 starts, or a reboot may have lost the note), the return itself is counted, and the last one of
 `max_deliveries` makes a dead letter: a message that kills whoever takes it must come to an end.
@@ -47,6 +48,7 @@ class _Held:
     worker_kind: str
     worker_boot: str
     max_deliveries: int
+    is_asked_to_stop: int  # 0 or 1
 
 
 def end_worker(
@@ -144,6 +146,8 @@ def _lose(
         "error_message": fault.message,
         "traceback": fault.traceback,
     }
+    if held.is_asked_to_stop:
+        return _abort(connection, held, values)
     if dead:
         connection.execute(sql.LOSE_TO_DEAD, values)
         routing.dead_letter(connection, held.message_id, Unwanted.DELIVERY_LIMIT, now_ms, landed)
@@ -162,6 +166,28 @@ def _lose(
         landed.append((held.queue, None))
         routing.forget_if_gone(connection, held.message_id)
     return Lost(held.message_id, held.job_id, held.task, held.queue, held.worker, counted, dead)
+
+
+def _abort(connection: sqlite3.Connection, held: _Held, values: dict[str, Any]) -> Lost:
+    """Cancel a delivery that was asked to stop. One that was never started has no error to show."""
+    counted = bool(values["counted"])
+    if counted:
+        values["outcome"] = "cancelled"
+    else:
+        values.update(error_type=None, error_message=None)
+    connection.execute(sql.LOSE_TO_CANCELLED, values)
+    if counted:
+        connection.execute(sql.RECORD_ATTEMPT, values)
+    return Lost(
+        held.message_id,
+        held.job_id,
+        held.task,
+        held.queue,
+        held.worker,
+        counted,
+        dead=False,
+        cancelled=True,
+    )
 
 
 def _by_delivery(notes: Iterable[Note]) -> dict[tuple[int, int], Note]:

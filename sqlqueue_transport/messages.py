@@ -121,7 +121,7 @@ class Fault:
 class Outcome:
     """Say how a delivery ended. Use the class methods.
 
-    `cause` is what the attempt's record will say: failed, rejected, timed_out or lost.
+    `cause` is what the attempt's record will say: failed, rejected, timed_out, lost or cancelled.
     `most_returns` bounds how often a message may be handed back without an outcome; 0 does not.
     """
 
@@ -151,6 +151,11 @@ class Outcome:
     def dead(cls, fault: Fault, *, cause: str = "failed") -> Outcome:
         """Count a failed attempt and put the message to the dead letters."""
         return cls(Event.EXHAUST, fault=fault, cause=cause)
+
+    @classmethod
+    def cancelled(cls, fault: Fault) -> Outcome:
+        """Count an attempt that stopped because it was asked to, or of its own will; no other follows."""
+        return cls(Event.ABORT, fault=fault, cause="cancelled")
 
     @classmethod
     def release(cls) -> Outcome:
@@ -193,7 +198,7 @@ class Lost:
     """Be one delivery that was taken from a dead or silent consumer.
 
     `counted` says that its task had been started, so the attempt counts; `dead` that it was the
-    last one allowed.
+    last one allowed; `cancelled` that an operator had asked it to stop, so that no other follows.
     """
 
     message_id: int
@@ -203,3 +208,4 @@ class Lost:
     worker: str
     counted: bool
     dead: bool
+    cancelled: bool = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import LARGEST_ID, storable
+from sqlqueue_transport.pausing import pause_action
 
 if TYPE_CHECKING:
     import sqlite3
@@ -38,9 +39,11 @@ _JOB_COLUMNS = """
 SELECT
   m.id, m.job_id, m.task, m.queue, m.state, m.priority, m.run, m.attempts, m.max_attempts,
   m.delivery, m.enqueued_at_ms, m.due_at_ms, m.expires_at_ms, m.started_at_ms, m.finished_at_ms,
-  w.name, m.error_type, m.error_message, m.lease_until_ms
+  w.name, m.error_type, m.error_message, m.stop_asked_at_ms, m.kill_at_ms,
+  p.done, p.total, p.note, p.at_ms, m.lease_until_ms
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
+LEFT JOIN progress AS p ON p.message_id = m.id AND p.delivery = m.delivery
 WHERE """
 _NEWEST_FIRST = " ORDER BY m.id DESC LIMIT :limit"
 _DETAIL = """
@@ -93,16 +96,39 @@ FROM (
 )
 GROUP BY queue
 """
-_QUEUE_NAMES = "SELECT name FROM queue WHERE gone_at_ms IS NULL"
-# Asked again and again by a worker that waits for the end.
+_QUEUE_NAMES = "SELECT name, paused_at_ms FROM queue WHERE gone_at_ms IS NULL"
+# Who paused it last, and why. Of the audit only what is about no message is walked.
+_WHO_PAUSED = """
+SELECT actor, reason FROM audit
+WHERE message_id IS NULL AND action = :action
+ORDER BY id DESC
+LIMIT 1
+"""
+# Of queues there are few.
+_PAUSED = """
+SELECT q.name, (
+  SELECT count(*) FROM message WHERE state = 'pending' AND queue = q.name
+) + (
+  SELECT count(*) FROM message WHERE state IN ('scheduled', 'failed') AND queue = q.name
+)
+FROM queue AS q
+WHERE q.paused_at_ms IS NOT NULL
+ORDER BY q.name
+"""
+# Asked again and again by a worker that waits for the end. What waits in a paused queue is not waited
+# for: nobody will run it. What runs is, wherever it came from.
 _UNFINISHED = """
 SELECT min(due_at_ms)
 FROM (
   SELECT 0 AS due_at_ms
-  WHERE EXISTS (SELECT 1 FROM message WHERE state = 'pending' AND queue = :queue)
+  WHERE (
+    EXISTS (SELECT 1 FROM message WHERE state = 'pending' AND queue = :queue)
+    AND NOT EXISTS (SELECT 1 FROM queue WHERE name = :queue AND paused_at_ms IS NOT NULL)
+  )
     OR EXISTS (SELECT 1 FROM message WHERE state = 'processing' AND queue = :queue)
   UNION ALL
   SELECT min(due_at_ms) FROM message WHERE state IN ('scheduled', 'failed') AND queue = :queue
+    AND NOT EXISTS (SELECT 1 FROM queue WHERE name = :queue AND paused_at_ms IS NOT NULL)
 )
 """
 
@@ -118,6 +144,9 @@ _INVARIANTS = {
       SELECT count(*) FROM message WHERE max_attempts > 0 AND attempts > max_attempts""",
     "waiting jobs that hold a lease": """
       SELECT count(*) FROM message WHERE state <> 'processing' AND lease_until_ms IS NOT NULL""",
+    "waiting jobs that were asked to stop": """
+      SELECT count(*) FROM message
+      WHERE state IN ('pending', 'scheduled', 'failed') AND stop_asked_at_ms IS NOT NULL""",
 }
 
 
@@ -147,11 +176,27 @@ class JobFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Be how far a job's newest delivery said it is; `total` None: it does not know."""
+
+    done: float
+    total: float | None
+    note: str
+    at_ms: int
+
+    @property
+    def part(self) -> float | None:
+        """Return how much of it is done, from 0 to 1; None where nobody knows."""
+        return min(self.done / self.total, 1.0) if self.total else None
+
+
+@dataclass(frozen=True, slots=True)
 class JobRow:
     """Be one job as lists show it. `attempts` includes the one that runs now.
 
     `max_attempts` None means the consumer's default. `lease_left_ms` is None unless processing,
-    and negative when the job is stalled.
+    and negative when the job is stalled. `stop_asked_at_ms` says since when its delivery is, or was,
+    asked to stop, `kill_at_ms` from when on by force. `progress` is None until it says something.
     """
 
     message_id: int
@@ -172,6 +217,9 @@ class JobRow:
     worker: str | None
     error_type: str | None
     error_message: str | None
+    stop_asked_at_ms: int | None = None
+    kill_at_ms: int | None = None
+    progress: Progress | None = None
     lease_left_ms: int | None = None
     is_started: bool = False
 
@@ -229,14 +277,27 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Be the pause of a queue: since when, by whom and why, as far as the audit knows."""
+
+    since_ms: int
+    actor: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class QueueRow:
-    """Be one queue: ready, due later, held, and since when its oldest message is ready."""
+    """Be one queue: ready, due later, held, and since when its oldest message is ready.
+
+    `pause` is None for one that runs.
+    """
 
     name: str
     pending: int
     later: int
     processing: int
     oldest_pending_ms: int | None
+    pause: Pause | None = None
 
 
 class Reading:
@@ -323,8 +384,13 @@ class Reading:
 
         def work(connection: sqlite3.Connection) -> list[QueueRow]:
             found = {row[0]: QueueRow(*row) for row in connection.execute(_QUEUES).fetchall()}
-            for (name,) in connection.execute(_QUEUE_NAMES).fetchall():
-                found.setdefault(name, QueueRow(name, 0, 0, 0, None))
+            for name, paused_at_ms in connection.execute(_QUEUE_NAMES).fetchall():
+                row = found.get(name) or QueueRow(name, 0, 0, 0, None)
+                if paused_at_ms is not None:
+                    values = {"action": pause_action(name)}
+                    who = connection.execute(_WHO_PAUSED, values).fetchone() or (None, None)
+                    row = replace(row, pause=Pause(paused_at_ms, *who))
+                found[name] = row
             return [found[name] for name in sorted(found)]
 
         return self._database.read(work)
@@ -332,7 +398,7 @@ class Reading:
     def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
         """Return when the first unfinished message of these queues is due; None: nothing is left.
 
-        0 means that one is ready or running.
+        0 means that one is ready or running. What waits in a paused queue does not count.
         """
 
         def work(connection: sqlite3.Connection) -> int | None:
@@ -342,6 +408,10 @@ class Reading:
             return min((due for due in dues if due is not None), default=None)
 
         return self._database.read(work)
+
+    def paused(self) -> dict[str, int]:
+        """Return the paused queues by name, with how many messages wait in each."""
+        return dict(self._database.read(lambda c: c.execute(_PAUSED).fetchall()))
 
     def broken_invariants(self) -> dict[str, int]:
         """Return what must never be, with how often it was found; empty when all is well."""
@@ -376,10 +446,15 @@ class Reading:
         running = self._consumers.running() if rows else {}
         found = []
         for given in rows:
-            lease_until_ms = given[-1]
+            *fields, done, total, note, at_ms, lease_until_ms = given
             left_ms = None if lease_until_ms is None else lease_until_ms - lease_now_ms
-            row = JobRow(*given[:-1])
-            row = replace(row, state=State(row.state), lease_left_ms=left_ms)
+            row = JobRow(*fields)
+            row = replace(
+                row,
+                state=State(row.state),
+                progress=None if at_ms is None else Progress(done, total, note or "", at_ms),
+                lease_left_ms=left_ms,
+            )
             noted = running.get(row.message_id)
             if noted and noted[0].delivery == row.delivery and row.state is State.PROCESSING:
                 # The count in the row is raised when an attempt ends; the one that runs is noted.

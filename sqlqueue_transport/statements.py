@@ -77,7 +77,14 @@ NEXT_DUE = """
 SELECT min(due_at_ms) FROM message WHERE state IN ('scheduled', 'failed')
 """
 
-ANY_READY = "SELECT 1 FROM message WHERE state = 'pending' AND queue = :queue LIMIT 1"
+# Of a paused queue nothing is ready for anybody: it is here that a pause is obeyed. The subquery
+# names no column of the message, so SQLite answers it once and not for each row.
+ANY_READY = """
+SELECT 1 FROM message
+WHERE state = 'pending' AND queue = :queue
+  AND NOT EXISTS (SELECT 1 FROM queue WHERE name = :queue AND paused_at_ms IS NOT NULL)
+LIMIT 1
+"""
 
 # One queue at a time: `queue IN (…)` would force a sort of everything that is ready.
 READY = """
@@ -88,6 +95,7 @@ SELECT
 FROM message AS m
 LEFT JOIN body AS b ON b.message_id = m.id
 WHERE m.state = 'pending' AND m.queue = :queue
+  AND NOT EXISTS (SELECT 1 FROM queue WHERE name = :queue AND paused_at_ms IS NOT NULL)
 ORDER BY m.priority DESC, m.id
 LIMIT :limit
 """
@@ -167,7 +175,9 @@ SET
   finished_at_ms = NULL,
   result = NULL,
   error_type = NULL,
-  error_message = NULL
+  error_message = NULL,
+  stop_asked_at_ms = NULL,
+  kill_at_ms = NULL
 WHERE id = :id AND state IN ('pending', 'permanently_failed')
 """
 
@@ -237,6 +247,24 @@ SET state = 'pending', lease_until_ms = NULL, started_at_ms = NULL
 WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
 """
 
+# Asked before a delivery is settled in any way but success: somebody may wait for its end.
+WAS_ASKED_TO_STOP = """
+SELECT 1 FROM message
+WHERE id = :id AND delivery = :delivery AND state = 'processing' AND stop_asked_at_ms IS NOT NULL
+"""
+
+ABORT = """
+UPDATE message
+SET
+  state = 'cancelled',
+  attempts = attempts + :counted,
+  lease_until_ms = NULL,
+  finished_at_ms = :now_ms,
+  error_type = :error_type,
+  error_message = :error_message
+WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+"""
+
 # Handed back by a consumer that would not have it: counted, because it may never end otherwise.
 RETURN = """
 UPDATE message
@@ -275,6 +303,34 @@ EXTEND = """
 UPDATE message
 SET lease_until_ms = max(lease_until_ms, :lease_until_ms)
 WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+"""
+
+# For who runs a delivery: whether to go on. Not when an operator asked it to stop, and not when it
+# is somebody else's by now.
+GOES_ON = """
+SELECT 1 FROM message
+WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+  AND stop_asked_at_ms IS NULL
+"""
+
+# For supervisors: whose patience is over. Walks over what is processing, and over nothing else.
+KILLS_DUE = """
+SELECT id, delivery, worker_id FROM message
+WHERE state = 'processing' AND kill_at_ms <= :now_ms
+LIMIT 200
+"""
+
+# Fenced like a settlement: a job that is over, or somebody else's, has no progress to tell.
+NOTE_PROGRESS = """
+INSERT INTO progress (message_id, delivery, done, total, note, at_ms)
+SELECT id, delivery, :done, :total, :note, :now_ms FROM message
+WHERE id = :id AND delivery = :delivery AND state = 'processing'
+ON CONFLICT (message_id) DO UPDATE SET
+  delivery = excluded.delivery,
+  done = excluded.done,
+  total = excluded.total,
+  note = excluded.note,
+  at_ms = excluded.at_ms
 """
 
 EXTEND_WORKER = """
@@ -401,7 +457,7 @@ ORDER BY id
 HELD_BY_WORKER = """
 SELECT m.id, m.delivery, m.job_id, m.task, m.queue, m.run, m.attempts, m.max_attempts,
   m.unnoted_losses, coalesce(w.name, ''), coalesce(w.kind, ''), coalesce(w.boot, ''),
-  coalesce(w.max_deliveries, 20)
+  coalesce(w.max_deliveries, 20), m.stop_asked_at_ms IS NOT NULL
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
 WHERE m.state = 'processing' AND m.worker_id = :worker_id
@@ -415,7 +471,7 @@ SELECT 1 FROM message WHERE state = 'processing' AND lease_until_ms <= :lease_no
 OVERDUE = """
 SELECT m.id, m.delivery, m.job_id, m.task, m.queue, m.run, m.attempts, m.max_attempts,
   m.unnoted_losses, coalesce(w.name, ''), coalesce(w.kind, ''), coalesce(w.boot, ''),
-  coalesce(w.max_deliveries, 20)
+  coalesce(w.max_deliveries, 20), m.stop_asked_at_ms IS NOT NULL
 FROM message AS m
 LEFT JOIN worker AS w ON w.id = m.worker_id
 WHERE m.state = 'processing' AND m.lease_until_ms <= :lease_now_ms
@@ -444,6 +500,18 @@ LOSE_TO_DEAD = """
 UPDATE message
 SET
   state = 'permanently_failed',
+  attempts = attempts + :counted,
+  lease_until_ms = NULL,
+  finished_at_ms = :now_ms,
+  error_type = :error_type,
+  error_message = :error_message
+WHERE id = :id AND delivery = :delivery AND state = 'processing'
+"""
+
+LOSE_TO_CANCELLED = """
+UPDATE message
+SET
+  state = 'cancelled',
   attempts = attempts + :counted,
   lease_until_ms = NULL,
   finished_at_ms = :now_ms,

@@ -42,10 +42,12 @@ from sqlqueue_transport.messages import (
     TickOf,
     storable,
 )
+from sqlqueue_transport.pausing import Pausing
 from sqlqueue_transport.publishing import time_ms
 from sqlqueue_transport.reading import Reading
 from sqlqueue_transport.results import Results
 from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
+from sqlqueue_transport.running import RunningDeliveries
 from sqlqueue_transport.schedules import Schedules
 from sqlqueue_transport.sqlite_errors import refused_values
 from sqlqueue_transport.topology import Topology
@@ -60,6 +62,7 @@ _SETTLE_BY_EVENT = {
     Event.RETRY: sql.RETRY,
     Event.EXHAUST: sql.EXHAUST,
     Event.RELEASE: sql.RELEASE,
+    Event.ABORT: sql.ABORT,
 }
 
 
@@ -67,8 +70,8 @@ class Store:
     """Keep one queue file for this process; safe to share between threads.
 
     `topology` declares queues and bindings, `consumers` knows who is alive, `schedules` what
-    the beats described, `results` what Celery's jobs returned; `reading` and `acting` serve
-    operators. Errors: `errors.Unavailable` kinds when the file cannot be used.
+    the beats described, `results` what Celery's jobs returned; `running` is for those who run
+    deliveries; `reading`, `acting` and `pausing` serve operators. Errors: `errors.Unavailable` kinds when the file cannot be used.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class Store:
             self.schedules = Schedules(self.database, clock)
             self.housekeeping = Housekeeping(self.database, clock)
             self.acting = Acting(self.database, clock, self.consumers)
+            self.pausing = Pausing(self.database, clock, self.consumers)
+            self.running = RunningDeliveries(self.database, clock)
             self.results = Results(self.database, clock, self.consumers)
             self._collecting = threading.local()
             self._owed: deque[Callable[[], object]] = deque()
@@ -467,6 +472,8 @@ def _settle_all(
             queue, due_at_ms, state = connection.execute(
                 sql.WHERE_IT_WAITS, {"id": settlement.message_id}
             ).fetchone()
+            if state == State.CANCELLED:
+                continue
             landed.append((queue, due_at_ms if state == State.FAILED else None))
             routing.forget_if_gone(connection, settlement.message_id)
     return refused
@@ -479,7 +486,7 @@ def _settle(
     lease_now_ms: int,
     landed: Landed,
 ) -> bool:
-    outcome = settlement.outcome
+    outcome = _unless_asked_to_stop(connection, settlement)
     why = Unwanted.REJECTED if outcome.cause == "rejected" else None
     statement = _SETTLE_BY_EVENT[outcome.event]
     if outcome.most_returns:
@@ -504,13 +511,29 @@ def _settle(
         "error_message": storable(fault.message) if fault else None,
         "traceback": storable(fault.traceback) if fault else None,
         "outcome": outcome.cause,
+        "counted": int(fault is not None),  # of ABORT: one without a fault was never started
     }
     if not connection.execute(statement, values).rowcount:
         # What is no job has no history: see `lifecycle`.
         is_gone = outcome.event is Event.COMPLETE and connection.execute(sql.DELETE_DONE, values)
         return bool(is_gone and is_gone.rowcount)
-    if outcome.event in {Event.RETRY, Event.EXHAUST}:
+    if outcome.event in {Event.RETRY, Event.EXHAUST} or (outcome.event is Event.ABORT and fault):
         connection.execute(sql.RECORD_ATTEMPT, values)
     if outcome.event is Event.EXHAUST and why is not None:
         routing.dead_letter(connection, settlement.message_id, why, now_ms, landed)
     return True
+
+
+def _unless_asked_to_stop(connection: sqlite3.Connection, settlement: Settlement) -> Outcome:
+    """Return a settlement's outcome, or "cancelled" for what an operator had asked to stop.
+
+    A success stays a success: what is done is done. Asked here and not by the worker, who may not
+    know yet.
+    """
+    outcome = settlement.outcome
+    if outcome.event in {Event.COMPLETE, Event.ABORT}:
+        return outcome
+    values = {"id": settlement.message_id, "delivery": settlement.delivery}
+    if not connection.execute(sql.WAS_ASKED_TO_STOP, values).fetchone():
+        return outcome
+    return Outcome(Event.ABORT, fault=outcome.fault, cause="cancelled")

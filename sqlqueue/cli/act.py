@@ -18,18 +18,23 @@ from sqlqueue.cli import documents, showing
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import filter_options, job_filter
 from sqlqueue.cli.formats import number
-from sqlqueue.cli.invocation import Command, Invocation, pass_invocation
+from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlqueue.operations import Action, Choice, Report
 
-__all__ = ["cancel", "fail", "requeue"]
+__all__ = ["actor", "cancel", "fail", "requeue"]
 
-_PAST: Final = {"requeue": "requeued", "cancel": "cancelled", "fail": "marked as failed"}
+_PAST: Final = {
+    "requeue": "requeued",
+    "cancel": "cancelled",
+    "terminate": "cancelled",
+    "fail": "marked as failed",
+}
 _MOST_SHOWN: Final = 50
 
 
@@ -63,13 +68,26 @@ def requeue(invocation: Invocation, /, **options: Any) -> int:
 
 @click.command(cls=Command)
 @_acting
+@click.option("--terminate", is_flag=True, help="Also running jobs: their tasks are asked to stop.")
+@click.option(
+    "--force-after",
+    type=duration,
+    metavar="DURATION",
+    help="Ask them to stop, and after so long kill the process of what still runs.",
+)
 @pass_invocation
-def cancel(invocation: Invocation, /, **options: Any) -> int:
+def cancel(
+    invocation: Invocation, /, *, terminate: bool, force_after: float | None, **options: Any
+) -> int:
     """Give up jobs that have not ended: pending, scheduled and failed ones.
 
-    Name jobs by their IDs, or choose them by filters.
+    Name jobs by their IDs, or choose them by filters. With --terminate running jobs are asked to stop:
+    a task that heeds it ends as cancelled, and so does one that fails or whose worker dies; one that
+    completes all the same is done. --force-after kills those that do not stop in time.
     """
-    return _act("cancel", invocation, **options)
+    if force_after is None and not terminate:
+        return _act("cancel", invocation, **options)
+    return _act("terminate", invocation, force_after_s=force_after, **options)
 
 
 @click.command(cls=Command)
@@ -92,6 +110,7 @@ def _act(
     reason: str | None,
     dry_run: bool,
     yes: bool,
+    force_after_s: float | None = None,
     **filters: Any,
 ) -> int:
     given = {key: value for key, value in filters.items() if value}
@@ -116,8 +135,14 @@ def _act(
         report = None
         if not dry_run:
             _agree(output, action, choice, yes=yes)
-            report = operations.apply(action, choice.targets, actor=_actor(), reason=reason)
-    _tell(output, action, choice, report)
+            report = operations.apply(
+                action,
+                choice.targets,
+                actor=actor(),
+                reason=reason,
+                force_after_s=force_after_s,
+            )
+    _tell(output, action, choice, report, force_after_s)
     is_partial = choice.unfit or choice.unknown or (report is not None and report.skipped)
     return ExitCode.PARTLY if is_partial else ExitCode.OK
 
@@ -128,8 +153,15 @@ def _refuse_illegal_states(action: Action, names: list[str], stalled: bool) -> N
     if wrong:
         raise click.UsageError(
             f"{action.value} cannot change jobs that are {' or '.join(wrong)}; it takes"
-            f" {', '.join(legal)}"
+            f" {', '.join(legal)}{_hint(action, wrong)}"
         )
+
+
+def _hint(action: Action, states: Sequence[str]) -> str:
+    """Return what to say beside a refusal: how to cancel what runs."""
+    if action.value == "cancel" and "processing" in states:
+        return ". --terminate asks running jobs to stop"
+    return ""
 
 
 def _refuse_nothing(action: Action, choice: Choice, ids: tuple[str, ...]) -> None:
@@ -141,7 +173,8 @@ def _refuse_nothing(action: Action, choice: Choice, ids: tuple[str, ...]) -> Non
         who = f"job {choice.unfit[0].name} is" if len(choice.unfit) == 1 else "these jobs are"
         raise CommandFailed(
             f"{who} {' or '.join(states)}, and {action.value} takes"
-            f" {', '.join(state.value for state in action.legal_states)}. Nothing was changed.",
+            f" {', '.join(state.value for state in action.legal_states)}{_hint(action, states)}."
+            " Nothing was changed.",
             ExitCode.NOT_FOUND,
         )
     if ids:
@@ -177,7 +210,8 @@ def _agree(output: Output, action: Action, choice: Choice, *, yes: bool) -> None
         raise CommandFailed("nothing was changed", ExitCode.FAILED)
 
 
-def _actor() -> str:
+def actor() -> str:
+    """Return who acts, for the audit table: ``user@host via cli``."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as containers have
@@ -187,7 +221,13 @@ def _actor() -> str:
     return f"{user}@{socket.gethostname()} via cli"
 
 
-def _tell(output: Output, action: Action, choice: Choice, report: Report | None) -> None:
+def _tell(
+    output: Output,
+    action: Action,
+    choice: Choice,
+    report: Report | None,
+    force_after_s: float | None,
+) -> None:
     if not output.is_table:
         output.document(documents.action_document(action, choice, report))
     elif report is None:
@@ -198,15 +238,32 @@ def _tell(output: Output, action: Action, choice: Choice, report: Report | None)
     if report is None:
         output.note(f"{number(len(choice.targets), 'job')} would be {past}; nothing was changed.")
         return
-    skipped = report.skipped + len(choice.unfit)
-    text = f"{number(report.changed)} {past}"
-    if skipped:
-        text += f", {number(skipped)} skipped: their state had changed"
-        if choice.unfit:
-            text += f" or was none of {', '.join(state.value for state in action.legal_states)}"
-    if choice.unknown:
-        text += f"; {number(len(choice.unknown), 'id')} without a job"
+    text = _summary(action, choice, report, force_after_s)
     if output.is_table:
         output.line(f"{text}.")
     else:
         output.note(f"{text}.")
+
+
+def _summary(action: Action, choice: Choice, report: Report, force_after_s: float | None) -> str:
+    """Return what became of the jobs, in one line."""
+    text = f"{number(report.changed - report.asked)} {_PAST[action.value]}"
+    if report.asked:
+        text += f", {number(report.asked)} asked to stop"
+    skipped = report.skipped + len(choice.unfit) - report.foreign
+    if skipped:
+        text += f", {number(skipped)} skipped: their state had changed"
+        if choice.unfit:
+            text += f" or was none of {', '.join(state.value for state in action.legal_states)}"
+            text += _hint(action, [target.state.value for target in choice.unfit])
+    if report.foreign:
+        text += (
+            f", {number(report.foreign)} not asked, as no worker of ours runs them: for Celery's use"
+            " 'celery control revoke ID --terminate'"
+        )
+    unforced = sum(one.after is not None and one.holder == "worker" for one in report.changes)
+    if force_after_s is not None and unforced:
+        text += f"; {number(unforced)} cannot be killed for it: the pool solo has nobody who could"
+    if choice.unknown:
+        text += f"; {number(len(choice.unknown), 'id')} without a job"
+    return text

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqlqueue.cli.formats import iso
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlqueue.health import Check
     from sqlqueue.inspection import (
         DeadGroup,
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
         Stats,
         Worker,
     )
-    from sqlqueue.operations import Action, Choice, Report, Target
+    from sqlqueue.operations import Action, Choice, QueueChange, Report, Target
     from sqlqueue_transport.reading import AuditRow, JobRow
     from sqlqueue_transport.schedules import ScheduleRow
 
@@ -33,6 +35,7 @@ __all__ = [
     "entry_item",
     "job_document",
     "job_item",
+    "queue_action_document",
     "queue_item",
     "stats_document",
     "worker_item",
@@ -45,6 +48,7 @@ def stats_document(stats: Stats) -> dict[str, Any]:
         "states": {state.value: count for state, count in stats.states.items()},
         "stalled": stats.stalled,
         "oldest_pending_s": stats.oldest_pending_s,
+        "paused": dict(stats.paused),
         "workers": {"alive": stats.alive, "slots": stats.slots},
         "log_bytes": stats.log_bytes,
     }
@@ -99,6 +103,12 @@ def queue_item(queue: Queue) -> dict[str, Any]:
         "processing": queue.processing,
         "oldest_pending_s": queue.oldest_pending_s,
         "workers": queue.servers,
+        "paused": queue.pause
+        and {
+            "since": iso(queue.pause.since_ms),
+            "actor": queue.pause.actor,
+            "reason": queue.pause.reason,
+        },
     }
 
 
@@ -123,6 +133,7 @@ def worker_item(worker: Worker) -> dict[str, Any]:
                 "message_id": job.message_id,
                 "task": job.task,
                 "started_at": iso(job.started_at_ms),
+                "progress": job.progress and job.progress.part,
             }
             for job in worker.jobs
         ],
@@ -157,7 +168,8 @@ def check_item(check: Check) -> dict[str, Any]:
 def action_document(action: Action, choice: Choice, report: Report | None) -> dict[str, Any]:
     """Return `requeue`, `cancel` and `fail`; `report` None is a dry run.
 
-    In `items`, `after` null means skipped (in a dry run: not done yet).
+    In `items`, `after` null means skipped (in a dry run: not done yet), and "processing" that a
+    running job was asked to stop. The action of `cancel --terminate` is "terminate".
     """
     changes = (
         [(target, None) for target in choice.targets]
@@ -169,12 +181,21 @@ def action_document(action: Action, choice: Choice, report: Report | None) -> di
         "dry_run": report is None,
         "matched": len(choice.targets),
         "changed": 0 if report is None else report.changed,
+        "asked_to_stop": 0 if report is None else report.asked,
         "skipped": len(choice.unfit) + (0 if report is None else report.skipped),
         "not_found": list(choice.unknown),
         "items": [
             *(_target(target, None if after is None else after.value) for target, after in changes),
             *(_target(target, None) for target in choice.unfit),
         ],
+    }
+
+
+def queue_action_document(action: str, changes: Sequence[QueueChange]) -> dict[str, Any]:
+    """Return `pause` and `resume`."""
+    return {
+        "action": action,
+        "items": [{"queue": change.queue, "changed": change.changed} for change in changes],
     }
 
 
@@ -201,6 +222,15 @@ def _job_fields(row: JobRow, max_attempts: int) -> dict[str, Any]:
         "due_at": iso(row.due_at_ms),
         "started_at": iso(row.started_at_ms),
         "finished_at": iso(row.finished_at_ms),
+        "stop_asked_at": iso(row.stop_asked_at_ms),
+        "kill_at": iso(row.kill_at_ms),
+        "progress": row.progress
+        and {
+            "done": row.progress.done,
+            "total": row.progress.total,
+            "note": row.progress.note,
+            "at": iso(row.progress.at_ms),
+        },
         # Who had it last, unless it was handed back: then nobody has started it.
         "worker": None if row.started_at_ms is None else row.worker,
     }

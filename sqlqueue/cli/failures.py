@@ -29,7 +29,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  # something did not work, or is unhealthy
     USAGE = 2  # usage or configuration: another command line would help
-    NOT_FOUND = 3  # no such job, or nothing matched
+    NOT_FOUND = 3  # no such job or queue, or nothing matched
     PARTLY = 4  # some of it was done
     BUSY = 5  # the database was busy for too long
     SCHEMA = 6  # the file's schema is too old or too new for this software
@@ -75,7 +75,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _of_the_framework(error: errors.SqlQueueError) -> ExitCode:
-    if isinstance(error, errors.JobNotFound):
+    if isinstance(error, errors.JobNotFound | errors.QueueNotFound):
         return ExitCode.NOT_FOUND
     if isinstance(error, errors.JobFailed | errors.ResultTimeout):
         return ExitCode.FAILED

@@ -143,7 +143,7 @@ def queues(invocation: Invocation) -> None:
     if not output.is_table:
         output.items(map(documents.queue_item, found))
     elif found:
-        showing.queues(output, found)
+        showing.queues(output, found, now_ms=inspection.now_ms)
     else:
         output.empty("No queues yet. The first job, or the first worker, makes one.")
 

@@ -36,6 +36,7 @@ _LEVELS: Final = ["debug", "info", "warning", "error", "critical"]
 _FIELDS: Final = {
     "concurrency": "worker_concurrency",
     "queues": "worker_queues",
+    "weights": "worker_queue_weights",
     "visibility_timeout": "visibility_timeout",
     "time_limit": "task_time_limit",
     "soft_time_limit": "task_soft_time_limit",
@@ -92,6 +93,11 @@ def _log_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--queues",
     metavar="A,B",
     help="Queues it serves, the first one first; default: those of the tasks.",
+)
+@_setting(
+    "--weights",
+    metavar="A=6,B=1",
+    help="How often each queue is asked first; default: always the first one.",
 )
 @click.option("-n", "--name", help="Default: worker-<process id>.")
 @click.option(
@@ -158,7 +164,7 @@ def worker(
             [
                 ("app", f"{path}: {_some(facts.tasks, 'task', 'tasks')}"),
                 ("broker", without_passwords(facts.settings.broker_url)),
-                ("queues", ", ".join(facts.queues)),
+                ("queues", _queues(facts.queues, facts.settings)),
                 ("pool", _pool(pool, facts.settings)),
                 ("jobs", _limits(facts.settings)),
                 ("logs", logs),
@@ -273,6 +279,13 @@ def _greet(invocation: Invocation, title: str, lines: Sequence[tuple[str, str]])
     click.echo(heading, err=True, color=color)
     for key, value in lines:
         click.echo(f"  {click.style(f'{key:<8}', dim=True)}{escaped(value)}", err=True, color=color)
+
+
+def _queues(names: Sequence[str], settings: Settings) -> str:
+    weights = settings.worker_queue_weights
+    if not weights:
+        return ", ".join(names)
+    return ", ".join(f"{name} ({weights.get(name, 1):g})" for name in names)
 
 
 def _some(names: Sequence[str], one: str, many: str) -> str:

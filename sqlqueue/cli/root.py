@@ -28,6 +28,8 @@ _HOMES: Final = {
     "requeue": "sqlqueue.cli.act:requeue",
     "cancel": "sqlqueue.cli.act:cancel",
     "fail": "sqlqueue.cli.act:fail",
+    "pause": "sqlqueue.cli.queues:pause",
+    "resume": "sqlqueue.cli.queues:resume",
     "doctor": "sqlqueue.cli.doctor:doctor",
     "config": "sqlqueue.cli.configuration:config",
 }

@@ -13,7 +13,7 @@ from sqlqueue.cli.output import Cell, Column
 from sqlqueue.cli.palette import HEADING, LEVELS, MUTED, STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlqueue.cli.output import Output
     from sqlqueue.health import Check
@@ -49,6 +49,7 @@ __all__ = [
 _MOST_ERROR_CHARS: Final = 160  # of the one line a list has for it
 _MOST_VALUE_CHARS: Final = 2000  # of arguments and results; JSON output has them whole
 _NO_LIMIT: Final = "∞"
+_BAR_CELLS: Final = 20
 
 
 def state_cell(state: str) -> Cell:
@@ -69,6 +70,11 @@ def stats(output: Output, found: Stats) -> None:
         output.line(
             f"{number(found.stalled)} stalled: in processing, but their lease is over",
             STATES["stalled"],
+        )
+    for queue, count in found.paused.items():
+        output.line(
+            f"paused          {queue}, with {number(count, 'message')} waiting",
+            LEVELS["warn"] if count else MUTED,
         )
     waiting = "nothing waits" if found.oldest_pending_s is None else took(found.oldest_pending_s)
     output.line(f"oldest pending  {waiting}")
@@ -152,7 +158,7 @@ def dead_groups(output: Output, groups: Sequence[DeadGroup], *, now_ms: int) -> 
     )
 
 
-def queues(output: Output, found: Sequence[Queue]) -> None:
+def queues(output: Output, found: Sequence[Queue], *, now_ms: int) -> None:
     """Show queues; a queue with pending jobs that nobody serves stands out."""
     output.table(
         [
@@ -162,6 +168,7 @@ def queues(output: Output, found: Sequence[Queue]) -> None:
             Column("PROCESSING", right=True),
             Column("OLDEST", right=True),
             Column("WORKERS", right=True),
+            Column("PAUSED", rank=2, flexible=True),
         ],
         [
             [
@@ -174,6 +181,7 @@ def queues(output: Output, found: Sequence[Queue]) -> None:
                     number(queue.servers),
                     LEVELS["fail"] if queue.pending and not queue.servers else "",
                 ),
+                Cell(_pause(queue, now_ms), LEVELS["warn"]),
             ]
             for queue in found
         ],
@@ -205,6 +213,7 @@ def workers(output: Output, found: Sequence[Worker], *, now_ms: int) -> None:
                 ", ".join(worker.row.queues) if worker.row.parent_id not in known else "",
                 ", ".join(
                     f"{one.task} {one.job_id or one.message_id} for {_duration(one, now_ms)}"
+                    f"{_percent(one, ', ')}"
                     for one in worker.jobs
                 ),
             ]
@@ -301,6 +310,8 @@ def job(output: Output, found: Job, *, now_ms: int, utc: bool, tracebacks: str) 
         ("took", _duration(row, now_ms)),
         ("worker", _last_worker(row)),
         ("lease", _lease(row)),
+        ("progress", _progress(row, now_ms)),
+        ("stop", _stop(row, when)),
         *_contents(found),
     ]
     for name, value in pairs:
@@ -410,7 +421,43 @@ def _traceback(output: Output, heading: str, error: Failure) -> None:
 def _standing(row: JobRow) -> Cell:
     if row.lease_left_ms is not None and row.lease_left_ms <= 0:
         return Cell(f"{row.state.value} (stalled)", STATES["stalled"])
-    return state_cell(row.state.value)
+    if row.stop_asked_at_ms is not None and row.state.value == "processing":
+        return Cell(f"{row.state.value} (asked to stop)", STATES["processing"])
+    return Cell(f"{row.state.value}{_percent(row, ' ')}", STATES.get(row.state.value, ""))
+
+
+def _pause(queue: Queue, now_ms: int) -> str:
+    if queue.pause is None:
+        return ""
+    who = f" by {queue.pause.actor}" if queue.pause.actor else ""
+    why = f": {queue.pause.reason}" if queue.pause.reason else ""
+    return f"{ago(queue.pause.since_ms, now_ms)}{who}{why}"
+
+
+def _percent(row: JobRow, before: str) -> str:
+    """Return how much of a running job is done, behind `before`; "" where nobody knows."""
+    part = row.progress.part if row.progress and row.state.value == "processing" else None
+    return "" if part is None else f"{before}{part:.0%}"
+
+
+def _progress(row: JobRow, now_ms: int) -> str:
+    said = row.progress
+    if said is None:
+        return ""
+    amount = f"{said.done:g}" if said.total is None else f"{said.done:g} of {said.total:g}"
+    if said.part is not None:
+        full = round(said.part * _BAR_CELLS)
+        bar = "█" * full + "░" * (_BAR_CELLS - full)
+        amount = f"{bar} {said.part:.0%}, {amount}"
+    note = f": {_one_line(said.note)}" if said.note else ""
+    return f"{amount}{note} ({ago(said.at_ms, now_ms)})"
+
+
+def _stop(row: JobRow, when: Callable[[int | None], str]) -> Cell | str:
+    if row.stop_asked_at_ms is None:
+        return ""
+    by_force = f", by force from {when(row.kill_at_ms)}" if row.kill_at_ms is not None else ""
+    return Cell(f"asked {when(row.stop_asked_at_ms)}{by_force}", LEVELS["warn"])
 
 
 def _last_worker(row: JobRow) -> str:

@@ -7,14 +7,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue import execute
+from sqlqueue.errors import JobCancelled
 from sqlqueue.log import bound_job, get_logger
+from sqlqueue.progress import Reporter
 from sqlqueue.worker.interrupts import LoopInterrupt, ThreadInterrupt
 from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from sqlqueue.backend import Taken
     from sqlqueue.execute import Prepared
@@ -32,11 +34,23 @@ class Attempt:
     clock, without end where there is none; they count from the making of this object.
     """
 
-    def __init__(self, place: int, taken: Taken, prepared: Prepared | Outcome) -> None:
-        """Take a message as `execute.prepare` has left it."""
+    def __init__(
+        self,
+        place: int,
+        taken: Taken,
+        prepared: Prepared | Outcome,
+        *,
+        write_progress: Callable[[float, float | None, str], bool],
+    ) -> None:
+        """Take a message as `execute.prepare` has left it.
+
+        `write_progress` stores what the task says of itself, as `progress.Reporter` wants it.
+        """
         self.place = place
         self.taken = taken
         self._prepared = prepared
+        self._reporter = Reporter(write_progress)
+        self._was_asked_to_stop = False
         self._thread_interrupt = ThreadInterrupt()
         self.interrupt: Interrupt = self._thread_interrupt
         self.soft_at_s = self.hard_at_s = float("inf")
@@ -64,13 +78,22 @@ class Attempt:
         """Say whether its task is an async function, for an event loop to run."""
         return not isinstance(self._prepared, Outcome) and self._prepared.task.is_async
 
+    def ask_to_stop(self) -> None:
+        """Let the task know that it is not to go on: once. Any thread may."""
+        if self._was_asked_to_stop or isinstance(self._prepared, Outcome):
+            return
+        self._was_asked_to_stop = True
+        self._prepared.request.stop.is_asked = True
+        if self.is_async:
+            self.interrupt.throw(JobCancelled)
+
     def run(self) -> Outcome:
         """Run it here and now."""
         with self._told() as ended:
             if isinstance(self._prepared, Outcome):
                 ended.append(self._prepared)
             else:
-                ended.append(execute.run(self._prepared, self._thread_interrupt))
+                ended.append(execute.run(self._prepared, self._thread_interrupt, self._reporter))
         return ended[0]
 
     def run_on(self, loop: asyncio.AbstractEventLoop) -> Coroutine[Any, Any, Outcome]:
@@ -82,7 +105,7 @@ class Attempt:
         if isinstance(self._prepared, Outcome):
             return self.run()
         with self._told() as ended:
-            ended.append(await execute.run_async(self._prepared, interrupt.steer))
+            ended.append(await execute.run_async(self._prepared, interrupt.steer, self._reporter))
         return ended[0]
 
     @contextlib.contextmanager
@@ -100,18 +123,19 @@ class Attempt:
             if not isinstance(self._prepared, Outcome):
                 log.info("job_started", worker=self._prepared.request.worker)
             yield ended
-            _log_outcome(ended[0], took_s=time.monotonic() - began_s)
+            self._reporter.close()
+            self._log_outcome(ended[0], took_s=time.monotonic() - began_s)
 
-
-def _log_outcome(outcome: Outcome, *, took_s: float) -> None:
-    took = round(took_s, 3)
-    fault = outcome.fault
-    error = f"{fault.type}: {fault.message}" if fault else None
-    if outcome.event is Event.COMPLETE:
-        log.info("job_done", took_s=took)
-    elif outcome.event is Event.RETRY:
-        log.warning(
-            "job_retry_scheduled", took_s=took, retry_in_s=round(outcome.retry_in_s, 3), error=error
-        )
-    else:
-        log.error("job_permanently_failed", took_s=took, error=error)
+    def _log_outcome(self, outcome: Outcome, *, took_s: float) -> None:
+        took = round(took_s, 3)
+        fault = outcome.fault
+        error = f"{fault.type}: {fault.message}" if fault else None
+        if outcome.event is Event.COMPLETE:
+            log.info("job_done", took_s=took)
+        elif outcome.event is Event.ABORT or self._was_asked_to_stop:  # the store makes it that
+            log.warning("job_cancelled", took_s=took, error=error)
+        elif outcome.event is Event.RETRY:
+            in_s = round(outcome.retry_in_s, 3)
+            log.warning("job_retry_scheduled", took_s=took, retry_in_s=in_s, error=error)
+        else:
+            log.error("job_permanently_failed", took_s=took, error=error)

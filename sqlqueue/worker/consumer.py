@@ -10,6 +10,7 @@ noted, until its settlement is committed.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -18,6 +19,7 @@ from sqlqueue.backend import IDLE_S
 from sqlqueue.log import get_logger
 from sqlqueue.worker.attempt import Attempt
 from sqlqueue.worker.limits import Limits
+from sqlqueue.worker.queue_order import QueueOrder
 from sqlqueue.worker.runners import Inline
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
 from sqlqueue_transport.messages import Outcome
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     Settled: TypeAlias = tuple[Taken, Outcome]
 
-__all__ = ["Consumer"]
+__all__ = ["Consumer", "tell_of_paused"]
 
 log = get_logger(__name__)
 
@@ -74,10 +76,11 @@ class Consumer:
         self._queues = tuple(queues)
         self._name = name
         self._register = register
+        self._order = QueueOrder(self._queues, app.queue_weights)
         self._burst = burst
         self._left = max_jobs
         self._runner = Inline() if runner is None else runner
-        self._limits = Limits(raises_hard=raises_hard_limits)
+        self._limits = Limits(raises_hard=raises_hard_limits, should_stop=self._should_stop)
         self._free = list(range(self._runner.places))[::-1]
         self._started: dict[object, Attempt] = {}  # by delivery tag, until settled
         self._stopping = False
@@ -136,7 +139,7 @@ class Consumer:
                     self._register()
                     self._is_swept = False
                 found, refused = self._backend.claim(
-                    self._queues, self._wanted(settlements), settlements
+                    self._order.draw(), self._wanted(settlements), settlements
                 )
             except WorkerSwept:
                 # Nothing was settled or claimed. What we held was given back, so that the
@@ -167,7 +170,12 @@ class Consumer:
         if self._left is not None:
             self._left -= 1
         prepared = execute.prepare(self._app, taken, worker=self._name)
-        attempt = self._started[taken.tag] = Attempt(self._free.pop(), taken, prepared)
+        attempt = self._started[taken.tag] = Attempt(
+            self._free.pop(),
+            taken,
+            prepared,
+            write_progress=functools.partial(self._note_progress, taken),
+        )
         # Before user code: from here on a death of this process counts the attempt.
         self._backend.note_start(attempt.place, taken, attempt.time_limit_s, attempt.max_attempts)
         self._limits.watch(attempt)
@@ -194,6 +202,23 @@ class Consumer:
         if attempt is not None:
             self._backend.note_end(attempt.place)
             self._free.append(attempt.place)
+
+    def _should_stop(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Return which of these are not to go on. Called from the limits' thread."""
+        try:
+            asked = self._backend.stops_asked([attempt.taken for attempt in attempts])
+        except self._backend.connection_errors:
+            return []  # the next look will do; a store that is gone shows with the settlement
+        return [attempt for attempt in attempts if attempt.taken.message_id in asked]
+
+    def _note_progress(self, taken: Taken, done: float, total: float | None, note: str) -> bool:
+        """Write how far a job is; a store that cannot be written must not fail it."""
+        try:
+            return self._backend.note_progress(taken, done, total, note)
+        except self._backend.connection_errors as error:
+            # The next word will do, and whether the store is gone for good shows with the settlement.
+            log.warning("store_busy", error=str(error))
+            return True
 
     def _idle(self) -> None:
         """Sleep until there may be work, or something has ended.
@@ -228,6 +253,13 @@ class Consumer:
             in_s = max(due_ms / 1000 - time.time(), 0.0)
             log.info("burst_waiting", worker=self._name, next_due_in_s=round(in_s, 3))
         return False
+
+
+def tell_of_paused(backend: Backend, queues: Sequence[str], worker: str) -> None:
+    """Log what a burst that has ended did not wait for: what lies in paused queues."""
+    left = {queue: count for queue, count in backend.paused().items() if count and queue in queues}
+    if left:
+        log.warning("burst_left_paused", worker=worker, queues=left)
 
 
 def _log_lost(lost: Taken) -> None:

@@ -34,7 +34,7 @@ __all__ = ["Interrupt", "LoopInterrupt", "ThreadInterrupt", "listen"]
 # Celery's choice for its soft limit, too (billiard's SIG_SOFT_TIMEOUT).
 _NUMBER: Final = signal.SIGUSR1
 _NOT_INSIDE: Final = ("sqlqueue_transport", "kombu")
-_NOT_INSIDE_EITHER: Final = frozenset({"sqlqueue.log", "sqlqueue.log_file"})
+_NOT_INSIDE_EITHER: Final = frozenset({"sqlqueue.log", "sqlqueue.log_file", "sqlqueue.progress"})
 _BELOW_USER_CODE: Final = "sqlqueue.execute"
 
 

@@ -1,9 +1,9 @@
-"""Watch over the running attempts of this process from a thread of its own: their time limits.
+"""Watch over the running attempts of this process from a thread of its own: limits, and wishes to stop.
 
 What must hold whatever a task does (Python's lock held in C, signals ignored) is not done here but
 by the supervisor, which kills the process. This thread does what a task can notice: it raises
 SoftTimeLimitExceeded, and where other jobs share the process TimeLimitExceeded as well, so that they
-need not die with it.
+need not die with it; and once a second it asks whether an operator wants one of them to stop.
 
 The thread is started by the first attempt, and sleeps without end while there is none. A stream of
 short jobs wakes it once or twice a second, whatever their number.
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue.errors import SoftTimeLimitExceeded, TimeLimitExceeded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from sqlqueue.worker.attempt import Attempt
 
 __all__ = ["Limits"]
@@ -31,12 +33,20 @@ _APART_S: Final = 0.1
 class Limits:
     """Throw limits into attempts. The consumer's thread calls everything here."""
 
-    def __init__(self, *, raises_hard: bool) -> None:
+    def __init__(
+        self,
+        *,
+        raises_hard: bool,
+        should_stop: Callable[[Sequence[Attempt]], Sequence[Attempt]],
+    ) -> None:
         """Prepare; the thread starts with the first attempt.
 
-        `raises_hard` says that the time limit, too, is raised here.
+        `raises_hard` says that the time limit, too, is raised here. `should_stop` returns which of the
+        attempts are not to go on; it must not raise, and is called from the thread.
         """
         self._raises_hard = raises_hard
+        self._should_stop = should_stop
+        self._asked_at_s = time.monotonic()
         self._watched: dict[int, Attempt] = {}
         self._is_sooner = threading.Event()
         self._looks_at_s = float("inf")
@@ -73,6 +83,7 @@ class Limits:
             for attempt in attempts:
                 self._look_at(attempt)
             if attempts:
+                self._ask(attempts)
                 self._looks_at_s = min(map(self._next_s, attempts))
                 self._is_sooner.wait(max(self._looks_at_s - time.monotonic(), 0.0))
             else:
@@ -88,6 +99,13 @@ class Limits:
         elif self._raises_hard and now_s >= attempt.hard_at_s:
             attempt.hard_at_s = float("inf")
             attempt.interrupt.throw(TimeLimitExceeded)
+
+    def _ask(self, attempts: Sequence[Attempt]) -> None:
+        if time.monotonic() - self._asked_at_s < _LOOK_EVERY_S:
+            return
+        self._asked_at_s = time.monotonic()
+        for attempt in self._should_stop(attempts):
+            attempt.ask_to_stop()
 
     def _next_s(self, attempt: Attempt) -> float:
         """Return when to look at an attempt again, on the monotonic clock."""

@@ -13,7 +13,7 @@ from sqlqueue.backend import open_backend
 from sqlqueue.log import get_logger
 from sqlqueue.stopping import stopped_by_signals
 from sqlqueue.worker import interrupts
-from sqlqueue.worker.consumer import Consumer
+from sqlqueue.worker.consumer import Consumer, tell_of_paused
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged
 
@@ -69,6 +69,9 @@ def run_solo(
             log.info("worker_started", worker=name, pool="solo", queues=list(app.queues))
             try:
                 consumer.run()
+                if burst:
+                    with contextlib.suppress(*own.connection_errors):
+                        tell_of_paused(own, app.queues, name)
             finally:
                 heartbeat.stop()
     except (FileReplaced, SchemaChanged) as error:

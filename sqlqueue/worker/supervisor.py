@@ -7,7 +7,8 @@ themselves. What it does, several times a second at most, is to
 * replace children that died, and give back what they held (`sweep`),
 * extend the leases of children whose heartbeat is fresh,
 * kill a child that went silent for a whole visibility timeout, one whose job is over its time
-  limit, and one that sits on the writer lock: always first the kill, then the release,
+  limit or was to be ended by force, and one that sits on the writer lock: always first the kill,
+  then the release,
 * on SIGTERM or SIGINT let the children finish, and after the grace time release uncounted.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import select
@@ -31,6 +33,7 @@ from sqlqueue.housekeeping import log_lost
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.worker import child as child_process
+from sqlqueue.worker.consumer import tell_of_paused
 from sqlqueue.worker.heartbeat import interval_s
 from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavailable
 from sqlqueue_transport.messages import Fault
@@ -38,7 +41,7 @@ from sqlqueue_transport.presence import NOTES
 from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlqueue_transport.presence import Entry, Note
 
@@ -57,8 +60,11 @@ _LONGEST_BACKOFF_S: Final = 30.0
 _YOUNG_S: Final = 2.0  # a child that dies younger than this without a job failed to start
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _NEIGHBOUR: Final = Fault(
-    "WorkerLost",
-    "its process was ended by force, because another job in it was over its time limit",
+    "WorkerLost", "its process was ended by force, because of another job in it"
+)
+_BY_FORCE: Final = (
+    "cancelled",
+    Fault("JobCancelled", "ended by force: it had been asked to stop, and did not in time"),
 )
 
 
@@ -146,6 +152,7 @@ def _answer(path: str, writing: int) -> NoReturn:
             {
                 "settings": settings,
                 "queues": app.queues,
+                "weights": app.queue_weights,  # checked by this look
                 "tasks": sorted(app.tasks),
             },
             default=dict,
@@ -256,6 +263,7 @@ class Supervisor:
             if time.monotonic() - self._swept_s >= self._settings.sweep_interval:
                 self._swept_s = time.monotonic()
                 log_lost(self._consumers.sweep())
+                self._end_terminated()
                 self._backend.store.database.look_at_path()
                 self._watch_lock()
             self._keep_house()
@@ -411,36 +419,65 @@ class Supervisor:
                 self._end_overdue(entry, child)
 
     def _end_overdue(self, entry: Entry, child: Child) -> None:
-        """Kill a child whose job is over its time limit, but not the innocent job after it.
-
-        The child is stopped before its notes are read again: between our first look and the kill
-        it might have finished that job and started another.
-        """
-        os.kill(child.pid, signal.SIGSTOP)
-        _, status = os.waitpid(child.pid, os.WUNTRACED)
-        if not os.WIFSTOPPED(status):  # it ended just now
-            self._children.pop(child.pid)
-            self._note_end(child, os.waitstatus_to_exitcode(status))
-            return
+        """Kill a child whose job is over its time limit."""
         now_ms = self._backend.store.clock.lease_ms()
-        notes = self._consumers.presence.notes(entry.slot)
-        over = [note for note in notes.values() if self._is_over(note, now_ms)]
+        over = self._stopped_over(entry, child, lambda note: self._is_over(note, now_ms))
         if not over:
-            os.kill(child.pid, signal.SIGCONT)
             return
         limit_s = (over[0].deadline_ms - over[0].started_ms) / 1000
         self._kill(child, f"its job is over its time limit of {limit_s:g} s")
         fault = Fault("TimeLimitExceeded", f"ended by force at its time limit of {limit_s:g} s")
         for note in over:
             log.error("job_timed_out", message_id=note.message_id, limit_s=limit_s)
-        faults = dict.fromkeys(notes, ("lost", _NEIGHBOUR))
-        faults.update({note.message_id: ("timed_out", fault) for note in over})
-        self._end(entry, child, faults)
+        self._end(entry, child, {note.message_id: ("timed_out", fault) for note in over})
 
     def _is_over(self, note: Note, now_ms: int) -> bool:
         return bool(note.deadline_ms) and now_ms >= note.deadline_ms + self._lenience_ms
 
+    def _end_terminated(self) -> None:
+        """Kill children whose job an operator asked to stop, and whose time for that is over.
+
+        What a child has claimed and not started is no reason: it would not help that job.
+        """
+        due = self._backend.store.running.to_kill()
+        if not due:
+            return
+        for entry, _ in self._consumers.children_of(self._worker_id):
+            child = self._children.get(entry.pid)
+            doomed = due.get(entry.worker_id, set())
+            if child is None or not doomed:
+                continue
+            over = self._stopped_over(entry, child, functools.partial(_is_one_of, doomed))
+            if over:
+                self._kill(child, "its job was to be ended by force")
+                self._end(entry, child, {note.message_id: _BY_FORCE for note in over})
+
+    def _stopped_over(
+        self, entry: Entry, child: Child, is_over: Callable[[Note], bool]
+    ) -> list[Note]:
+        """Stop a child and return the notes to kill it for; without any it goes on.
+
+        Stopped before its notes are read: between an earlier look and the kill it might have finished
+        that job and started another, and nobody kills the innocent job after it.
+        """
+        os.kill(child.pid, signal.SIGSTOP)
+        _, status = os.waitpid(child.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):  # it ended just now
+            self._children.pop(child.pid)
+            self._note_end(child, os.waitstatus_to_exitcode(status))
+            return []
+        over = [
+            note for note in self._consumers.presence.notes(entry.slot).values() if is_over(note)
+        ]
+        if not over:
+            os.kill(child.pid, signal.SIGCONT)
+        return over
+
     def _end(self, entry: Entry, child: Child, faults: dict[int, tuple[str, Fault]]) -> None:
+        """Give back what a killed child held; `faults` says whose job was the reason, none if it hung."""
+        if faults:
+            for message_id in self._consumers.presence.notes(entry.slot):
+                faults.setdefault(message_id, ("lost", _NEIGHBOUR))
         self._places[child.index].left = self._jobs_left(child)
         log_lost(self._consumers.end_worker(entry.worker_id, faults=faults))
 
@@ -540,6 +577,8 @@ class Supervisor:
     def _stop(self) -> None:
         with contextlib.suppress(Unavailable):
             log_lost(self._consumers.sweep())
+            if self._options.burst and not self._draining:
+                tell_of_paused(self._backend, self._facts.queues, self._options.name)
             self._backend.leave()
         with contextlib.suppress(Unavailable):
             self._backend.close()
@@ -594,3 +633,7 @@ def _shares(whole: int, parts: int) -> list[int]:
     """Divide a number so that the sum is exact."""
     share, rest = divmod(whole, parts)
     return [share + (index < rest) for index in range(parts)]
+
+
+def _is_one_of(deliveries: set[tuple[int, int]], note: Note) -> bool:
+    return (note.message_id, note.delivery) in deliveries

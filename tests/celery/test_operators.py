@@ -49,3 +49,28 @@ def test_the_job_list_shows_celerys_jobs_by_task_and_state(arena: Arena) -> None
     assert listed.process.returncode == 0, listed.text
     assert '"task": "add"' in listed.text
     assert '"state": "done"' in listed.text
+
+
+def test_a_paused_queue_keeps_its_jobs_from_celerys_workers_until_it_is_resumed(
+    arena: Arena,
+) -> None:
+    arena.worker(concurrency=1)
+    assert arena.tasks.add.delay(1, 1).get(timeout=30) == 2
+    assert arena.sqlqueue("pause", "celery").process.returncode == 0
+    paused = [arena.tasks.add.delay(number, 1) for number in range(3)]
+    # Its remote control is no queue of jobs: it answers, and so it is awake and had its chance.
+    assert arena.app.control.ping(timeout=10, limit=1)
+    assert {arena.rows(one.id)[0].state for one in paused} == {State.PENDING}
+    assert arena.sqlqueue("resume", "celery").process.returncode == 0
+    assert [one.get(timeout=30) for one in paused] == [1, 2, 3]
+
+
+def test_a_job_that_celery_runs_is_not_asked_to_stop(arena: Arena) -> None:
+    arena.worker(concurrency=1)
+    job = arena.tasks.hold_late.delay("go").id
+    arena.wait_trace(id=job)
+    acted = arena.sqlqueue("cancel", job, "--terminate")
+    assert acted.process.returncode == 4
+    assert "celery control revoke" in acted.text
+    arena.let_go("go")
+    arena.wait_state(job, State.DONE)

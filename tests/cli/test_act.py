@@ -184,3 +184,73 @@ def test_failed_job_can_be_requeued_and_counts_anew(cli, filled):
     document = cli("inspect", "job", job_id, "--json").json
     assert (document["state"], document["attempts"]) == (State.PENDING.value, 0)
     assert [one["run"] for one in document["history"]] == [1]
+
+
+# -- running jobs -------------------------------------------------------------------------------------
+
+
+def running(filled, *, kind="child") -> str:
+    """Publish a job, and let a process of that kind run it."""
+    filled.store.consumers.register(name="w/1", kind=kind)
+    job_id = filled.publish()
+    filled.claim()
+    return job_id
+
+
+def test_a_running_job_is_refused_with_a_hint(cli, filled):
+    job_id = running(filled)
+    result = cli("cancel", job_id)
+    assert (result.code, result.out) == (3, "")
+    assert "is processing" in result.err
+    assert "--terminate asks running jobs to stop" in result.err
+    assert "--terminate" in cli("cancel", "--state", "processing").err
+
+
+def test_a_running_job_is_asked_to_stop_and_a_waiting_one_cancelled(cli, filled):
+    job_id, waiting = running(filled), filled.publish()
+    result = cli("cancel", "--task", "tasks.add", "--terminate", "--yes", "--reason", "wrong month")
+    assert (result.code, result.out) == (0, "1 cancelled, 1 asked to stop.\n")
+    document = cli("inspect", "job", job_id, "--json").json
+    assert (document["state"], document["kill_at"]) == ("processing", None)
+    assert document["stop_asked_at"].endswith("Z")
+    assert document["audit"][0]["action"] == "terminate"
+    assert cli("inspect", "job", waiting, "--json").json["state"] == "cancelled"
+    assert "processing (asked to stop)" in cli("inspect", "jobs").out
+    assert "stop      asked " in cli("inspect", "job", job_id).out
+
+
+def test_by_force_is_asked_too_and_shown_with_its_time(cli, filled):
+    job_id = running(filled)
+    result = cli("cancel", job_id, "--force-after", "1h", "--json")
+    document = result.json
+    assert (document["action"], document["changed"], document["asked_to_stop"]) == (
+        "terminate",
+        1,
+        1,
+    )
+    (item,) = document["items"]
+    assert (item["before"], item["after"]) == ("processing", "processing")
+    assert "by force from" in cli("inspect", "job", job_id).out
+    assert cli("inspect", "job", job_id, "--json").json["kill_at"].endswith("Z")
+
+
+def test_a_solo_worker_cannot_be_forced_and_that_is_said(cli, filled):
+    job_id = running(filled, kind="worker")
+    result = cli("cancel", job_id, "--force-after", "0s")
+    assert "1 asked to stop; 1 cannot be killed for it: the pool solo" in result.out
+
+
+def test_a_job_of_celerys_is_not_asked_and_that_is_said(cli, filled):
+    job_id = running(filled, kind="client")
+    result = cli("cancel", job_id, "--terminate")
+    assert result.code == 4
+    assert "0 cancelled, 1 not asked, as no worker of ours runs them" in result.out
+    assert "celery control revoke" in result.out
+    assert cli("inspect", "job", job_id, "--json").json["stop_asked_at"] is None
+
+
+def test_a_dry_run_asks_nobody(cli, filled):
+    job_id = running(filled)
+    result = cli("cancel", job_id, "--terminate", "--dry-run")
+    assert job_id in result.out
+    assert cli("inspect", "job", job_id, "--json").json["stop_asked_at"] is None

@@ -37,6 +37,9 @@ ITEM = {
     "due_at",
     "started_at",
     "finished_at",
+    "stop_asked_at",
+    "kill_at",
+    "progress",
     "worker",
     "error",
 }
@@ -53,6 +56,7 @@ def test_stats_document_is_the_promised_one(cli, filled):
         "states",
         "stalled",
         "oldest_pending_s",
+        "paused",
         "workers",
         "log_bytes",
     ]
@@ -62,6 +66,7 @@ def test_stats_document_is_the_promised_one(cli, filled):
     assert document["oldest_pending_s"] >= 0
     assert document["workers"] == {"alive": 0, "slots": 0}
     assert document["log_bytes"] >= 0
+    assert document["paused"] == {}
 
 
 def test_stats_warn_of_a_log_that_has_grown(cli, filled, monkeypatch):
@@ -378,3 +383,44 @@ def test_reader_that_has_enough_is_no_error(filled, tmp_path):
     )
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+# -- progress -----------------------------------------------------------------------------------------
+
+
+def said(filled, *words) -> str:
+    filled.store.consumers.register(name="w/1", kind="child")
+    job_id = filled.publish()
+    one = filled.claim()
+    done, total, note = words
+    assert filled.store.running.note_progress(
+        one.message_id, one.delivery, done=done, total=total, note=note
+    )
+    return job_id
+
+
+def test_progress_is_a_bar_for_people_and_numbers_for_programs(cli, filled):
+    job_id = said(filled, 3, 12, f"page 3 {HOSTILE}")
+    shown = cli("inspect", "job", job_id).out
+    assert "progress  █████░░░░░░░░░░░░░░░ 25%, 3 of 12: page 3" in shown
+    assert not [raw for raw in RAW if raw in shown]
+    assert "processing 25%" in cli("inspect", "jobs").out
+    assert "25%" in cli("inspect", "workers").out
+    progress = cli("inspect", "job", job_id, "--json").json["progress"]
+    assert (progress["done"], progress["total"]) == (3.0, 12.0)
+    assert progress["note"].startswith("page 3 ")
+    (worker,) = cli("inspect", "workers", "--json").json["items"]
+    assert [job["progress"] for job in worker["jobs"]] == [0.25]
+
+
+def test_progress_without_a_total_has_no_bar(cli, filled):
+    job_id = said(filled, 1500, None, "")
+    assert "progress  1500 (now)" in cli("inspect", "job", job_id).out
+    assert "%" not in cli("inspect", "jobs").out
+
+
+def test_a_job_that_says_nothing_has_no_progress(cli, filled):
+    job_id = filled.publish()
+    filled.close()
+    assert "progress" not in cli("inspect", "job", job_id).out
+    assert cli("inspect", "job", job_id, "--json").json["progress"] is None

@@ -141,6 +141,7 @@ def test_no_option_fights_with_a_setting_for_its_variable(monkeypatch):
         ("worker", "SQLQUEUE_WORKER_CONCURRENCY", "worker_concurrency"),
         ("worker", "SQLQUEUE_WORKER_QUEUES", "worker_queues"),
         ("worker", "SQLQUEUE_WORKER_GRACE", "worker_grace"),
+        ("worker", "SQLQUEUE_WORKER_QUEUE_WEIGHTS", "worker_queue_weights"),
         ("beat", "SQLQUEUE_BEAT_MAX_INTERVAL", "beat_max_interval"),
         ("worker", "SQLQUEUE_VISIBILITY_TIMEOUT", "visibility_timeout"),
         ("worker", "SQLQUEUE_TASK_TIME_LIMIT", "task_time_limit"),
@@ -148,8 +149,9 @@ def test_no_option_fights_with_a_setting_for_its_variable(monkeypatch):
 )
 def test_option_that_is_a_setting_names_the_settings_variable(cli, name, variable, field):
     # Long names are wrapped within the help's columns, never within a word.
+    value = "a=7" if variable.endswith("_WEIGHTS") else "7"
     assert f"[{variable}]" in cli(name, "--help").out.replace("\n", " ")
-    assert config.resolve({}, environ={variable: "7"}, command_line={}).origins[field] == (
+    assert config.resolve({}, environ={variable: value}, command_line={}).origins[field] == (
         f"env {variable}"
     )
 

@@ -58,15 +58,32 @@ def test_worker_takes_its_options_before_the_application_is_imported(run, tmp_pa
         "app = SqlQueue('asked', worker_concurrency=7, visibility_timeout=7)\n"
         "conf = app.conf\n"
         "print(conf.worker_concurrency, conf.worker_queues, conf.visibility_timeout,"
-        " conf.task_time_limit, conf.worker_grace, conf.broker_url, conf.log_level)\n"
+        " conf.task_time_limit, conf.worker_grace, conf.broker_url, conf.log_level,"
+        " dict(conf.worker_queue_weights))\n"
     )
     result = run(
         *("worker", "-A", "asked", "-c", 2, "-Q", "a,b", "--visibility-timeout", "10m"),
         *("--time-limit", "90", "--grace", "1m", "--db", "x.db", "--burst", "-P", "solo", "-v"),
+        *("--weights", "a=6,b=1"),
     )
     assert result.code == 0, result.err
-    shown = "2 ('a', 'b') 600.0 90.0 60.0 sqlqueue:///x.db debug"
+    shown = "2 ('a', 'b') 600.0 90.0 60.0 sqlqueue:///x.db debug {'a': 6.0, 'b': 1.0}"
     assert set(result.out.splitlines()) == {shown}
+
+
+def test_worker_with_a_weight_for_a_queue_nobody_knows_does_not_start(run, shop):
+    result = run("worker", "-A", shop, "--weights", "smus=6", "--burst")
+    assert (result.code, result.out) == (2, "")
+    assert "names the queue 'smus'" in result.err
+    assert "Did you mean 'sums'?" in result.err
+
+
+def test_worker_with_weights_runs_what_lies_in_every_queue(run, shop):
+    ids = [run("call", "shop.add", "[1, 1]", "-A", shop).out.strip() for _ in range(2)]
+    other = run("call", "shop.fail", "[]", "-A", shop).out.strip()
+    assert run("worker", "-A", shop, "--weights", "sums=9", "--burst", "-c", 1).code == 0
+    states = [run("inspect", "job", one, "--json").json["state"] for one in (*ids, other)]
+    assert states == ["done", "done", "permanently_failed"]
 
 
 def test_worker_stops_after_so_many_jobs(run, shop):

@@ -78,6 +78,21 @@ def hang_in_c(self):
     with open("grandchild.pid", "w") as file:
         file.write(str(child.pid))
     ctypes.PyDLL(None).sleep(600)
+
+
+@app.task(name="stubborn", bind=True)
+def stubborn(self):
+    """The same, without a time limit of its own."""
+    hang_in_c.function(self)
+
+
+@app.task(name="telling", bind=True)
+def telling(self, count):
+    """Say much of itself at once, and then nothing until the file `go` is there."""
+    for number in range(count + 1):
+        self.progress(number, count)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
 '''
 
 

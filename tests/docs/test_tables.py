@@ -77,7 +77,7 @@ def every(base: type) -> list[type]:
     return [base, *(kind for child in base.__subclasses__() for kind in every(child))]
 
 
-@pytest.mark.parametrize("event", [Event.CANCEL, Event.FAIL, Event.REQUEUE])
+@pytest.mark.parametrize("event", [Event.CANCEL, Event.TERMINATE, Event.FAIL, Event.REQUEUE])
 def test_the_table_of_operators_actions_names_the_legal_states(event):
     drawing = (ROOT / "docs" / "lifecycle.md").read_text()
     line = re.search(rf"{event.value} {{2,}}(.+?)──►", drawing, re.DOTALL)

@@ -141,6 +141,7 @@ def test_values_may_come_as_text_from_the_environment():
     in_force = settings(
         environ={
             "SQLQUEUE_WORKER_QUEUES": "a, b,,a",
+            "SQLQUEUE_WORKER_QUEUE_WEIGHTS": "a=6, b=0.5,,",
             "SQLQUEUE_WORKER_CONCURRENCY": "3",
             "SQLQUEUE_MAX_MESSAGE_BYTES": "2_000",
             "SQLQUEUE_TRANSPORT_OPTIONS": '{"wait": 1}',
@@ -150,6 +151,7 @@ def test_values_may_come_as_text_from_the_environment():
         }
     )
     assert in_force.worker_queues == ("a", "b")
+    assert in_force.worker_queue_weights == {"a": 6.0, "b": 0.5}
     assert (in_force.worker_concurrency, in_force.max_message_bytes) == (3, 2000)
     assert in_force.transport_options == {"wait": 1}
     assert (in_force.durability, in_force.retention_done) == ("full", 86_400.0)
@@ -216,6 +218,19 @@ def test_an_environment_name_nearly_right_is_an_error_and_any_other_is_not_ours(
         ("worker_queues", 7),
         ("worker_queues", ["ok", 7]),
         ("worker_queues", ["\u202egpj.exe"]),
+        ("worker_queue_weights", 7),
+        ("worker_queue_weights", "high"),
+        ("worker_queue_weights", "high=many"),
+        ("worker_queue_weights", "high=-1"),
+        ("worker_queue_weights", "=1"),
+        ("worker_queue_weights", {"high": 0}),
+        ("worker_queue_weights", {"high": True}),
+        ("worker_queue_weights", {"high": "6"}),
+        ("worker_queue_weights", {"high": math.nan}),
+        ("worker_queue_weights", {"high": math.inf}),
+        ("worker_queue_weights", {"high": 1e-300}),
+        ("worker_queue_weights", {"a\x1b[2J": 1}),
+        ("worker_queue_weights", {7: 1}),
         ("app", 7),
         ("app", {1: 2}),
         ("beat", "nightly"),

@@ -306,3 +306,14 @@ def test_file_of_a_broker_url(tmp_path):
     with pytest.raises(CannotOpen):
         database_path(f"sqlqueue:///{tmp_path}/missing/q.db")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_paused_queue_with_pending_jobs_is_a_warning_and_without_none(filled, checked):
+    filled.publish(queue="mail")
+    filled.store.pausing.pause("mail", actor="ann")
+    found = checked()["paused queues"]
+    assert found.level is Level.WARN
+    assert found.problems == ("queue mail: 1 pending, paused by ann for 0 s",)
+    assert "sqlqueue resume" in found.hint
+    filled.store.topology.purge("mail")
+    assert checked()["paused queues"].level is Level.OK

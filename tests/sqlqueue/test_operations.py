@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from sqlqueue.errors import QueueNotFound
 from sqlqueue.inspection import Inspection, JobFilter
-from sqlqueue.operations import Action, Operations
+from sqlqueue.operations import Action, Operations, QueueChange
 from sqlqueue_transport import Outcome
 from sqlqueue_transport.lifecycle import State
 from tests.cli.filling import Filled
@@ -75,9 +76,11 @@ def test_cancel_and_fail_by_filter_leave_running_and_ended_jobs_alone(filled, op
         (Action.REQUEUE, {"done", "failed", "permanently_failed", "cancelled"}),
         (Action.CANCEL, {"pending", "scheduled", "failed"}),
         (Action.FAIL, {"pending", "scheduled", "failed", "processing"}),
+        (Action.TERMINATE, {"pending", "scheduled", "failed", "processing"}),
     ],
 )
 def test_jobs_by_id_are_taken_in_every_state_that_allows_it(filled, operations, action, legal):
+    filled.store.consumers.register(name="w/1", kind="child")
     ids = one_of_each(filled)
     choice = operations.choose(action, names=list(ids.values()))
     assert {target.job_id for target in choice.targets} == {ids[state] for state in legal}
@@ -177,3 +180,57 @@ def test_many_jobs_go_in_several_transactions(filled, operations):
     report = apply(operations, Action.CANCEL, choice)
     assert report.changed == 1001
     assert filled.store.database.write_transactions - before == 3
+
+
+# -- running jobs, and queues -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker(filled):
+    """Let the claims of the file be those of a worker of ours, and not of some program."""
+    filled.store.consumers.register(name="w/1", kind="child")
+
+
+def test_terminate_cancels_what_waits_and_asks_what_runs(filled, operations, worker):
+    ids = one_of_each(filled)
+    choice = operations.choose(Action.TERMINATE, chosen=JobFilter(queue="default"))
+    found = {target.job_id: target.state for target in choice.targets}
+    assert set(found) == {ids[state] for state in ("pending", "scheduled", "failed", "processing")}
+    report = apply(operations, Action.TERMINATE, choice, force_after_s=5, reason="wrong month")
+    assert (report.changed, report.asked, report.skipped, report.foreign) == (4, 1, 0, 0)
+    (asked,) = [change for change in report.changes if change.after is State.PROCESSING]
+    assert (asked.target.job_id, asked.holder) == (ids["processing"], "child")
+    row = filled.store.reading.job(asked.target.message_id).row
+    assert row.kill_at_ms - row.stop_asked_at_ms == 5000
+
+
+def test_terminate_asks_nobody_who_is_no_worker_of_ours(filled, operations):
+    job_id = filled.publish()
+    filled.claim()
+    choice = operations.choose(Action.TERMINATE, names=[job_id])
+    report = apply(operations, Action.TERMINATE, choice)
+    assert (report.changed, report.skipped, report.foreign) == (0, 1, 1)
+
+
+def test_cancel_alone_does_not_touch_what_runs(filled, operations, worker):
+    job_id = filled.publish()
+    filled.claim()
+    choice = operations.choose(Action.CANCEL, names=[job_id])
+    assert (choice.targets, [one.job_id for one in choice.unfit]) == ((), [job_id])
+
+
+def test_queues_are_paused_and_resumed_and_what_was_so_before_is_told(filled, operations):
+    filled.publish(queue="mail")
+    assert operations.pause(["mail"], actor="me") == [QueueChange("mail", changed=True)]
+    assert operations.pause(["mail"], actor="me") == [QueueChange("mail", changed=False)]
+    assert operations.resume(["mail"], actor="me") == [QueueChange("mail", changed=True)]
+
+
+@pytest.mark.parametrize("action", ["pause", "resume"])
+def test_a_queue_nobody_knows_is_an_error_before_anything_is_changed(
+    filled, operations, inspection, action
+):
+    filled.publish(queue="mail")
+    with pytest.raises(QueueNotFound, match=r"no queue 'mial'\. Did you mean 'mail'"):
+        getattr(operations, action)(["mail", "mial"], actor="me")
+    assert inspection.queues()[0].pause is None

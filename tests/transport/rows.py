@@ -132,6 +132,7 @@ SETTLING = {
     "retry": Outcome.retry(FAULT, in_s=10),
     "exhaust": Outcome.dead(FAULT),
     "release": Outcome.release(),
+    "abort": Outcome.cancelled(FAULT),
 }
 
 __all__ = [

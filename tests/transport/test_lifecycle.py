@@ -25,13 +25,14 @@ from tests.transport.rows import SETTLING, put, row, state_of
 
 # What becomes of a message by its queue's own rules; told in test_routing.
 BY_RULES = {Event.OVERFLOW, Event.DEAD_LETTER}
-OPERATORS = {Event.CANCEL, Event.FAIL, Event.REQUEUE}
+OPERATORS = {Event.CANCEL, Event.TERMINATE, Event.FAIL, Event.REQUEUE}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     directory: Path = tmp_path_factory.mktemp("lifecycle")
     opened = Store(directory / "queue.db", clock=FakeClock())
+    opened.consumers.register(name="w", kind="child")  # of others nothing can be terminated
     yield opened
     opened.close()
 

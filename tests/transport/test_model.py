@@ -60,6 +60,7 @@ class Message:
     lease_until_ms: int | None = None
     losses: int = 0  # in this run
     records: int = 0  # rows of the table of attempts
+    is_asked_to_stop: bool = False
     history: list[str] = field(default_factory=list)
 
 
@@ -85,10 +86,13 @@ class StoreModel(RuleBasedStateMachine):
         self.model: dict[int, Message] = {}
         self.consumers: list[Consumer] = []
         self.dead: list[Consumer] = []
+        self.paused: set[str] = set()
 
     @initialize(target=messages, priorities=st.lists(st.integers(0, 2), min_size=1, max_size=6))
     def open(self, priorities: list[int]) -> Any:
         self.consumers = [self._new_consumer() for _ in range(2)]
+        for queue in QUEUES:
+            self.store.topology.declare_queue(queue)
         return multiple(
             *(
                 self._published(NewMessage(b"[]", "a", task="t", priority=priority))
@@ -184,7 +188,7 @@ class StoreModel(RuleBasedStateMachine):
         target=deliveries,
         who=st.integers(0, 1),
         settled=deliveries,
-        outcome=st.sampled_from(["done", "retry", "dead", "release"]),
+        outcome=st.sampled_from(["done", "retry", "dead", "release", "cancelled"]),
         in_s=st.sampled_from([0, 3]),
     )
     def settle_and_claim(self, who: int, settled: tuple[int, int], outcome: str, in_s: int) -> Any:
@@ -210,12 +214,15 @@ class StoreModel(RuleBasedStateMachine):
 
         assert len(claim.refused) == sum(not self._settled(*one) for one in settled)
         due = [m for m in self.model.values() if m.state in LATER and m.due_ms <= self.clock.wall]
-        ready = [m for m in self.model.values() if m.state is State.PENDING and m.queue in queues]
+        open_queues = tuple(queue for queue in queues if queue not in self.paused)
+        ready = [
+            m for m in self.model.values() if m.state is State.PENDING and m.queue in open_queues
+        ]
         expected = []
         if settled or due or ready:
             for message in due:
                 message.state = State.PENDING
-            expected = self._take(queues, limit)
+            expected = self._take(open_queues, limit)
         assert [one.message_id for one in claim.deliveries] == [one.id for one in expected]
         for one, message in zip(claim.deliveries, expected, strict=True):
             message.delivery += 1
@@ -248,7 +255,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(
         delivery=deliveries,
-        outcome=st.sampled_from(["done", "retry", "dead", "release"]),
+        outcome=st.sampled_from(["done", "retry", "dead", "release", "cancelled"]),
         in_s=st.sampled_from([0, 3]),
         who=st.integers(0, 1),
     )
@@ -265,7 +272,7 @@ class StoreModel(RuleBasedStateMachine):
     @precondition(lambda self: self._running())
     @rule(
         which=st.integers(0, 5),
-        outcome=st.sampled_from(["done", "retry", "dead", "release"]),
+        outcome=st.sampled_from(["done", "retry", "dead", "release", "cancelled"]),
         in_s=st.sampled_from([0, 3]),
         later_s=st.sampled_from([0, 0, LEASE_S - 0.001, LEASE_S]),
         who=st.integers(0, 1),
@@ -288,8 +295,10 @@ class StoreModel(RuleBasedStateMachine):
         message.lease_until_ms = None
         if outcome != "release":
             message.attempts += 1
-        if outcome in {"retry", "dead"}:
+        if outcome in {"retry", "dead", "cancelled"}:
             message.records += 1
+        if message.is_asked_to_stop and outcome != "done":
+            outcome = "cancelled"
         if outcome == "retry":
             message.due_ms = self.clock.wall + in_s * 1000
         event = {
@@ -297,6 +306,7 @@ class StoreModel(RuleBasedStateMachine):
             "retry": Event.RETRY,
             "dead": Event.EXHAUST,
             "release": Event.RELEASE,
+            "cancelled": Event.ABORT,
         }[outcome]
         message.state = TRANSITIONS[message.state, event]
         return True
@@ -354,7 +364,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(who=st.integers(0, 1))
     def sweep(self, who: int) -> None:
         lost = {
-            (one.message_id, one.counted, one.dead)
+            (one.message_id, one.counted, one.dead, one.cancelled)
             for one in self.consumers[who].store.consumers.sweep()
         }
         expected = set()
@@ -366,7 +376,9 @@ class StoreModel(RuleBasedStateMachine):
                 if message.holder in gone or is_over:
                     counted = (message.id, message.delivery) in notes
                     self._lose(message, counted=counted)
-                    expected.add((message.id, counted, message.state is State.PERMANENTLY_FAILED))
+                    dead = message.state is State.PERMANENTLY_FAILED
+                    cancelled = message.state is State.CANCELLED
+                    expected.add((message.id, counted, dead, cancelled))
         # Also in queues that nobody claims from.
         for message in self.model.values():
             is_old = message.expires_ms is not None and message.expires_ms <= self.clock.wall
@@ -387,11 +399,15 @@ class StoreModel(RuleBasedStateMachine):
 
     def _lose(self, message: Message, *, counted: bool) -> None:
         message.lease_until_ms = None
+        if counted:
+            message.attempts += 1
+            message.records += 1
+        if message.is_asked_to_stop:
+            message.state = State.CANCELLED
+            return
         if not counted:
             message.state = State.PENDING
             return
-        message.attempts += 1
-        message.records += 1
         allowed = DEFAULT_MAX_ATTEMPTS if message.max_attempts is None else message.max_attempts
         if 0 < allowed <= message.attempts:  # 0: no limit
             message.state = State.PERMANENTLY_FAILED
@@ -405,7 +421,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(
         message_id=messages,
-        event=st.sampled_from([Event.CANCEL, Event.FAIL, Event.REQUEUE]),
+        event=st.sampled_from([Event.CANCEL, Event.TERMINATE, Event.FAIL, Event.REQUEUE]),
         seen=st.sampled_from([None, None, *State]),
     )
     def act(self, message_id: int, event: Event, seen: State | None) -> None:
@@ -419,14 +435,42 @@ class StoreModel(RuleBasedStateMachine):
             return
         assert acted.after is after
         message.state = after
+        if event is Event.TERMINATE:
+            message.is_asked_to_stop = True
+            return
         message.lease_until_ms = None
         if event is Event.REQUEUE:
+            message.is_asked_to_stop = False
             if before is State.DONE:
                 message.records += 1
             message.run += 1
             message.attempts = 0
             message.losses = 0
             message.due_ms = message.expires_ms = None
+
+    @precondition(lambda self: self._running())
+    @rule(which=st.integers(0, 5))
+    def terminate(self, which: int) -> None:
+        """Ask something that runs to stop."""
+        running = self._running()
+        message = running[which % len(running)]
+        self.act(message.id, Event.TERMINATE, None)
+
+    @rule(delivery=deliveries, who=st.integers(0, 1))
+    def ask(self, delivery: tuple[int, int], who: int) -> None:
+        """Look, as who runs it does, whether a delivery should stop."""
+        message = self._held(delivery)
+        goes_on = message is not None and not message.is_asked_to_stop
+        found = self.consumers[who].store.running.to_stop([delivery])
+        assert found == (set() if goes_on else {delivery})
+
+    @rule(queue=st.sampled_from(QUEUES), is_pause=st.booleans())
+    def pause(self, queue: str, *, is_pause: bool) -> None:
+        """Pause or resume a queue, which is there since `open`."""
+        pausing = self.store.pausing
+        changed = (pausing.pause if is_pause else pausing.resume)(queue, actor="op")
+        assert changed == (is_pause != (queue in self.paused))
+        (self.paused.add if is_pause else self.paused.discard)(queue)
 
     @rule(queue=st.sampled_from(QUEUES))
     def purge(self, queue: str) -> None:
@@ -460,7 +504,7 @@ class StoreModel(RuleBasedStateMachine):
             self.store,
             """
             SELECT m.id, m.queue, m.priority, m.state, m.attempts, m.run, m.delivery,
-              m.lease_until_ms, m.due_at_ms, m.worker_id,
+              m.lease_until_ms, m.due_at_ms, m.worker_id, m.stop_asked_at_ms IS NOT NULL,
               (SELECT count(*) FROM attempt AS a WHERE a.message_id = m.id)
             FROM message AS m ORDER BY m.id
             """,
@@ -468,7 +512,7 @@ class StoreModel(RuleBasedStateMachine):
         expected = [
             (
                 m.id, m.queue, m.priority, m.state.value, m.attempts, m.run, m.delivery,
-                m.lease_until_ms, m.due_ms, m.holder, m.records,
+                m.lease_until_ms, m.due_ms, m.holder, m.is_asked_to_stop, m.records,
             )
             for _, m in sorted(self.model.items())
         ]  # fmt: skip
@@ -497,6 +541,7 @@ def _settlement(delivery: tuple[int, int], outcome: str, in_s: int) -> Settlemen
             "retry": Outcome.retry(FAULT, in_s=in_s),
             "dead": Outcome.dead(FAULT),
             "release": Outcome.release(),
+            "cancelled": Outcome.cancelled(FAULT),
         }[outcome],
     )
 

@@ -116,9 +116,9 @@ def test_every_failed_attempt_is_written_down_with_all_that_is_known(
 
 
 def test_several_deliveries_are_settled_in_one_transaction(store: Store) -> None:
-    for _ in range(4):
+    for _ in SETTLING:
         publish(store)
-    taken = store.claim(["default"], 4, lease_s=60).deliveries
+    taken = store.claim(["default"], len(SETTLING), lease_s=60).deliveries
     before = store.database.write_transactions
     refused = store.settle(
         [ended(one, outcome) for one, outcome in zip(taken, SETTLING.values(), strict=True)]
@@ -130,6 +130,7 @@ def test_several_deliveries_are_settled_in_one_transaction(store: Store) -> None
         "failed",
         "permanently_failed",
         "pending",
+        "cancelled",
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 from sqlqueue_transport import (
     acting,
     chords,
+    pausing,
     pruning,
     reading,
     results,
@@ -34,15 +35,27 @@ CHANGES_STATE = {
     "statements.EXHAUST": Event.EXHAUST,
     "statements.RELEASE": Event.RELEASE,
     "statements.RETURN": Event.RELEASE,
+    "statements.ABORT": Event.ABORT,
     # What a sweeper does for somebody else is the same step.
     "statements.LOSE_TO_RETRY": Event.RETRY,
     "statements.LOSE_TO_DEAD": Event.EXHAUST,
     "statements.LOSE_UNCOUNTED": Event.RELEASE,
+    "statements.LOSE_TO_CANCELLED": Event.ABORT,
     "acting._CANCEL": Event.CANCEL,
     "acting._FAIL": Event.FAIL,
     "acting._REQUEUE": Event.REQUEUE,
 }
-MODULES = (statements, acting, topology, schedules, reading, pruning, results, chords)
+MODULES = (
+    statements,
+    acting,
+    pausing,
+    topology,
+    schedules,
+    reading,
+    pruning,
+    results,
+    chords,
+)
 
 
 def _all_statements() -> dict[str, str]:
@@ -80,6 +93,7 @@ def _values(store: Store, message_id: int, before: State, event: Event) -> dict[
         "error_message": "e",
         "counted": 1,
         "blind": 1,
+        "kill_in_ms": None,
         "reason": "r",
         "before": before.value,
         "after": TRANSITIONS.get((before, event), before).value,
@@ -141,7 +155,9 @@ def test_no_statement_asks_sqlite_for_the_time(name: str) -> None:
     )
 
 
-SETTLEMENTS = ("COMPLETE", "DELETE_DONE", "RETRY", "EXHAUST", "RELEASE", "RETURN", "EXTEND")
+SETTLEMENTS = (
+    "COMPLETE", "DELETE_DONE", "RETRY", "EXHAUST", "RELEASE", "RETURN", "ABORT", "EXTEND",
+)  # fmt: skip
 # What is no job is deleted when it is done, so each of the two ends only its own kind.
 ENDS_ONLY = {"COMPLETE": " AND task IS NOT NULL", "DELETE_DONE": " AND task IS NULL"}
 
@@ -172,8 +188,26 @@ PLANS = {
     "statements.READY": [
         "SEARCH m USING INDEX message_ready (queue=?)",
         "SEARCH b USING INTEGER PRIMARY KEY",
+        # Whether it is paused: once, and not once for each row.
+        "SCALAR SUBQUERY",
+        "SEARCH queue USING PRIMARY KEY (name=?)",
     ],
-    "statements.ANY_READY": ["SEARCH message USING INDEX message_ready (queue=?)"],
+    "statements.ANY_READY": [
+        "SEARCH message USING INDEX message_ready (queue=?)",
+        "SCALAR SUBQUERY",
+        "SEARCH queue USING PRIMARY KEY (name=?)",
+    ],
+    "statements.GOES_ON": ["SEARCH message USING INTEGER PRIMARY KEY"],
+    "statements.WAS_ASKED_TO_STOP": ["SEARCH message USING INTEGER PRIMARY KEY"],
+    "statements.NOTE_PROGRESS": ["SEARCH message USING INTEGER PRIMARY KEY"],
+    "statements.KILLS_DUE": ["SCAN message USING INDEX message_lease"],
+    "statements.ABORT": ["SEARCH message USING INTEGER PRIMARY KEY"],
+    "acting._TERMINATE": ["SEARCH message USING INTEGER PRIMARY KEY"],
+    "reading._WHO_PAUSED": ["SEARCH audit USING INDEX audit_message (message_id=?)"],
+    "reading._PAUSED": [
+        "SEARCH message USING INDEX message_ready (queue=?)",
+        "SEARCH message USING INDEX message_later (queue=?)",
+    ],
     "statements.NEXT_DUE": ["SEARCH message USING INDEX message_due"],
     "statements.PROMOTE": [
         "SEARCH message USING INTEGER PRIMARY KEY",
@@ -312,6 +346,11 @@ def test_a_hot_statement_uses_its_index(store: Store, name: str) -> None:
 
 # What a dead worker held is little; so are the queues.
 MAY_SORT = {"statements.HELD_BY_WORKER", "reading._QUEUES"}
+
+
+def test_the_pause_of_a_queue_is_not_looked_up_for_each_row(store: Store) -> None:
+    for name in ("statements.READY", "statements.ANY_READY"):
+        assert not [line for line in _plan(store, ALL[name]) if "CORRELATED" in line]
 
 
 def _walks_everything(line: str) -> bool:
