@@ -472,8 +472,6 @@ def _settle_all(
             queue, due_at_ms, state = connection.execute(
                 sql.WHERE_IT_WAITS, {"id": settlement.message_id}
             ).fetchone()
-            if state == State.CANCELLED:
-                continue
             landed.append((queue, due_at_ms if state == State.FAILED else None))
             routing.forget_if_gone(connection, settlement.message_id)
     return refused

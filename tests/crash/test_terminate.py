@@ -7,9 +7,11 @@ import signal
 
 import pytest
 
+from sqlqueue.config import Settings
+from sqlqueue.worker.supervisor import AppFacts, Child, Supervisor, WorkerOptions
 from sqlqueue_transport.lifecycle import Event, State
 from tests.crash.conftest import Arena
-from tests.support import is_running, wait_until
+from tests.support import is_running, read_line, run_python, say, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -153,3 +155,45 @@ def test_progress_is_seen_while_the_job_runs(arena: Arena) -> None:
     assert arena.state(job) is State.PROCESSING
     (arena.directory / "go").touch()
     arena.wait_state(job, State.DONE)
+
+
+def test_a_child_that_goes_on_to_another_job_between_look_and_kill_is_not_killed(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race itself, held open: the supervisor has just read of a delivery that is over by now."""
+    arena.publish("work", 0)
+    supervisor = Supervisor(
+        WorkerOptions("crashapp:app", "w"),
+        AppFacts(Settings(broker_url=arena.app.conf.broker_url), ("default",), ()),
+    )
+    supervisor._worker_id = supervisor._consumers.register(name="w", kind="worker")
+    child = run_python(CHILD, arena.directory / "queue.db", supervisor._worker_id)
+    worker_id, message_id = map(int, read_line(child).split())
+    supervisor._children[child.pid] = Child(0, child.pid, 0.0, None)
+    running = supervisor._backend.store.running
+
+    def look(delivery: int) -> None:
+        monkeypatch.setattr(running, "to_kill", lambda: {worker_id: {(message_id, delivery)}})
+        supervisor._end_terminated()
+
+    look(99)  # not what it runs
+    say(child, "are you there?")
+    assert read_line(child) == "yes"
+    look(1)
+    wait_until(lambda: not is_running(child.pid), what="it to be killed for what it does run")
+    assert supervisor._children == {}
+    supervisor._stop()
+
+
+CHILD = """
+    import sys
+    from sqlqueue_transport import Store
+
+    store = Store(sys.argv[1])
+    worker_id = store.consumers.register(name="w/1", kind="child", parent_id=int(sys.argv[2]))
+    (one,) = store.claim(["default"], 1, lease_s=60).deliveries
+    store.consumers.note_start(0, one.message_id, one.delivery, 0)
+    print(worker_id, one.message_id, flush=True)
+    for line in sys.stdin:
+        print("yes", flush=True)
+"""

@@ -185,6 +185,22 @@ def test_who_sleeps_is_woken_when_a_queue_is_resumed(tmp_path: Path) -> None:
     store.close()
 
 
+def test_all_who_sleep_for_it_are_woken_because_each_takes_only_its_share(tmp_path: Path) -> None:
+    stores = [Store(tmp_path / "queue.db") for _ in range(3)]
+    stores[0].topology.declare_queue("default")
+    stores[0].pausing.pause("default", actor="ann")
+    for store in stores[1:]:
+        store.consumers.register(name="w", kind="child")
+        slot, _ = store.consumers.ready_to_sleep()
+        store.consumers.sleepers.lie_down(slot, ["default"], 30)
+    presence = stores[0].consumers.presence
+    assert len(list(presence.sleepers("default", None))) == 2
+    stores[0].pausing.resume("default", actor="ann")
+    assert list(presence.sleepers("default", None)) == []
+    for store in stores:
+        store.close()
+
+
 def test_the_name_of_a_paused_queue_may_hold_anything(store: Store) -> None:
     name = "'; DROP TABLE queue; --"
     publish(store, name)
