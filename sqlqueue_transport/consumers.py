@@ -1,9 +1,7 @@
-"""Who consumes from the file: registering, consuming, and ending those who are gone.
+"""Who consumes from the file: registering, consuming, sleeping, leaving.
 
 A process registers before its first claim and so gets a worker id that is never used again.
-Whoever finds a registered process gone (`sweep`) ends it: its deliveries are given back
-(`losses`), its consumers are counted no more, and queues that lived for them go away. Anybody may
-sweep at any moment; the writer lock and the state of each row decide what is still true.
+Whoever finds a registered process gone ends it: see `sweeping`.
 """
 
 from __future__ import annotations
@@ -12,10 +10,9 @@ import errno
 import os
 import socket
 import threading
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sqlqueue_transport import forking, losses, routing, wakeup
+from sqlqueue_transport import forking, losses, wakeup
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.errors import (
     CannotOpen,
@@ -25,15 +22,15 @@ from sqlqueue_transport.errors import (
 )
 from sqlqueue_transport.options import Options
 from sqlqueue_transport.presence import (
-    SLOTS,
     Entry,
     Note,
     Presence,
     PresenceFile,
     Standing,
 )
-from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
+from sqlqueue_transport.registered import presence_of, registered, registered_with_queues
 from sqlqueue_transport.sleepers import Sleepers
+from sqlqueue_transport.sweeping import Sweeper
 from sqlqueue_transport.topology import refuse_gone
 
 if TYPE_CHECKING:
@@ -42,32 +39,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlqueue_transport.clock import Clock
-    from sqlqueue_transport.database import Database, Result
-    from sqlqueue_transport.messages import Fault, Lost
+    from sqlqueue_transport.database import Database
+    from sqlqueue_transport.messages import Lost
+    from sqlqueue_transport.registered import Worker
     from sqlqueue_transport.topology import Topology
 
 _PRESENCE_KEY = "presence"
-# Of expired messages, a sweep: more than is published in the second until the next one, and little
-# enough that whoever sweeps also does what else it has to.
-_EXPIRED_PORTIONS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """Be one registered process, as its row says."""
-
-    id: int
-    name: str
-    kind: str
-    parent_id: int | None
-    pid: int
-    host: str
-    boot: str
-    presence: str
-    slot: int
-    slots: int
-    started_at_ms: int
-    queues: tuple[str, ...] = ()  # what it consumes; only `alive` says so
 
 
 class Consumers:
@@ -85,6 +62,10 @@ class Consumers:
         self._presence: PresenceFile | None = None
         self._sleepers = Sleepers(database, clock, lambda: self.presence, lambda: self._slot)
         self.wake = self._sleepers.wake
+        self._sweeper = Sweeper(database, clock, topology, self._sleepers, lambda: self.presence)
+        self.sweep = self._sweeper.sweep
+        self.sweep_all = self._sweeper.sweep_all
+        self.end_worker = self._sweeper.end_worker
         self._slot: int | None = None
         self._bell: wakeup.Bell | None = None
         self._worker_id = 0
@@ -138,7 +119,7 @@ class Consumers:
                 found = self._database.write(work)
         except OSError as error:
             raise _translated(error, path) from error
-        self._refuse_other_clocks(self._database.read(_registered), found)
+        self._refuse_other_clocks(self._database.read(registered), found)
         before = self._presence
         if found is before:
             return
@@ -152,7 +133,7 @@ class Consumers:
     def _refuse_other_clocks(self, workers: Sequence[Worker], presence: PresenceFile) -> None:
         boot = self._clock.boot()
         for worker in workers:
-            if worker.boot != boot and self._presence_of(worker, presence) is Presence.ALIVE:
+            if worker.boot != boot and presence_of(worker, presence, self._clock) is Presence.ALIVE:
                 message = (
                     f"{self._database.path} is in use by process {worker.pid} of another kernel or "
                     "time namespace; leases cannot be compared. Run all of them in one"
@@ -182,7 +163,7 @@ class Consumers:
             bell: wakeup.Bell | None = None
             try:
                 if presence.entry(slot).worker_id:
-                    self._end_owner(slot, presence)
+                    self._sweeper.end_owner(slot, presence)
                 bell = self._make_bell(slot)
                 worker_id = self._database.write(
                     lambda c: self._register(
@@ -233,7 +214,7 @@ class Consumers:
         slot = row["slot"]
         if not isinstance(slot, int):  # pragma: no cover - set by `register`
             raise TypeError
-        self._refuse_other_clocks(_registered(connection), presence)
+        self._refuse_other_clocks(registered(connection), presence)
         worker_id = connection.execute(sql.REGISTER_WORKER, row).lastrowid or 0
         for queue in queues:
             _consume(connection, worker_id, f"registered for {queue}", queue)
@@ -267,7 +248,7 @@ class Consumers:
                 return []
             worker_id, slot, presence = self._worker_id, self._slot, self._presence
             try:
-                lost = self._write(
+                lost = self._sleepers.write(
                     lambda c, landed: losses.end_worker(
                         c, self._clock, worker_id, (), landed, orderly=True
                     )
@@ -287,19 +268,6 @@ class Consumers:
             self._presence.give_back(slot)
         if bell is not None:
             bell.close()
-
-    def _write(self, work: Callable[[sqlite3.Connection, Landed], Result]) -> Result:
-        """Run `work` in a transaction, and wake for what it gave back."""
-        landed: Landed = []
-
-        def fresh(connection: sqlite3.Connection) -> Result:
-            landed.clear()
-            return work(connection, landed)
-
-        result = self._database.write(fresh)
-        for queue, due_ms in landed:
-            self.wake(queue, due_ms)
-        return result
 
     # -- consuming --------------------------------------------------------------------------------
 
@@ -435,8 +403,8 @@ class Consumers:
         """
         presence = self.presence
         found: list[tuple[Worker, Entry | None]] = []
-        for worker in self._database.read(_registered_with_queues):
-            standing = self._presence_of(worker, presence)
+        for worker in self._database.read(registered_with_queues):
+            standing = presence_of(worker, presence, self._clock)
             if standing is Presence.UNKNOWN:
                 found.append((worker, None))
             elif standing is Presence.ALIVE:
@@ -488,154 +456,6 @@ class Consumers:
 
         return self._database.write(work) if worker_ids else 0
 
-    def sweep(self) -> list[Lost]:
-        """End what is over: dead processes, leases, expired messages, queues nobody uses.
-
-        Costs no transaction when there is nothing to end, and one small read. If the sweeper
-        dies midway, all of a transaction happened or nothing, and the next one goes on.
-        """
-        presence = self.presence
-        lost = [
-            one for entry in self._dead_entries() for one in self._sweep_slot(entry.slot, presence)
-        ]
-        now = {"lease_now_ms": self._clock.lease_ms(), "now_ms": self._clock.wall_ms()}
-        is_overdue, has_expired = self._database.read(
-            lambda c: (
-                c.execute(sql.ANY_OVERDUE, now).fetchone(),
-                c.execute(sql.ANY_EXPIRED, now).fetchone(),
-            )
-        )
-        if is_overdue:
-            lost += self._write(lambda c, landed: self._end_overdue(c, presence, landed))
-        # What was just given back may have expired while it was held.
-        portions = _EXPIRED_PORTIONS if has_expired or is_overdue else 0
-        while portions and self._discard_expired() == EXPIRED_AT_ONCE:
-            portions -= 1
-        self._topology.end_unused()
-        return lost
-
-    def _end_overdue(
-        self, connection: sqlite3.Connection, presence: PresenceFile, landed: Landed
-    ) -> list[Lost]:
-        notes = [
-            note for entry in presence.entries() for note in presence.notes(entry.slot).values()
-        ]
-        return losses.end_overdue(connection, self._clock, notes, landed)
-
-    def _discard_expired(self) -> int:
-        """End a portion of the expired messages; return how many."""
-
-        def work(connection: sqlite3.Connection, landed: Landed) -> int:
-            now_ms = self._clock.wall_ms()
-            values = {"now_ms": now_ms, "chunk": EXPIRED_AT_ONCE}
-            rows = connection.execute(sql.EXPIRED, values).fetchall()
-            for (message_id,) in rows:
-                routing.discard(connection, message_id, Unwanted.EXPIRED, now_ms, landed)
-            return len(rows)
-
-        return self._write(work)
-
-    def sweep_all(self) -> list[Lost]:
-        """Sweep by the rows, not only by the slots: for a start, after a reboot or a lost file."""
-        lost: list[Lost] = []
-        presence = self.presence
-        for worker in self._database.read(_registered):
-            if self._presence_of(worker, presence) is Presence.DEAD:
-                lost += self._sweep_worker(worker, presence)
-        return lost + self.sweep()
-
-    def end_worker(
-        self,
-        worker_id: int,
-        *,
-        faults: Mapping[int, tuple[str, Fault]] | None = None,
-        count: bool = True,
-    ) -> list[Lost]:
-        """End a worker that its supervisor has seen die, and give back what it held.
-
-        `faults` names the cause by message id where it is known better than "lost": (outcome for
-        the record, fault). With `count` False even what had been started is released uncounted:
-        an orderly shutdown that ran out of grace.
-        """
-        presence = self.presence
-        slots: list[int] = []
-
-        def work(connection: sqlite3.Connection, landed: Landed) -> list[Lost]:
-            worker = next((w for w in _registered(connection) if w.id == worker_id), None)
-            slot = None if worker is None else _slot_of(worker, presence)
-            slots[:] = [] if slot is None else [slot]
-            notes = presence.notes(slot).values() if slot is not None and count else ()
-            return losses.end_worker(
-                connection,
-                self._clock,
-                worker_id,
-                notes,
-                landed,
-                faults=faults,
-                orderly=not count,
-            )
-
-        lost = self._write(work)
-        for slot in slots:
-            if presence.take(slot):
-                if presence.entry(slot).worker_id == worker_id:
-                    presence.clear_entry(slot)
-                presence.give_back(slot)
-        return lost
-
-    def _dead_entries(self) -> list[Entry]:
-        presence = self.presence
-        return [entry for entry in presence.entries() if presence.is_free(entry.slot)]
-
-    def _sweep_slot(self, slot: int, presence: PresenceFile) -> list[Lost]:
-        """Take a slot whose owner is dead, end the owner, and give the slot back."""
-        if not presence.take(slot):
-            return []
-        try:
-            return self._end_owner(slot, presence)
-        finally:
-            presence.give_back(slot)
-
-    def _end_owner(self, slot: int, presence: PresenceFile) -> list[Lost]:
-        """End the dead owner of a slot that this process has taken, then clear the slot.
-
-        In this order: if this process dies in between, the next one reads the notes again and
-        finds nothing more to give back.
-        """
-        owner = presence.entry(slot).worker_id
-        notes = presence.notes(slot).values()
-
-        def work(connection: sqlite3.Connection, landed: Landed) -> list[Lost]:
-            return [
-                one
-                for worker in _registered(connection)
-                # The slot must match, too: an id from a rolled back registration may have
-                # been given to somebody else in another slot.
-                if worker.id == owner and _slot_of(worker, presence) == slot
-                for one in losses.end_worker(connection, self._clock, worker.id, notes, landed)
-            ]
-
-        lost = self._write(work)
-        presence.clear_entry(slot)
-        return lost
-
-    def _sweep_worker(self, worker: Worker, presence: PresenceFile) -> list[Lost]:
-        slot = _slot_of(worker, presence)
-        if slot is not None:
-            return self._sweep_slot(slot, presence)
-        return self._write(
-            lambda c, landed: losses.end_worker(c, self._clock, worker.id, (), landed)
-        )
-
-    def _presence_of(self, worker: Worker, presence: PresenceFile) -> Presence:
-        if worker.presence != presence.identity:
-            # Another boot's processes are gone with their kernel; another file's are not known.
-            return Presence.UNKNOWN if worker.boot == self._clock.boot() else Presence.DEAD
-        slot = _slot_of(worker, presence)
-        if slot is None or presence.standing(slot) is not Standing.OWNED:
-            return Presence.DEAD
-        return Presence.ALIVE
-
     # -- forking ------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
@@ -660,20 +480,6 @@ class Consumers:
             bell.close_in_child()
 
 
-def _registered(connection: sqlite3.Connection) -> list[Worker]:
-    """Return every process that registered and was not ended."""
-    return [Worker(*row) for row in connection.execute(sql.REGISTERED_WORKERS).fetchall()]
-
-
-def _registered_with_queues(connection: sqlite3.Connection) -> list[Worker]:
-    consuming: dict[int, list[str]] = {}
-    for worker_id, queue in connection.execute(sql.CONSUMING).fetchall():
-        consuming.setdefault(worker_id, []).append(queue)
-    return [
-        replace(one, queues=tuple(consuming.get(one.id, ()))) for one in _registered(connection)
-    ]
-
-
 def _consume(connection: sqlite3.Connection, worker_id: int, tag: str, queue: str) -> None:
     values = {"worker_id": worker_id, "tag": tag, "queue": queue}
     refuse_gone(connection, queue)
@@ -685,13 +491,6 @@ def _named_presence(connection: sqlite3.Connection) -> str | None:
     """Return the identity of the presence file that the database names as its own."""
     row = connection.execute(sql.GET_META, {"key": _PRESENCE_KEY}).fetchone()
     return row[0] if row else None
-
-
-def _slot_of(worker: Worker, presence: PresenceFile) -> int | None:
-    """Return the slot of a worker as long as the slot, too, names the worker."""
-    if worker.presence != presence.identity or not 0 <= worker.slot < SLOTS:
-        return None
-    return worker.slot if presence.entry(worker.slot).worker_id == worker.id else None
 
 
 def _translated(error: OSError, path: Path) -> Unavailable:

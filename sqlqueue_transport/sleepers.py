@@ -17,11 +17,13 @@ from sqlqueue_transport import wakeup
 from sqlqueue_transport.errors import TransportError
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Sequence
 
     from sqlqueue_transport.clock import Clock
-    from sqlqueue_transport.database import Database
+    from sqlqueue_transport.database import Database, Result
     from sqlqueue_transport.presence import PresenceFile
+    from sqlqueue_transport.routing import Landed
 
 LONGEST_SLEEP_S = 1.0
 
@@ -143,3 +145,16 @@ class Sleepers:
         """Forget the parent's sleepers: their threads are not here."""
         self._mutex = threading.Lock()
         self._asleep.clear()
+
+    def write(self, work: Callable[[sqlite3.Connection, Landed], Result]) -> Result:
+        """Run `work` in a transaction, and wake for what it notes as landed in a queue."""
+        landed: Landed = []
+
+        def fresh(connection: sqlite3.Connection) -> Result:
+            landed.clear()
+            return work(connection, landed)
+
+        result = self._database.write(fresh)
+        for queue, due_ms in landed:
+            self.wake(queue, due_ms)
+        return result

@@ -439,6 +439,7 @@ def test_a_wait_is_ended_by_a_publisher_or_by_an_interrupt(stored):
 
 ASKED: dict[str, Callable[[Backend], object]] = {
     "counts": lambda b: b.counts(),
+    "log_bytes": lambda b: b.log_bytes(),
     "jobs": lambda b: b.jobs(JobFilter()),
     "job": lambda b: b.job(1),
     "message_ids_of": lambda b: b.message_ids_of("a"),

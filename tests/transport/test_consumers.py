@@ -215,7 +215,7 @@ def test_of_many_sweepers_one_gives_back_and_counts(store, path):
         say(sweeper, "len(store.consumers.sweep())")
     mine = len(store.consumers.sweep())
     total = mine + sum(int(read_line(sweeper)) for sweeper in sweepers)
-    wait_until(lambda: not store.consumers._dead_entries())
+    wait_until(lambda: not store.consumers._sweeper.dead_entries())
     assert total + len(store.consumers.sweep()) == 40
     counts = store.database.read(
         lambda c: c.execute(
