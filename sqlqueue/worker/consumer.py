@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend, Taken
+    from sqlqueue.worker.lifetime import Lifetime
 
 __all__ = ["Consumer"]
 
@@ -52,11 +53,18 @@ class Consumer:
         burst: bool = False,
         max_jobs: int | None = None,
         after_job: Callable[[], object] = lambda: None,
+        lifetime: Lifetime | None = None,
+        count_ended: Callable[[], object] = lambda: None,
     ) -> None:
         """Prepare; `run` does the work. `max_jobs` None means no limit.
 
-        `after_job` is called after each job, before the next is claimed.
+        `after_job` is called after each job, before the next is claimed; `count_ended` once its
+        settlement was accepted or refused. `lifetime` says when to end between two jobs.
         """
+        self._lifetime = lifetime
+        self._count_ended = count_ended
+        self._ran = 0
+        self.is_recycled = False
         self._after_job = after_job
         self._app = app
         self._backend = backend
@@ -83,6 +91,7 @@ class Consumer:
             if taken is not None:
                 settlements = [(taken, self._work(taken))]
                 self._after_job()
+                self._end_in_time()
             elif self._must_stop or (self._burst and self._nothing_is_left()):
                 return
             else:
@@ -120,12 +129,17 @@ class Consumer:
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             else:
-                if settlements:
-                    self._backend.note_end(_PLACE)
+                self._note_ends(settlements)
                 for lost in refused:
                     _log_lost(lost)
                 return found[0] if found else None
         return None
+
+    def _note_ends(self, settlements: list[tuple[Taken, Outcome]]) -> None:
+        for _, outcome in settlements:
+            self._backend.note_end(_PLACE)
+            if outcome.event is not Event.RELEASE:
+                self._count_ended()
 
     def _work(self, taken: Taken) -> Outcome:
         if self._stopping:
@@ -155,6 +169,15 @@ class Consumer:
                 outcome = execute.run(prepared)
             _log_outcome(outcome, took_s=time.monotonic() - began_s)
         return outcome
+
+    def _end_in_time(self) -> None:
+        """Stop, as if told to, when this process has lived long enough."""
+        self._ran += 1
+        reason = self._lifetime.reason_to_end(self._ran) if self._lifetime else None
+        if reason and not self._must_stop:
+            log.info("child_recycled", worker=self._name, why=reason)
+            self.is_recycled = True
+            self.stop()
 
     def _idle(self) -> None:
         """Sleep until there may be work.
