@@ -40,10 +40,11 @@ class Notifier:
         self._address = _address(environ.pop("NOTIFY_SOCKET", ""))
         wanted = environ.pop("WATCHDOG_USEC", "")
         of_process = environ.pop("WATCHDOG_PID", "") or str(os.getpid())
-        is_ours = self._address and wanted.isdecimal() and of_process == str(os.getpid())
-        # Half of the time, as sd_watchdog_enabled(3) recommends.
-        self.watchdog_every_s = int(wanted) / 2e6 if is_ours and int(wanted) else math.inf
-        self._watched_s = -math.inf
+        bites_after_us = int(wanted) if wanted.isdecimal() else 0
+        is_ours = bites_after_us and self._address and of_process == str(os.getpid())
+        # Half of the time, as sd_watchdog_enabled(3) recommends; for ever where there is none.
+        self.watchdog_every_s = bites_after_us / 2e6 if is_ours else math.inf
+        self._due_s = 0.0 if is_ours else math.inf
         self._status = ""
         self._is_ready = False
         self._has_complained = False
@@ -61,8 +62,8 @@ class Notifier:
     def alive(self) -> None:
         """Say that the main loop goes round, twice as often as the watchdog bites."""
         now_s = time.monotonic()
-        if now_s - self._watched_s >= self.watchdog_every_s:
-            self._watched_s = now_s
+        if now_s >= self._due_s:
+            self._due_s = now_s + self.watchdog_every_s
             self._send("WATCHDOG=1")
 
     def reloaded(self) -> None:
