@@ -67,7 +67,7 @@ EVENTS: Final[dict[str, str]] = {
     "stacks_printed": "SIGQUIT: the stacks of all processes went to standard error",
     "notify_failed": "the service manager's socket cannot be written to",
     # One job
-    "job_started": "a task begins; how long the job waited",
+    "job_started": "a task begins; how long the job was ready for it, null if that is not known",
     "job_done": "it ended well; how long it took",
     "job_retry_scheduled": "an attempt failed, and another one follows",
     "job_permanently_failed": "no attempt follows; the job is a dead letter",

@@ -165,7 +165,7 @@ class Consumer:
             if isinstance(prepared, Outcome):
                 outcome = prepared
             else:
-                log.info("job_started", worker=self._name)
+                log.info("job_started", worker=self._name, waited_s=_waited_s(taken))
                 outcome = execute.run(prepared)
             _log_outcome(outcome, took_s=time.monotonic() - began_s)
         return outcome
@@ -209,6 +209,13 @@ class Consumer:
             in_s = max(due_ms / 1000 - time.time(), 0.0)
             log.info("burst_waiting", worker=self._name, next_due_in_s=round(in_s, 3))
         return False
+
+
+def _waited_s(taken: Taken) -> float | None:
+    if taken.ready_since_ms is None:
+        return None
+    # The wall clock may have been set back meanwhile.
+    return round(max(time.time() - taken.ready_since_ms / 1000, 0.0), 3)
 
 
 def _log_lost(lost: Taken) -> None:
