@@ -61,7 +61,7 @@ EXIT_STOPPED: Final = 130
 _LOCK_LIMIT_S: Final = 10.0
 _FIRST_BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
-_YOUNG_S: Final = 2.0  # a child that dies younger than this without a job failed to start
+_YOUNG_S: Final = 2.0  # where children in a row die younger than this, the next ones wait
 _FIRST_WARNING_S: Final = 10.0  # a start that takes longer is told of
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _HEEDED: Final = (*_SIGNALS, signal.SIGHUP, signal.SIGQUIT)
@@ -309,8 +309,8 @@ class Supervisor:
         running = sum(len(notes) for _, notes in self._consumers.children_of(self._worker_id))
         up = len(self._children) - len(starting)
         self._notifier.status(
-            f"{'stopping' if self._draining else 'working'}: {running} jobs run,"
-            f" {up} of {len(self._places)} children are up"
+            f"{'stopping' if self._draining else 'working'}: jobs running: {running},"
+            f" children up: {up} of {len(self._places)}"
         )
         self._notifier.alive()
 
@@ -620,7 +620,6 @@ class Supervisor:
         self._signals += 1
         if self._signals == 1:
             self._grace_until_s = time.monotonic() + self._settings.worker_grace
-            self._notifier.stopping(self._settings.worker_grace)
             log.info(
                 "worker_draining",
                 worker=self._options.name,
@@ -631,6 +630,7 @@ class Supervisor:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+            self._notifier.stopping(self._settings.worker_grace)
         else:
             self._grace_until_s = time.monotonic()
             self._exit_code = EXIT_STOPPED

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,6 +144,42 @@ def test_an_application_that_breaks_later_is_tried_with_back_off_until_it_is_men
     assert len(events(arena, "child_start_failed")) == 3
     worker.terminate()
     assert worker.wait(timeout=30) == 0
+
+
+def test_a_first_import_that_takes_long_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sqlqueue import log
+    from sqlqueue.errors import AppImportError
+    from sqlqueue.worker import supervisor
+
+    (tmp_path / "slow.py").write_text("import os\nos.read(int(os.environ['WAITS_FOR']), 1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    reading, writing = os.pipe()
+    monkeypatch.setenv("WAITS_FOR", str(reading))
+    monkeypatch.setattr(supervisor, "_FIRST_WARNING_S", 0.05)
+    # Where the log goes is a setting of the application, so it is the standard library's by now.
+    monkeypatch.setattr(log, "_active", None)
+    told: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+            if len(told) == 3:
+                os.write(writing, b"x")
+
+    listener = Listener()
+    logging.getLogger("sqlqueue.worker.supervisor").addHandler(listener)
+    try:
+        with pytest.raises(AppImportError, match="has no attribute 'app'"):
+            supervisor.ask_app("slow")
+    finally:
+        logging.getLogger("sqlqueue.worker.supervisor").removeHandler(listener)
+        os.close(reading)
+        os.close(writing)
+    assert told[:3] == [
+        f"app_import_delayed app=slow waited_s={seconds}" for seconds in (0.05, 0.1, 0.2)
+    ]
 
 
 @pytest.mark.slow

@@ -126,11 +126,11 @@ def test_a_worker_is_ready_when_its_children_claim_and_not_when_they_are_forked(
     slow = arena.directory / "slow_import"
     slow.touch()
     started = arena.start("worker", "-A", "crashapp:app", "-c", 2, env=manager.environment)
-    manager.wait("0 of 2 children are up")
+    manager.wait("children up: 0 of 2")
     assert "READY=1" not in manager.listen()
     slow.unlink()
     manager.wait("READY=1")
-    manager.wait("2 of 2 children are up")
+    manager.wait("children up: 2 of 2")
     started.terminate()
     assert started.wait(timeout=30) == 0
 
@@ -147,9 +147,9 @@ def test_a_task_knows_nothing_of_the_manager(arena: Arena, manager: Manager) -> 
 def test_the_status_says_how_many_jobs_run(arena: Arena, manager: Manager) -> None:
     arena.publish("wait_for_file", "go")
     worker = arena.start("worker", "-A", "crashapp:app", "-c", 2, env=manager.environment)
-    manager.wait("STATUS=working: 1 jobs run, 2 of 2 children are up")
+    manager.wait("STATUS=working: jobs running: 1, children up: 2 of 2")
     worker.terminate()
-    manager.wait("STATUS=stopping: 1 jobs run, 1 of 2 children are up")
+    manager.wait("STATUS=stopping: jobs running: 1, children up: 1 of 2")
     (arena.directory / "go").touch()
     assert worker.wait(timeout=30) == 0
 
@@ -166,7 +166,7 @@ def test_a_store_that_is_busy_for_long_does_not_wake_the_watchdog_and_a_stopped_
         wait_until(lambda: "store_busy" in arena.logs(), deadline_s=30, what="store_busy")
         before = manager.listen().count("WATCHDOG=1")
         manager.wait("WATCHDOG=1", times=before + 2)
-    manager.wait("1 of 1 children are up", times=2)
+    manager.wait("children up: 1 of 1", times=2)
     worker.send_signal(signal.SIGSTOP)
     silent_from = len(manager.listen())
     stopped_s = time.monotonic()
