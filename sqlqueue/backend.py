@@ -71,6 +71,7 @@ class Taken:
     """Be one claimed message, on whatever broker.
 
     `attempts` counts those that ended before in this run; `max_attempts` is as in Publication.
+    `ready_since_ms` is wall-clock time, None where the broker does not know it.
     """
 
     tag: Any
@@ -83,6 +84,7 @@ class Taken:
     max_attempts: int | None
     delivery: int
     message_id: int = 0
+    ready_since_ms: int | None = None
     message: Any = field(default=None, compare=False, repr=False)
 
 
@@ -537,5 +539,6 @@ def _taken(message: Any) -> Taken:
         max_attempts=delivery.max_attempts,
         delivery=delivery.delivery,
         message_id=delivery.message_id,
+        ready_since_ms=delivery.ready_since_ms,
         message=message,
     )

@@ -48,6 +48,7 @@ __all__ = [
     "duration_s",
     "resolve",
     "set_command_line",
+    "size_bytes",
     "time_zone",
 ]
 
@@ -86,6 +87,8 @@ class Settings:
     # By queue; those without have 1. Empty: the first queue first
     worker_queue_weights: Mapping[str, float] = field(default_factory=dict)
     worker_grace: float = 30.0  # how long a drain waits for running jobs
+    worker_max_jobs_per_child: int = 0  # a child is replaced after so many; 0: never
+    worker_max_memory_per_child: int = 0  # resident bytes, looked at after each job; 0: no limit
 
     # The beat
     beat_max_interval: float = 5.0  # the longest sleep of a beat
@@ -244,6 +247,44 @@ def duration_s(value: object, *, name: str) -> float:
     )
 
 
+_UNITS_BYTES: Final = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([a-z]*)")
+_MOST_BYTES: Final = 2**62
+
+
+def size_bytes(value: object, *, name: str) -> int:
+    """Return a size in bytes: a whole number, or a text like ``200MB``, ``512KiB``, ``1.5 GiB``.
+
+    MB are 1000 · 1000 bytes, MiB are 1024 · 1024; capitals do not matter. `name` is the setting or
+    option the error is about. Raises ConfigError for anything else, and for what no machine has.
+    """
+    size = -1.0
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = min(max(value, -1), _MOST_BYTES + 1)
+    elif isinstance(value, str) and len(value) <= 40:
+        match = _SIZE.fullmatch(value.strip().lower())
+        if match and match[2] in _UNITS_BYTES:
+            size = float(match[1]) * _UNITS_BYTES[match[2]]
+    if 0 <= size <= _MOST_BYTES:
+        return round(size)
+    what = "is too large" if size > 0 else "is no size"
+    raise ConfigError(
+        f"{name} = {quoted(value)} {what}. Write bytes (200000000) or a text such as '200MB',"
+        " '512KiB', '1.5GiB'."
+    )
+
+
 def time_zone(value: object, *, name: str) -> tzinfo:
     """Return the time zone of that IANA name; ``UTC`` needs no zone database.
 
@@ -338,6 +379,30 @@ def _count(value: object, name: str) -> int:
     raise ConfigError(f"{name} = {quoted(value)} is no count. Write a whole number from 1 up.")
 
 
+def _count_or_none(value: object, name: str) -> int:
+    if isinstance(value, (int, str)) and str(value).strip() == "0":
+        return 0
+    try:
+        return _count(value, name)
+    except ConfigError as error:
+        raise ConfigError(f"{str(error).removesuffix('.')}, or 0 for no limit.") from None
+
+
+# Celery's setting of this name counts in KiB, so somebody will write 200000 and mean 200 MB. Without
+# this his children would end after each job.
+_LEAST_MEMORY: Final = 2**20
+
+
+def _memory(value: object, name: str) -> int:
+    size = size_bytes(value, name=name)
+    if 0 < size < _LEAST_MEMORY:
+        raise ConfigError(
+            f"{name} = {quoted(value)} is less than any Python process takes. A bare number means"
+            " bytes; write a text such as '200MB', or 0 for no limit."
+        )
+    return size
+
+
 def _duration(value: object, name: str) -> float:
     return duration_s(value, name=name)
 
@@ -395,6 +460,8 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "worker_queues": _queues,
     "worker_queue_weights": _weights,
     "worker_grace": _duration,
+    "worker_max_jobs_per_child": _count_or_none,
+    "worker_max_memory_per_child": _memory,
     "beat_max_interval": _positive_duration,
     "timezone": _zone_name,
     "beat": _table,

@@ -8,6 +8,7 @@ worker's loop and settle its parent's job.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ __all__ = ["end_stray_copy", "give_forks_default_signals"]
 
 
 def give_forks_default_signals() -> None:
-    """Let every process forked from this one die by SIGTERM and SIGINT again, from now on."""
+    """Let every process forked from this one die by its signals again, from now on."""
     os.register_at_fork(after_in_child=_default_signals)
 
 
@@ -26,6 +27,9 @@ def _default_signals() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        faulthandler.unregister(signal.SIGQUIT)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def end_stray_copy(pid: int, error: BaseException | None) -> None:

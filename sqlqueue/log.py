@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
     from pathlib import Path
 
-__all__ = ["EVENTS", "Logger", "bound_job", "configure", "get_logger", "reopen"]
+__all__ = [
+    "EVENTS",
+    "Logger",
+    "bound_job",
+    "configure",
+    "get_logger",
+    "is_on_terminal",
+    "reopen",
+]
 
 Format: TypeAlias = Literal["auto", "console", "json"]
 
@@ -39,22 +47,28 @@ Format: TypeAlias = Literal["auto", "console", "json"]
 EVENTS: Final[dict[str, str]] = {
     # The supervisor and its children
     "worker_started": "a supervisor runs; its pid, application, queues, pool",
-    "worker_ready": "its children claim jobs",
+    "worker_ready": "all its children are up and claim jobs",
     "worker_draining": "a signal came: no new jobs, running ones may finish",
     "worker_stopped": "all children are gone",
     "worker_swept": "others took this consumer for dead and released its jobs; it registers anew",
     "grace_over": "the drain took too long; what still runs is released uncounted",
     "child_started": "a child process runs",
     "child_stopped": "a child ended as it was told to, or had no more to do",
-    "child_start_failed": "a child could not get to its first job",
+    "child_recycled": "a child ends between two jobs, to be replaced by a fresh one, and why",
+    "child_start_delayed": "a child has not begun to claim for so long: its import takes or hangs",
+    "child_start_failed": "a child ended before it claimed; how often now, and when it is tried again",
     "child_crashed": "an error escaped in a child; it ends",
     "child_lost": "a child died by itself; its started job counts as an attempt",
     "child_killed": "the supervisor killed a child, and why",
     "burst_waiting": "--burst has nothing to claim, but jobs are due or running elsewhere",
     "burst_left_paused": "--burst ends; what waits in paused queues is left, by queue",
-    "app_import_failed": "what -A names could not be imported",
+    "app_import_failed": "a child could not import what -A names",
+    "app_import_delayed": "the import of what -A names takes long, or hangs",
+    "log_reopened": "SIGHUP: the log file was opened anew, here and in the children",
+    "stacks_printed": "SIGQUIT: the stacks of all processes went to standard error",
+    "notify_failed": "the service manager's socket cannot be written to",
     # One job
-    "job_started": "a task begins; how long the job waited",
+    "job_started": "a task begins; how long the job was ready for it, null if that is not known",
     "job_done": "it ended well; how long it took",
     "job_retry_scheduled": "an attempt failed, and another one follows",
     "job_permanently_failed": "no attempt follows; the job is a dead letter",
@@ -182,6 +196,11 @@ def reopen() -> None:
     with contextlib.suppress(Exception):
         if _active is not None and _active.file is not None:
             _active.file.reopen()
+
+
+def is_on_terminal() -> bool:
+    """Say whether the events of this process go to a terminal, by way of standard error."""
+    return (_active is None or _active.file is None) and _is_terminal(sys.stderr)
 
 
 @contextlib.contextmanager

@@ -64,7 +64,10 @@ class TickOf:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Be one claimed message. `attempts` counts those already ended in this run."""
+    """Be one claimed message. `attempts` counts those already ended in this run.
+
+    `ready_since_ms` is wall-clock time, None where it is not known.
+    """
 
     message_id: int
     delivery: int
@@ -81,6 +84,7 @@ class Delivery:
     priority: int
     attempts: int
     max_attempts: int | None
+    ready_since_ms: int | None = None
 
     @property
     def tag(self) -> int:

@@ -87,11 +87,15 @@ LIMIT 1
 """
 
 # One queue at a time: `queue IN (…)` would force a sort of everything that is ready.
+# Since when it is ready: a retry from its own time on. Of one that an operator requeued, or that came
+# from a dead letter exchange, nothing in the row says when that was.
 READY = """
 SELECT
   m.id, m.delivery, m.queue, m.job_id, m.task, coalesce(m.body, b.content, x''), m.content_type,
   m.content_encoding, m.headers, m.properties, m.exchange, m.routing_key, m.priority, m.attempts,
-  m.max_attempts, m.expires_at_ms
+  m.max_attempts,
+  iif(m.run > 1 AND m.due_at_ms IS NULL, NULL, max(m.enqueued_at_ms, coalesce(m.due_at_ms, 0))),
+  m.expires_at_ms
 FROM message AS m
 LEFT JOIN body AS b ON b.message_id = m.id
 WHERE m.state = 'pending' AND m.queue = :queue

@@ -22,6 +22,7 @@ from sqlqueue.beat.schedule import Cron, Tick, due_ticks
 from sqlqueue.errors import ConfigError, SqlQueueError
 from sqlqueue.execute import fault_of
 from sqlqueue.log import get_logger
+from sqlqueue.notify import Notifier
 from sqlqueue.stopping import stopped_by_signals
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.errors import FileReplaced, InvalidMessage, SchemaChanged
@@ -196,22 +197,29 @@ def run_beat(
     name: str,
     max_interval_s: float | None = None,
     max_ticks: int | None = None,
+    notifier: Notifier | None = None,
 ) -> int:
     """Run a beat in the main thread until SIGTERM or SIGINT; return the exit code.
 
     `max_interval_s` is its longest sleep; None means the setting `beat_max_interval`. A running
-    producer is finished first; a second signal ends the process at once. Raises ConfigError, the
-    transport's CannotOpen, and NotAvailable for a broker that keeps no schedule.
+    producer is finished first; a second signal ends the process at once. `notifier` None makes one
+    of the environment; its watchdog bites when a producer hangs, because then nothing else is
+    produced either. Raises ConfigError, the transport's CannotOpen, and NotAvailable for a broker
+    that keeps no schedule.
     """
+    notifier = notifier or Notifier()
     longest_s = app.conf.beat_max_interval if max_interval_s is None else max_interval_s
     backend = app.backend
     code = 0
     try:
-        with _stopping_by_signal() as stopping:
+        with _stopping_by_signal(notifier) as stopping:
             beat = Beat(app, name=name, max_ticks=max_ticks)
             backend.register(name=name, kind="beat")
             log.info("beat_started", beat=name, pid=os.getpid(), entries=sorted(beat.entries))
+            notifier.ready()
+            notifier.status(f"{len(beat.entries)} entries")
             while not stopping.is_set and not beat.is_over:
+                notifier.alive()
                 try:
                     backend.beat()
                     pause_s = min(beat.turn(), backend.keep_house(sweep=True))
@@ -221,7 +229,7 @@ def run_beat(
                     log.warning("store_busy", error=str(error))
                     pause_s = 1.0
                 if not beat.is_over:
-                    stopping.sleep(min(max(pause_s, 0.0), longest_s))
+                    stopping.sleep(min(max(pause_s, 0.0), longest_s, notifier.watchdog_every_s))
     except (FileReplaced, SchemaChanged) as error:
         log.error("store_gone", beat=name, error=str(error))
         code = _EXIT_SCHEMA if isinstance(error, SchemaChanged) else _EXIT_FAILED
@@ -238,14 +246,16 @@ def run_beat(
 class _Stopping:
     """Be a flag that a signal sets, and a sleep that any signal ends."""
 
-    def __init__(self, reading: int) -> None:
+    def __init__(self, reading: int, notifier: Notifier) -> None:
         self.is_set = False
         self._reading = reading
+        self._notifier = notifier
         self._poll = select.poll()  # select() knows no descriptor above 1023
         self._poll.register(reading, select.POLLIN)
 
     def set(self) -> None:
         self.is_set = True
+        self._notifier.stopping(0.0)
 
     def sleep(self, seconds: float) -> None:
         # The signal may come between any look at the flag and the sleep: then a byte lies here.
@@ -256,14 +266,14 @@ class _Stopping:
 
 
 @contextlib.contextmanager
-def _stopping_by_signal() -> Iterator[_Stopping]:
+def _stopping_by_signal(notifier: Notifier) -> Iterator[_Stopping]:
     reading, writing = os.pipe()
     for descriptor in (reading, writing):
         os.set_blocking(descriptor, False)
-    stopping = _Stopping(reading)
+    stopping = _Stopping(reading, notifier)
     waking = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
-        with stopped_by_signals(stopping.set):
+        with stopped_by_signals(stopping.set, reopened=notifier.reloaded):
             yield stopping
     finally:
         signal.set_wakeup_fd(waking)

@@ -20,14 +20,14 @@ from sqlqueue.text import did_you_mean, quoted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Command", "Group", "Invocation", "duration", "pass_invocation"]
+__all__ = ["Command", "Group", "Invocation", "duration", "pass_invocation", "size"]
 
 
 @dataclass(slots=True)
 class Invocation:
     """Be what the shared options said. None and empty mean not given.
 
-    `db` is a path or a URL. `output` is table, json or jsonl.
+    `db` is a path or a URL. `output` is table, json or jsonl. `arguments` is the whole line.
     """
 
     app: str | None = None
@@ -38,6 +38,7 @@ class Invocation:
     verbose: int = 0
     no_color: bool = False
     utc: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 pass_invocation = click.make_pass_decorator(Invocation)
@@ -113,6 +114,17 @@ def duration(text: str) -> float:
 
     try:
         return duration_s(text, name="duration")
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def size(text: str) -> int:
+    """Read ``200MB``, ``512KiB`` or plain bytes, as the settings do: a type for options."""
+    from sqlqueue.config import size_bytes
+    from sqlqueue.errors import ConfigError
+
+    try:
+        return size_bytes(text, name="size")
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sqlqueue.cli.formats import took
-from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
+from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation, size
 from sqlqueue.cli.opening import apply_command_line, load, without_passwords
 from sqlqueue.cli.output import is_colored
+from sqlqueue.notify import Notifier
 from sqlqueue.text import escaped, quoted
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ _FIELDS: Final = {
     "time_limit": "task_time_limit",
     "soft_time_limit": "task_soft_time_limit",
     "grace": "worker_grace",
+    "max_jobs_per_child": "worker_max_jobs_per_child",
+    "max_memory_per_child": "worker_max_memory_per_child",
     "max_interval": "beat_max_interval",
     "log_level": "log_level",
     "log_format": "log_format",
@@ -131,6 +134,21 @@ def _log_options(function: Callable[..., Any]) -> Callable[..., Any]:
     type=duration,
     help="How long running jobs may finish when it is stopped; default 30s.",
 )
+@_setting(
+    "--max-jobs-per-child",
+    type=click.IntRange(0),
+    help="A process that has run so many is replaced by a fresh one; 0: never.",
+)
+@_setting(
+    "--max-memory-per-child",
+    type=size,
+    metavar="SIZE",
+    help="The same for one that takes more memory after a job, such as 200MB.",
+)
+@click.option(
+    "--reload/--no-reload",
+    help="For development: start anew whenever a Python file of the application changes.",
+)
 @_log_options
 @pass_invocation
 def worker(
@@ -141,15 +159,21 @@ def worker(
     pool: str,
     burst: bool,
     max_jobs: int | None,
+    reload: bool,
     **settings: Any,
 ) -> int:
     """Run jobs: a supervisor and its children.
 
     SIGTERM or ctrl-c lets running jobs finish, hands back the rest, and exits 0. A second one stops
-    at once, exit 130.
+    at once, exit 130. SIGHUP opens its log anew, SIGQUIT prints what each process does.
     """
     path = _app_path(invocation)
     _check_name(name)
+    if reload:
+        from sqlqueue.worker.reload import run_reloading
+
+        return run_reloading(path, [*invocation.arguments, "--no-reload"])
+    notifier = Notifier()
     log_file = _apply(invocation, settings)
     from sqlqueue.worker.start import run_worker
     from sqlqueue.worker.supervisor import WorkerOptions, ask_app
@@ -172,7 +196,7 @@ def worker(
             ],
         )
     options = WorkerOptions(app_path=path, name=name, pool=pool, burst=burst, max_jobs=max_jobs)
-    return run_worker(options, facts)
+    return run_worker(options, facts, notifier=notifier)
 
 
 @click.command(cls=Command)
@@ -194,6 +218,7 @@ def beat(
     """
     _app_path(invocation)
     _check_name(name)
+    notifier = Notifier()
     log_file = _apply(invocation, settings)
     from sqlqueue.beat.service import run_beat
 
@@ -213,7 +238,7 @@ def beat(
                 ("ctrl-c", "stops it"),
             ],
         )
-    return run_beat(app, name=name, max_ticks=max_ticks)
+    return run_beat(app, name=name, max_ticks=max_ticks, notifier=notifier)
 
 
 def _app_path(invocation: Invocation) -> str:

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # Nobody's job should be impossible to look at because a terminal speaks Latin-1.
             stream.reconfigure(errors="backslashreplace")
-    invocation = Invocation()
+    invocation = Invocation(arguments=tuple(sys.argv[1:] if arguments is None else arguments))
     try:
         code = root.main(
             args=None if arguments is None else list(arguments),

@@ -121,7 +121,11 @@ class Attempt:
         ):
             began_s = time.monotonic()
             if not isinstance(self._prepared, Outcome):
-                log.info("job_started", worker=self._prepared.request.worker)
+                log.info(
+                    "job_started",
+                    worker=self._prepared.request.worker,
+                    waited_s=_waited_s(self.taken),
+                )
             yield ended
             self._reporter.close()
             self._log_outcome(ended[0], took_s=time.monotonic() - began_s)
@@ -139,3 +143,10 @@ class Attempt:
             log.warning("job_retry_scheduled", took_s=took, retry_in_s=in_s, error=error)
         else:
             log.error("job_permanently_failed", took_s=took, error=error)
+
+
+def _waited_s(taken: Taken) -> float | None:
+    if taken.ready_since_ms is None:
+        return None
+    # The wall clock may have been set back meanwhile.
+    return round(max(time.time() - taken.ready_since_ms / 1000, 0.0), 3)

@@ -20,9 +20,12 @@ from sqlqueue.errors import SqlQueueError
 from sqlqueue.forks import give_forks_default_signals
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
+from sqlqueue.log import reopen as log_reopen
+from sqlqueue.stopping import answer_to_sigquit
 from sqlqueue.worker import interrupts
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
+from sqlqueue.worker.lifetime import Lifetime
 from sqlqueue.worker.runners import Threads
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, TransportError
 
@@ -31,26 +34,39 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend
+    from sqlqueue.worker.board import Board
 
-__all__ = ["FILE_GONE", "FINISHED", "START_FAILED", "ChildOrder", "die_with", "forked"]
+__all__ = [
+    "FILE_GONE",
+    "FINISHED",
+    "RECYCLED",
+    "START_FAILED",
+    "TOLD",
+    "ChildOrder",
+    "die_with",
+    "forked",
+]
 
 log = get_logger(__name__)
 
 # Exit codes by which the supervisor knows why a child ended by itself.
 # Not 0: that is how a task's own `os._exit(0)` looks.
-FINISHED: Final = 77  # told to stop, or the burst or the job limit is over
+FINISHED: Final = 77  # the burst or the job limit is over
 START_FAILED: Final = 78  # EX_CONFIG of sysexits.h
 FILE_GONE: Final = 79
+RECYCLED: Final = 80  # it has lived long enough: another one, please
+TOLD: Final = 81  # to stop, by a signal
 
 _PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ChildOrder:
-    """Say what one child shall do. `lifeline` is a pipe's reading end that ends with the parent.
+    """Say what one child shall do.
 
     `threads` is how many jobs it runs at once, in threads and on an event loop; 0 means one at a time,
-    in its main thread.
+    in its main thread. `lifeline` is a pipe's reading end that ends with the parent; `stacks` is the
+    descriptor it answers SIGQUIT on; `place` is its cell on the board.
     """
 
     app_path: str
@@ -62,6 +78,9 @@ class ChildOrder:
     max_jobs: int | None
     threads: int
     lifeline: int
+    stacks: int
+    board: Board
+    place: int
 
 
 def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
@@ -72,17 +91,23 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     """
     os.setsid()
     die_with(order.parent_pid, order.lifeline)
-    told = _Told()
+    told = _Told(order.stacks)
     told.listen()
     give_forks_default_signals()
-    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
+    # Who is told to stop while it imports has nothing to finish, and the import may hang where no
+    # handler of ours would run.
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     unblock()
     try:
         app = load_app(order.app_path)
+        told.listen()
         backend = open_backend(app.conf)
-    except (SqlQueueError, TransportError) as error:
-        log.error("child_start_failed", worker=order.name, error=str(error))
+    except SqlQueueError as error:
+        log.error("app_import_failed", worker=order.name, error=str(error))
+        return START_FAILED
+    except TransportError as error:
+        log.error("child_crashed", worker=order.name, error=str(error))
         return START_FAILED
 
     def register() -> None:
@@ -109,10 +134,16 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             runner=_threads(order.threads, app, backend) if order.threads else None,
             # One job alone in its process is killed at its limit; among others it is asked first.
             raises_hard_limits=order.threads > 0,
+            lifetime=Lifetime(
+                max_jobs=app.conf.worker_max_jobs_per_child,
+                max_memory_bytes=app.conf.worker_max_memory_per_child,
+            ),
+            count_ended=lambda: order.board.count_ended(order.place),
         )
         told.consumer = consumer
         if told.is_stopped:
             consumer.stop()
+        order.board.note_up(order.place)
         consumer.run()
         heartbeat.stop()
         backend.leave()
@@ -121,9 +152,11 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
         log.error("store_gone", worker=order.name, error=str(error))
         return FILE_GONE
     except TransportError as error:
-        log.error("child_start_failed", worker=order.name, error=str(error))
+        log.error("child_crashed", worker=order.name, error=str(error))
         return START_FAILED
-    return FINISHED
+    if told.is_stopped:
+        return TOLD
+    return RECYCLED if consumer.is_recycled else FINISHED
 
 
 def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:
@@ -133,20 +166,27 @@ def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:
 class _Told:
     """Remember a stop that came before there was anything to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, stacks: int) -> None:
         self.is_stopped = False
         self.consumer: Consumer | None = None
+        self._stacks = stacks
 
     def listen(self) -> None:
         """Take the signals; again after every job, because a task may have taken them away."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
         interrupts.listen()
+        signal.signal(signal.SIGHUP, _reopen_log)
+        answer_to_sigquit(self._stacks)
 
     def stop(self, *_: object) -> None:
         self.is_stopped = True
         if self.consumer is not None:
             self.consumer.stop()
+
+
+def _reopen_log(*_: object) -> None:
+    log_reopen()
 
 
 def die_with(parent_pid: int, lifeline: int | None = None) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend, Taken
+    from sqlqueue.worker.lifetime import Lifetime
     from sqlqueue.worker.runners import Runner
 
     Settled: TypeAlias = tuple[Taken, Outcome]
@@ -63,13 +64,20 @@ class Consumer:
         after_job: Callable[[], object] = lambda: None,
         runner: Runner | None = None,
         raises_hard_limits: bool = True,
+        lifetime: Lifetime | None = None,
+        count_ended: Callable[[], object] = lambda: None,
     ) -> None:
         """Prepare; `run` does the work, and closes the runner.
 
         `max_jobs` None means no limit. `after_job` is called after each job, before the next is
-        claimed. `runner` None runs one job at a time, in the calling thread. Without
-        `raises_hard_limits` only soft limits are raised in tasks: a supervisor does the rest.
+        claimed; `count_ended` once its settlement was accepted or refused. `runner` None runs one
+        job at a time, in the calling thread. Without `raises_hard_limits` only soft limits are
+        raised in tasks: a supervisor does the rest. `lifetime` says when to end between two jobs.
         """
+        self._lifetime = lifetime
+        self._count_ended = count_ended
+        self._ran = 0
+        self.is_recycled = False
         self._after_job = after_job
         self._app = app
         self._backend = backend
@@ -188,6 +196,7 @@ class Consumer:
         for attempt, _ in ended:
             self._limits.forget(attempt)
             self._after_job()
+            self._end_in_time()
         return [(attempt.taken, outcome) for attempt, outcome in ended]
 
     def _note_without_limit(self, settlements: Sequence[Settled]) -> None:
@@ -201,6 +210,7 @@ class Consumer:
         attempt = self._started.pop(taken.tag, None)
         if attempt is not None:
             self._backend.note_end(attempt.place)
+            self._count_ended()
             self._free.append(attempt.place)
 
     def _should_stop(self, attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -219,6 +229,15 @@ class Consumer:
             # The next word will do, and whether the store is gone for good shows with the settlement.
             log.warning("store_busy", error=str(error))
             return True
+
+    def _end_in_time(self) -> None:
+        """Stop, as if told to, when this process has lived long enough."""
+        self._ran += 1
+        reason = self._lifetime.reason_to_end(self._ran) if self._lifetime else None
+        if reason and not self._must_stop:
+            log.info("child_recycled", worker=self._name, why=reason)
+            self.is_recycled = True
+            self.stop()
 
     def _idle(self) -> None:
         """Sleep until there may be work, or something has ended.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlqueue.backend import open_backend
 from sqlqueue.log import get_logger
+from sqlqueue.notify import Notifier
 from sqlqueue.stopping import stopped_by_signals
 from sqlqueue.worker import interrupts
 from sqlqueue.worker.consumer import Consumer, tell_of_paused
@@ -37,13 +38,17 @@ def run_solo(
     max_jobs: int | None = None,
     backend: Backend | None = None,
     handle_signals: bool = True,
+    notifier: Notifier | None = None,
 ) -> int:
     """Run jobs in the calling thread until stopped; return the exit code.
 
     `backend` is for brokers that live in this process (`memory://`); None opens the settings'.
     The first SIGTERM or SIGINT lets the running job finish, the second ends the process at once,
-    and with it the attempt. Raises the transport's CannotOpen.
+    and with it the attempt. `notifier` None makes one of the environment, in a process of its own
+    (`handle_signals`). Raises the transport's CannotOpen.
     """
+    if notifier is None:
+        notifier = Notifier() if handle_signals else Notifier({})
     own = backend if backend is not None else open_backend(app.conf, keep_leases=True)
 
     def register() -> None:
@@ -58,15 +63,30 @@ def run_solo(
         burst=burst,
         max_jobs=max_jobs,
     )
+
+    def stop() -> None:
+        # Nothing bounds what is left of the running job; the service manager's own limit does.
+        notifier.stopping(app.conf.worker_grace)
+        consumer.stop()
+
+    def beat() -> None:
+        # From the thread: a job may take longer than the watchdog waits, and is no reason to bite.
+        own.beat()
+        notifier.alive()
+
+    signals = stopped_by_signals(stop, reopened=notifier.reloaded)
     code = 0
     try:
-        with stopped_by_signals(consumer.stop) if handle_signals else contextlib.nullcontext():
+        with signals if handle_signals else contextlib.nullcontext():
             if handle_signals:
                 interrupts.listen()
             register()
             own.keep_watch()
-            heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))
+            every_s = min(interval_s(app.conf.visibility_timeout), notifier.watchdog_every_s)
+            heartbeat = Heartbeat(beat, every_s)
             log.info("worker_started", worker=name, pool="solo", queues=list(app.queues))
+            notifier.ready()
+            notifier.status("working, one job at a time")
             try:
                 consumer.run()
                 if burst:

@@ -9,13 +9,16 @@ themselves. What it does, several times a second at most, is to
 * kill a child that went silent for a whole visibility timeout, one whose job is over its time
   limit or was to be ended by force, and one that sits on the writer lock: always first the kill,
   then the release,
-* on SIGTERM or SIGINT let the children finish, and after the grace time release uncounted.
+* on SIGTERM or SIGINT let the children finish, and after the grace time release uncounted,
+* on SIGHUP open the log anew, on SIGQUIT print everybody's stacks, and tell the service manager how
+  it goes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import json
 import os
@@ -32,9 +35,14 @@ from sqlqueue.errors import AppImportError, ConfigError
 from sqlqueue.housekeeping import log_lost
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
+from sqlqueue.log import reopen as reopen_log
+from sqlqueue.notify import Notifier
+from sqlqueue.stopping import hangup_ends
 from sqlqueue.worker import child as child_process
+from sqlqueue.worker.board import Board
 from sqlqueue.worker.consumer import tell_of_paused
 from sqlqueue.worker.heartbeat import interval_s
+from sqlqueue.worker.stacks import Asked, Stacks
 from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavailable
 from sqlqueue_transport.messages import Fault
 from sqlqueue_transport.presence import NOTES
@@ -57,8 +65,10 @@ EXIT_STOPPED: Final = 130
 _LOCK_LIMIT_S: Final = 10.0
 _FIRST_BACKOFF_S: Final = 0.5
 _LONGEST_BACKOFF_S: Final = 30.0
-_YOUNG_S: Final = 2.0  # a child that dies younger than this without a job failed to start
+_YOUNG_S: Final = 2.0  # where children in a row die younger than this, the next ones wait
+_FIRST_WARNING_S: Final = 10.0  # a start that takes longer is told of
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_HEEDED: Final = (*_SIGNALS, signal.SIGHUP, signal.SIGQUIT)
 _NEIGHBOUR: Final = Fault(
     "WorkerLost", "its process was ended by force, because of another job in it"
 )
@@ -99,6 +109,7 @@ class Child:
     pid: int
     started_s: float
     left: int | None
+    warn_after_s: float = _FIRST_WARNING_S
 
 
 @dataclass(slots=True)
@@ -109,7 +120,8 @@ class Place:
     left: int | None
     is_over: bool = False
     not_before_s: float = 0.0
-    failures: int = 0
+    failures: int = 0  # children in a row that died young
+    failed_starts: int = 0  # children in a row that did not get as far as claiming
 
 
 def ask_app(path: str) -> AppFacts:
@@ -127,6 +139,7 @@ def ask_app(path: str) -> AppFacts:
         _answer(path, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
+        _wait_for_answer(path, reading)
         # A line, not to the end: a process that the import has started may hold the pipe for ever.
         answer = pipe.readline()
     os.waitpid(pid, 0)
@@ -138,6 +151,16 @@ def ask_app(path: str) -> AppFacts:
         raise kind(found["error"])
     found["settings"]["worker_queues"] = tuple(found["settings"]["worker_queues"])
     return AppFacts(Settings(**found["settings"]), tuple(found["queues"]), tuple(found["tasks"]))
+
+
+def _wait_for_answer(path: str, reading: int) -> None:
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    waited_s, pause_s = 0.0, _FIRST_WARNING_S
+    while not poll.poll(pause_s * 1000):
+        waited_s += pause_s
+        pause_s = waited_s
+        log.warning("app_import_delayed", app=path, waited_s=waited_s)
 
 
 def _answer(path: str, writing: int) -> NoReturn:
@@ -168,8 +191,11 @@ def _answer(path: str, writing: int) -> NoReturn:
 class Supervisor:
     """Run one worker; `run` returns its exit code. One per process, in its only thread."""
 
-    def __init__(self, options: WorkerOptions, facts: AppFacts) -> None:
-        """Prepare; nothing is opened or forked yet."""
+    def __init__(
+        self, options: WorkerOptions, facts: AppFacts, *, notifier: Notifier | None = None
+    ) -> None:
+        """Prepare; nothing is opened or forked yet. `notifier` None makes one of the environment."""
+        self._notifier = notifier or Notifier()
         self._options = options
         self._settings = facts.settings
         self._facts = facts
@@ -182,7 +208,10 @@ class Supervisor:
         )
         # A job that shares its process is first asked to end at its limit, by the process itself.
         self._lenience_ms = 1000 if options.pool == "threads" else 0
+        self._board = Board(len(self._places))
+        self._stacks = Stacks()
         self._signals = 0
+        self._is_ready = self._hangup_ends = self._hung_up = self._stacks_asked = False
         self._grace_until_s: float | None = None
         self._swept_s = self._extended_s = self._house_s = 0.0
         self._exit_code = EXIT_OK
@@ -218,6 +247,7 @@ class Supervisor:
             try:
                 self._start()
                 while True:
+                    self._heed()
                     self._turn()
                     if not self._children and not self._wanted():
                         break
@@ -251,10 +281,14 @@ class Supervisor:
             visibility_timeout_s=self._lease_s,
         )
         self._fill_places()
-        log.info("worker_ready", worker=self._options.name)
 
     def _turn(self) -> None:
-        """Do everything that is due; a busy store is waited out, children run on meanwhile."""
+        """Do everything that is due; a busy store is waited out, children run on meanwhile.
+
+        The service manager's watchdog is told when the turn is over, also of one that the store
+        refused: a start anew would not mend that, and would end the jobs that run. What it is for
+        is a turn that never ends.
+        """
         try:
             self._consumers.beat()
             self._reap()
@@ -278,10 +312,54 @@ class Supervisor:
         if self._grace_until_s is not None and time.monotonic() >= self._grace_until_s:
             log.warning("grace_over", worker=self._options.name, running=len(self._children))
             self._kill_all(count=False)
+        self._tell_how_it_goes()
+
+    def _tell_how_it_goes(self) -> None:
+        starting = self._starting()
+        if not self._is_ready and not starting and not self._draining and not self._unfilled():
+            self._is_ready = True
+            log.info("worker_ready", worker=self._options.name)
+            self._notifier.ready()
+        for child in starting:
+            waited_s = time.monotonic() - child.started_s
+            if waited_s >= child.warn_after_s and not self._draining:
+                child.warn_after_s *= 2
+                log.warning(
+                    "child_start_delayed",
+                    worker=self._name_of(child),
+                    pid=child.pid,
+                    waited_s=round(waited_s, 1),
+                )
+        running = sum(len(notes) for _, notes in self._consumers.children_of(self._worker_id))
+        up = len(self._children) - len(starting)
+        self._notifier.status(
+            f"{'stopping' if self._draining else 'working'}: jobs running: {running},"
+            f" children up: {up} of {len(self._places)}"
+        )
+        self._notifier.alive()
+
+    def _starting(self) -> list[Child]:
+        return [one for one in self._children.values() if not self._board.is_up(one.index)]
+
+    def _unfilled(self) -> list[int]:
+        """Return the places that have no child now, and are not over."""
+        taken = {child.index for child in self._children.values()}
+        return [i for i, place in enumerate(self._places) if i not in taken and not place.is_over]
 
     def _sleep(self) -> None:
         """Sleep until a signal, a child's end, a time limit, or the next turn."""
-        timeout_s = min(self._settings.sweep_interval, interval_s(self._lease_s))
+        timeout_s = min(
+            self._settings.sweep_interval,
+            interval_s(self._lease_s),
+            self._notifier.watchdog_every_s,
+        )
+        now_s = time.monotonic()
+        for child in self._starting():
+            # It says so on the board, which wakes nobody: looked at often in the beginning only.
+            timeout_s = min(timeout_s, max((now_s - child.started_s) / 10, 0.02))
+        for index in self._wanted():
+            wait_s = self._places[index].not_before_s - now_s
+            timeout_s = min(timeout_s, wait_s) if wait_s > 0 else timeout_s
         if self._grace_until_s is not None:
             timeout_s = min(timeout_s, self._grace_until_s - time.monotonic())
         if self._house_s > time.monotonic():  # else the store was busy: it may wait for the turn
@@ -304,14 +382,7 @@ class Supervisor:
 
     def _wanted(self) -> list[int]:
         """Return the places that need a child, now or later."""
-        if self._draining:
-            return []
-        taken = {child.index for child in self._children.values()}
-        return [
-            index
-            for index, place in enumerate(self._places)
-            if index not in taken and not place.is_over
-        ]
+        return [] if self._draining else self._unfilled()
 
     def _fill_places(self) -> None:
         for index in self._wanted():
@@ -329,27 +400,31 @@ class Supervisor:
             max_jobs=self._places[index].left,
             threads=self._places[index].threads,
             lifeline=self._lifeline_reading,
+            stacks=self._stacks.descriptor_of(index),
+            board=self._board,
+            place=index,
         )
+        self._board.clear(index)
         _flush()
         # Blocked, so that a signal between the fork and the child's own handlers is not lost.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         try:
             # Asked here: whoever is told to stop before this does not know the child yet.
             if self._draining:
                 return
             pid = os.fork()
             if not pid:
+                self._stacks.close_others(order.stacks)
                 _become_child(
                     order, (self._wake_reading, self._wake_writing, self._lifeline_writing)
                 )
             # Known before signals come in again: the handler tells every child it knows.
             self._children[pid] = Child(index, pid, time.monotonic(), self._places[index].left)
         except OSError as error:  # no memory, no process to be had: the others go on
-            self._places[index].not_before_s = time.monotonic() + _LONGEST_BACKOFF_S
-            log.error("child_start_failed", worker=order.name, error=str(error))
+            self._note_failed_start(index, order.name, str(error), pid=None)
             return
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
         log.info("child_started", worker=order.name, pid=pid)
 
     def _reap(self) -> None:
@@ -372,9 +447,16 @@ class Supervisor:
     def _note_end(self, child: Child, code: int) -> None:
         place = self._places[child.index]
         place.left = self._jobs_left(child)
-        name = f"{self._options.name}/{child.index + 1}"
-        if code == child_process.FINISHED:
-            place.is_over = True
+        place.is_over = code == child_process.FINISHED or place.left == 0
+        name = self._name_of(child)
+        was_up = self._board.is_up(child.index)
+        ended_well = code in {
+            child_process.FINISHED,
+            child_process.RECYCLED,
+            child_process.TOLD,  # if by others than us, it is replaced
+        }
+        if ended_well or (self._draining and not was_up):
+            place.failures, place.failed_starts, place.not_before_s = 0, 0, 0.0
             log.info("child_stopped", worker=name, pid=child.pid)
             return
         if code == child_process.FILE_GONE:
@@ -382,28 +464,38 @@ class Supervisor:
             database = self._backend.store.database
             database.look_at_path()
             database.write(lambda _: None)
-        is_young = time.monotonic() - child.started_s < _YOUNG_S
-        if code == child_process.START_FAILED or (is_young and place.failures):
-            place.failures += 1
-        else:
-            place.failures = 1 if is_young else 0
-        wait_s = 0.0
-        if code == child_process.START_FAILED or place.failures > 3:
-            doubled_s = _FIRST_BACKOFF_S * 2 ** min(place.failures - 1, 16)
-            wait_s = min(doubled_s, _LONGEST_BACKOFF_S)
-        place.not_before_s = time.monotonic() + wait_s
-        if place.left == 0:
-            place.is_over = True
         why = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if not was_up:
+            self._note_failed_start(child.index, name, why, pid=child.pid)
+            return
+        place.failed_starts = 0
+        is_young = time.monotonic() - child.started_s < _YOUNG_S
+        place.failures = place.failures + 1 if is_young else 0
+        wait_s = _backoff_s(place.failures) if place.failures > 3 else 0.0
+        place.not_before_s = time.monotonic() + wait_s
         log.warning("child_lost", worker=name, pid=child.pid, why=why, replaced_in_s=wait_s)
+
+    def _note_failed_start(self, index: int, name: str, why: str, *, pid: int | None) -> None:
+        place = self._places[index]
+        place.failed_starts += 1
+        wait_s = _backoff_s(place.failed_starts)
+        place.not_before_s = time.monotonic() + wait_s
+        log.error(
+            "child_start_failed",
+            worker=name,
+            pid=pid,
+            why=why,
+            times=place.failed_starts,
+            retry_in_s=wait_s,
+        )
+
+    def _name_of(self, child: Child) -> str:
+        return f"{self._options.name}/{child.index + 1}"
 
     def _jobs_left(self, child: Child) -> int | None:
         if child.left is None:
             return None
-        for entry, _ in self._consumers.children_of(self._worker_id):
-            if entry.pid == child.pid:
-                return max(child.left - entry.jobs_ended, 0)
-        return child.left
+        return max(child.left - self._board.jobs_ended(child.index), 0)
 
     def _look_after_children(self) -> None:
         """Kill who went silent or is over the time limit; first the kill, then the release."""
@@ -485,7 +577,7 @@ class Supervisor:
         """End a child and everything in its session, and wait until it is gone."""
         log.warning(
             "child_killed",
-            worker=f"{self._options.name}/{child.index + 1}",
+            worker=self._name_of(child),
             pid=child.pid,
             why=why,
         )
@@ -522,21 +614,70 @@ class Supervisor:
             self._house_s = time.monotonic() + self._settings.sweep_interval  # if it fails
             self._house_s = time.monotonic() + self._backend.keep_house()
 
+    # -- what a signal asks for ---------------------------------------------------------------------
+
+    def _heed(self) -> None:
+        """Do what SIGHUP and SIGQUIT have asked for since the last turn."""
+        if self._hung_up:
+            self._hung_up = False
+            reopen_log()
+            for pid in self._children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGHUP)
+            log.info("log_reopened", worker=self._options.name)
+            self._notifier.reloaded()
+        if self._stacks_asked:
+            self._stacks_asked = False
+            self._stacks.ask([self._asked(child) for child in self._children.values()])
+            log.info("stacks_printed", worker=self._options.name, children=len(self._children))
+
+    def _asked(self, child: Child) -> Asked:
+        jobs = [
+            self._job_id_of(note.message_id)
+            for entry, notes in self._consumers.children_of(self._worker_id)
+            if entry.pid == child.pid
+            for note in notes.values()
+        ]
+        does = f"runs {', '.join(jobs)}" if jobs else "runs no job"
+        return Asked(child.index, child.pid, f"{self._name_of(child)}, process {child.pid}, {does}")
+
+    def _job_id_of(self, message_id: int) -> str:
+        with contextlib.suppress(Unavailable):
+            detail = self._backend.job(message_id)
+            if detail is not None:
+                return f"job {detail.row.job_id}"
+        return f"message {message_id}"
+
     # -- the end ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _handling_signals(self) -> Iterator[None]:
-        before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGCHLD)}
+        before = {number: signal.getsignal(number) for number in (*_HEEDED, signal.SIGCHLD)}
         waking = signal.set_wakeup_fd(self._wake_writing, warn_on_full_buffer=False)
+        self._hangup_ends = hangup_ends()
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        signal.signal(signal.SIGQUIT, self._on_quit)
+        # Our own stack is written at once, wherever we are; the children are asked in the next turn.
+        faulthandler.register(signal.SIGQUIT, file=2, all_threads=True, chain=True)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
             yield
         finally:
             signal.set_wakeup_fd(waking)
+            faulthandler.unregister(signal.SIGQUIT)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _on_hangup(self, number: int, _: object) -> None:
+        if not self._hangup_ends:
+            self._hung_up = True
+        elif not self._draining:  # shell and kernel both tell that the terminal is gone
+            self._on_signal(number, None)
+
+    def _on_quit(self, *_: object) -> None:
+        self._stacks_asked = True
 
     def _on_signal(self, number: int, _: object) -> None:
         self._signals += 1
@@ -552,6 +693,7 @@ class Supervisor:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+            self._notifier.stopping(self._settings.worker_grace)
         else:
             self._grace_until_s = time.monotonic()
             self._exit_code = EXIT_STOPPED
@@ -589,6 +731,7 @@ class Supervisor:
             self._lifeline_writing,
         ):
             os.close(descriptor)
+        self._stacks.close()
         log.info("worker_stopped", worker=self._options.name, exit_code=self._exit_code)
 
 
@@ -599,7 +742,7 @@ def _become_child(order: child_process.ChildOrder, descriptors: tuple[int, ...])
         for descriptor in descriptors:
             os.close(descriptor)
         code = child_process.forked(
-            order, unblock=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            order, unblock=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
         )
     except BaseException as error:  # noqa: BLE001 - nothing of the supervisor may run in here
         log.error("child_crashed", worker=order.name, error=f"{type(error).__name__}: {error}")
@@ -637,3 +780,8 @@ def _shares(whole: int, parts: int) -> list[int]:
 
 def _is_one_of(deliveries: set[tuple[int, int]], note: Note) -> bool:
     return (note.message_id, note.delivery) in deliveries
+
+
+def _backoff_s(failures: int) -> float:
+    doubled_s: float = _FIRST_BACKOFF_S * 2 ** min(failures - 1, 16)
+    return min(doubled_s, _LONGEST_BACKOFF_S)

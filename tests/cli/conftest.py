@@ -66,7 +66,9 @@ def program(*arguments: object, cwd: Path, env: dict[str, str] | None = None, **
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("SQLQUEUE_")
     }
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "sqlqueue", *map(str, arguments)],
         cwd=cwd,

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlqueue import config
-from sqlqueue.config import Settings, database_url, duration_s, resolve, set_command_line, time_zone
+from sqlqueue.config import (
+    Settings,
+    database_url,
+    duration_s,
+    resolve,
+    set_command_line,
+    size_bytes,
+    time_zone,
+)
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import escaped
 
@@ -278,6 +286,58 @@ def test_a_bad_settings_file_is_refused_with_its_path(tmp_path, content, reason)
     with pytest.raises(ConfigError, match=reason) as caught:
         settings(config_file=path)
     assert "bad.toml" in str(caught.value)
+
+
+# --- sizes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (0, 0),
+        (4096, 4096),
+        ("4096", 4096),
+        ("200MB", 200_000_000),
+        ("200 mb", 200_000_000),
+        ("512KiB", 524_288),
+        ("1.5GiB", 1_610_612_736),
+        (" 1 TB ", 10**12),
+        ("7b", 7),
+    ],
+)
+def test_a_size_is_a_number_of_bytes_or_a_text_with_a_unit(value, size):
+    assert size_bytes(value, name="x") == size
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "MB", "-1", -1, "1M", "1 parsec", "1e6", "0x10", "٣MB", True, None, 1.5, [1], "9" * 5000],
+)
+def test_anything_else_is_no_size(value):
+    with pytest.raises(ConfigError, match=r"x = .* is no size\. Write bytes"):
+        size_bytes(value, name="x")
+
+
+@pytest.mark.parametrize("value", [2**63, 10**400, "9" * 30, "99999999999999TiB"])
+def test_a_size_no_machine_has_is_refused(value):
+    with pytest.raises(ConfigError, match="is too large"):
+        size_bytes(value, name="x")
+
+
+@pytest.mark.parametrize("value", [200_000, "200000", "1kB"])
+def test_a_memory_limit_in_celerys_unit_is_refused_with_the_right_one(value):
+    with pytest.raises(ConfigError, match=r"less than any Python process takes.*bytes.*'200MB'"):
+        resolve({"worker_max_memory_per_child": value}, environ={})
+    assert resolve({"worker_max_memory_per_child": 0}, environ={}).settings
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, "many", None, True, [0]])
+def test_jobs_of_a_child_are_a_count_or_0(value):
+    with pytest.raises(ConfigError, match=r"worker_max_jobs_per_child.*or 0 for no limit"):
+        resolve({"worker_max_jobs_per_child": value}, environ={})
+    for right in (0, "0", 7, "7"):
+        found = resolve({"worker_max_jobs_per_child": right}, environ={}).settings
+        assert found.worker_max_jobs_per_child == int(right)
 
 
 # --- durations ------------------------------------------------------------------------------------

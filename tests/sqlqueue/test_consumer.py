@@ -355,6 +355,29 @@ def test_a_job_is_told_from_its_start_to_its_end(app, place, events):
     assert told[-1]["took_s"] >= 0
 
 
+def test_a_start_says_how_long_the_job_was_ready_and_not_how_long_ago_it_was_enqueued(
+    app, place, events
+):
+    app.task(name="t")(lambda: None)
+    waiting, retried, requeued = (app.send_task("t") for _ in range(3))
+    ages = [
+        "enqueued_at_ms = enqueued_at_ms - 90000",
+        "enqueued_at_ms = enqueued_at_ms - 90000, due_at_ms = enqueued_at_ms - 30000",
+        "enqueued_at_ms = enqueued_at_ms - 90000, run = 2",
+    ]
+    for result, age in zip((waiting, retried, requeued), ages, strict=True):
+        place.database.write(
+            lambda c, age=age, result=result: (
+                c.execute(f"UPDATE message SET {age} WHERE job_id = ?", (result.id,)).rowcount
+            )
+        )
+    place.run(burst=True)
+    first, second, third = (one["waited_s"] for one in events("job_started"))
+    assert 90 <= first < 120
+    assert 30 <= second < 60
+    assert third is None
+
+
 # --- when it ends ---------------------------------------------------------------------------------
 
 

@@ -65,6 +65,30 @@ def test_a_released_message_stands_where_it_stood(store: Store) -> None:
     assert _drain(store) == [first, second, third]
 
 
+def test_a_delivery_says_since_when_it_was_ready(store: Store, clock: FakeClock) -> None:
+    enqueued = clock.wall
+    first = publish(store)
+    clock.advance(2)
+    taken = claim_one(store)
+    assert taken.ready_since_ms == enqueued
+    store.settle([ended(taken, Outcome.retry(FAULT, in_s=5))])
+    due = clock.wall + 5000
+    clock.advance(60)
+    taken = claim_one(store)
+    assert taken.ready_since_ms == due
+    store.settle([ended(taken, Outcome.dead(FAULT))])
+    # When an operator requeued it stands in the audit, not in its row.
+    store.acting.act(Event.REQUEUE, [(first, State.PERMANENTLY_FAILED)], actor="test")
+    assert claim_one(store).ready_since_ms is None
+
+
+def test_a_due_time_before_its_own_publishing_makes_nothing_wait_longer(
+    store: Store, clock: FakeClock
+) -> None:
+    publish(store, due_at_ms=1000)
+    assert claim_one(store).ready_since_ms == clock.wall
+
+
 def test_a_retried_message_that_is_due_again_stands_where_it_stood(
     store: Store, clock: FakeClock
 ) -> None:

@@ -1,0 +1,51 @@
+"""What a supervisor sees of its children without asking them: a cell of shared memory for each.
+
+The presence file says who is alive, to everybody. But its entry is gone when a child has left in
+order, or when another worker was quicker to sweep it, and then nobody knows any more how far the
+child came. These cells are the supervisor's own: they outlive the child, and nobody else cleans up.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Final
+
+__all__ = ["Board"]
+
+_CELL: Final = struct.Struct("=QQ")  # whether it is up, jobs ended
+_NUMBER: Final = struct.Struct("=Q")
+_ENDED_AT: Final = 8
+
+
+class Board:
+    """One cell a place. The supervisor clears a cell before it forks, its child writes, both read.
+
+    Memory without a file, inherited by fork; it is gone when supervisor and children are. A child
+    that dies leaves its cell as it was: each write is one aligned word.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._memory = mmap.mmap(-1, _CELL.size * max(places, 1))
+
+    def clear(self, place: int) -> None:
+        """Begin with a new child, which is not up and has ended no job."""
+        _CELL.pack_into(self._memory, place * _CELL.size, 0, 0)
+
+    def note_up(self, place: int) -> None:
+        """Say that the child has imported its application, is registered, and begins to claim."""
+        _NUMBER.pack_into(self._memory, place * _CELL.size, 1)
+
+    def is_up(self, place: int) -> bool:
+        """Say whether the newest child of a place got as far as claiming jobs, dead or alive."""
+        return bool(_CELL.unpack_from(self._memory, place * _CELL.size)[0])
+
+    def count_ended(self, place: int) -> None:
+        """Count one more job, once its settlement was accepted or refused; from one thread only."""
+        at = place * _CELL.size + _ENDED_AT
+        _NUMBER.pack_into(self._memory, at, self.jobs_ended(place) + 1)
+
+    def jobs_ended(self, place: int) -> int:
+        """Return how many jobs the newest child of a place has ended."""
+        ended: int = _CELL.unpack_from(self._memory, place * _CELL.size)[1]
+        return ended
