@@ -33,7 +33,7 @@ from sqlqueue.kombu_backend import KombuBackend
 from sqlqueue.worker.solo import run_solo
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY
 from sqlqueue_transport.errors import WorkerSwept
-from sqlqueue_transport.lifecycle import Event
+from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Fault
 from sqlqueue_transport.reading import JobFilter
 from tests.contract.conftest import REDIS, Broker
@@ -166,6 +166,21 @@ def test_a_done_message_does_not_come_again(backend):
     assert taken_id(second) == "job-2"
     assert backend.settle([(second, Outcome.done(None))]) == []
     assert backend.unfinished_since_ms(QUEUES) is None
+
+
+def test_a_cancelled_message_does_not_come_again(backend):
+    backend.publish([call(1)])
+    assert backend.settle([(take(backend), Outcome.cancelled(FAULT))]) == []
+    assert take(backend) is None
+    assert backend.unfinished_since_ms(QUEUES) is None
+
+
+def test_a_running_job_of_which_nobody_wants_anything_goes_on_and_may_say_how_far_it_is(backend):
+    backend.publish([call(1)])
+    taken = take(backend)
+    assert backend.stops_asked([taken]) == set()
+    assert backend.note_progress(taken, 1, 2, "half") is True
+    assert backend.paused() == {}
 
 
 def test_a_retried_message_comes_again_after_its_wait_with_one_attempt_more(backend):
@@ -429,6 +444,26 @@ def test_living_processes_are_listed_with_what_they_run(stored):
     assert 0 <= row.heartbeat_age_s < 30
 
 
+def test_who_runs_a_job_hears_that_it_is_asked_to_stop_or_that_it_is_not_his_any_more(stored):
+    stored.publish([call(number) for number in range(3)])
+    taken, _ = stored.claim(QUEUES, 3, [])
+    states = [(one.message_id, State.PROCESSING) for one in taken]
+    stored.act(Event.TERMINATE, states[:1], actor="me")
+    stored.act(Event.FAIL, states[1:2], actor="me")
+    assert stored.stops_asked(taken) == {one.message_id for one in taken[:2]}
+    assert stored.note_progress(taken[0], 1, None, "") is True
+    assert stored.note_progress(taken[1], 1, None, "") is False
+
+
+def test_nothing_is_taken_from_a_paused_queue(stored):
+    stored.publish([call(1), call(2, "mail")])
+    assert stored.pause("default", actor="me") is True
+    assert taken_id(take(stored)) == "job-2"
+    assert (take(stored), stored.paused()) == (None, {"default": 1})
+    assert stored.resume("default", actor="me") is True
+    assert taken_id(take(stored)) == "job-1"
+
+
 def test_a_wait_is_ended_by_a_publisher_or_by_an_interrupt(stored):
     assert stored.wait(QUEUES, 0.001) is False
     stored.interrupt()
@@ -449,6 +484,8 @@ ASKED: dict[str, Callable[[Backend], object]] = {
     "describe_entry": lambda b: b.describe_entry("a", description="", target="", next_due_ms=None),
     "last_tick_ms": lambda b: b.last_tick_ms("a"),
     "act": lambda b: b.act(Event.CANCEL, [], actor="me"),
+    "pause": lambda b: b.pause("a", actor="me"),
+    "resume": lambda b: b.resume("a", actor="me"),
     "a tick": lambda b: b.publish([], tick=TickOf("a", 1, "b")),
     "a unique key": lambda b: b.publish([call(1, unique_key="mine")]),
 }
