@@ -78,7 +78,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Say how far a piece came: rows it looked at, rows or pages it removed, if there is more."""
+    """Say how far a piece came: how many rows or pages it removed, and whether there is more."""
 
     removed: int
     has_more: bool
@@ -188,8 +188,8 @@ class _Audit:
         values = {"after": self._after, "limit": limit}
         rows = connection.execute(_AUDIT_AFTER, values).fetchall()
         old = [row for row in rows if row[1] < self._before_ms]
-        for message_id, _ in old:
-            connection.execute(_PRUNE_AUDIT, {"id": message_id})
+        for record_id, _ in old:
+            connection.execute(_PRUNE_AUDIT, {"id": record_id})
         if rows:
             self._after = rows[-1][0]
         # A record from a clock that was wrong does not hide what comes after it, unless nothing in

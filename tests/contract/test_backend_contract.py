@@ -7,6 +7,7 @@ fixture.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -468,6 +469,11 @@ def test_a_wait_is_ended_by_a_publisher_or_by_an_interrupt(stored):
     assert stored.wait(QUEUES, 0.001) is False
     stored.interrupt()
     assert stored.wait(QUEUES, 30) is True
+
+
+def test_whoever_keeps_house_is_told_when_to_come_again(stored, bare):
+    assert 0 < stored.keep_house(sweep=True) <= 60
+    assert bare.keep_house() == math.inf
 
 
 # --- only without ---------------------------------------------------------------------------------

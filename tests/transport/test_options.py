@@ -88,6 +88,7 @@ def test_a_misspelt_key_is_refused_with_what_is_meant(misspelt: str, meant: str)
         ("visibility_timeout", 1e300),
         ("visibility_timeout", "an hour"),
         ("visibility_timeout", []),
+        ("retention_audit", -1),
         ("busy_timeout", 0),
         ("busy_timeout", 1e10),
         ("durability", "none"),
