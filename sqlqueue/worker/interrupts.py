@@ -34,7 +34,11 @@ __all__ = ["Interrupt", "LoopInterrupt", "ThreadInterrupt", "listen"]
 # Celery's choice for its soft limit, too (billiard's SIG_SOFT_TIMEOUT).
 _NUMBER: Final = signal.SIGUSR1
 _NOT_INSIDE: Final = ("sqlqueue_transport", "kombu")
-_NOT_INSIDE_EITHER: Final = frozenset({"sqlqueue.log", "sqlqueue.log_file", "sqlqueue.progress"})
+# They catch whatever the values of others raise, or hold a lock.
+_NOT_INSIDE_EITHER: Final = frozenset(
+    f"sqlqueue.{name}"
+    for name in ("calls", "envelope", "log", "log_file", "plain_json", "progress", "text")
+)
 _BELOW_USER_CODE: Final = "sqlqueue.execute"
 
 

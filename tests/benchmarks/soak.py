@@ -221,15 +221,19 @@ class Soak:
         """Let a worker drain, and start it anew."""
         name = random.choice(list(self.workers))
         worker = self.workers[name]
-        # Killed and started a moment ago, it may not know yet what a signal means.
-        wait_until(lambda: self.is_registered(worker.pid), deadline_s=30, what="a worker's start")
+        self.await_start(worker)
         worker.send_signal(signal.SIGTERM)
         code = self.workers[name].wait(timeout=60)
         assert code == 0, f"worker {name} ended with {code} on SIGTERM: {self.logs()}"
         self.start_worker(name)
 
-    def is_registered(self, pid: int) -> bool:
-        return any(worker.pid == pid for worker, _ in self.store.consumers.alive())
+    def await_start(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for a worker that may just have been started, and not know yet what a signal means."""
+
+        def is_registered() -> bool:
+            return any(worker.pid == process.pid for worker, _ in self.store.consumers.alive())
+
+        wait_until(is_registered, deadline_s=30, what="a worker's start")
 
     def drain(self) -> None:
         """Stop what produces, let everything end, and stop the workers."""
@@ -238,9 +242,11 @@ class Soak:
             self.others[name].wait(timeout=60)
         wait_until(self.is_all_ended, deadline_s=120, every_s=0.2, what="every job to end")
         for worker in self.workers.values():
+            self.await_start(worker)
             worker.terminate()
         for worker in self.workers.values():
-            assert worker.wait(timeout=60) == 0, self.logs()
+            code = worker.wait(timeout=60)
+            assert code == 0, f"exit code {code}: {self.logs()}"
 
     def is_all_ended(self) -> bool:
         states = self.store.reading.counts().states

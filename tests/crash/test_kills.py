@@ -52,8 +52,9 @@ def test_children_die_with_their_supervisor_and_another_worker_takes_over(arena:
         deadline_s=DEADLINE_S,
         what="the children to die",
     )
-    arena.worker("-c", 1)
-    wait_until(lambda: len(arena.logs().split("worker_ready")) > 2, what="the second worker")
+    arena.worker("-c", 1, "-n", "second")
+    ready = '"worker_ready", "logger": "sqlqueue.worker.supervisor", "worker": "second"'
+    wait_until(lambda: ready in arena.logs(), what="the second worker")
     ready_s = time.monotonic()
     again = arena.started(job, attempt=2, deadline_s=DEADLINE_S)
     print(f"killed supervisor: {max(again['at'] - ready_s, 0):.3f} s after a worker was ready")
