@@ -42,6 +42,7 @@ def test_children_die_with_their_supervisor_and_another_worker_takes_over(arena:
     job = arena.publish("once_slow", 60)
     worker = arena.worker("-c", 2, "--visibility-timeout", "1h")
     running = arena.started(job)
+    wait_until(lambda: arena.logs().count("worker_ready") == 1, what="the first worker")
     children = arena.children(worker)
     assert len(children) == 2
 
@@ -53,7 +54,7 @@ def test_children_die_with_their_supervisor_and_another_worker_takes_over(arena:
         what="the children to die",
     )
     arena.worker("-c", 1)
-    wait_until(lambda: len(arena.logs().split("worker_ready")) > 2, what="the second worker")
+    wait_until(lambda: arena.logs().count("worker_ready") == 2, what="the second worker")
     ready_s = time.monotonic()
     again = arena.started(job, attempt=2, deadline_s=DEADLINE_S)
     print(f"killed supervisor: {max(again['at'] - ready_s, 0):.3f} s after a worker was ready")
