@@ -32,7 +32,7 @@ from sqlqueue.calls import limits_of, publication_of, signature_of, valid_priori
 from sqlqueue.config import Resolved, Settings, anchored, resolve
 from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
 from sqlqueue.results import AsyncResult
-from sqlqueue.task import AsyncTask, Signature, Task, TaskOptions
+from sqlqueue.task import AsyncTask, Signature, Task, TaskOptions, leave_store
 from sqlqueue.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
@@ -414,6 +414,7 @@ class SqlQueue:
         """
         one = self.publication(signature_of(name, args, kwargs, options))
         self.backend.publish([one])
+        leave_store()
         return AsyncResult(str(one.envelope.headers["id"]), lambda: self.backend)
 
     def publication(self, call: Signature) -> Publication:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlqueue.progress import Reporter
     from sqlqueue.results import AsyncResult
 
-__all__ = ["AsyncTask", "Request", "Signature", "Task", "TaskOptions", "running_as"]
+__all__ = ["AsyncTask", "Request", "Signature", "Task", "TaskOptions", "leave_store", "running_as"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,9 +28,14 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class Stop:
-    """Be the wish that a running job stops; the worker sets it, from another thread."""
+    """Be what the worker wants of a running job, set from another thread.
+
+    `is_asked` says that it is not to go on. `raise_pending` raises what could not be raised before,
+    because the store was at work.
+    """
 
     is_asked: bool = False
+    raise_pending: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,17 @@ class TaskOptions:
             retry_for=self.retry_for,
             dont_retry_for=self.dont_retry_for,
         )
+
+
+def leave_store() -> None:
+    """Raise, at the end of each call from user code into the store, what had to wait for that end.
+
+    By chance alone it would hardly ever be raised: who watches gets Python's lock whenever a task gives
+    it up, and a task that does nothing but publish does so only inside of the store.
+    """
+    current = _request.get()
+    if current is not None:
+        current.stop.raise_pending()
 
 
 _request: ContextVar[Request | None] = ContextVar("sqlqueue_request", default=None)

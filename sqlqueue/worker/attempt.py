@@ -55,6 +55,7 @@ class Attempt:
         self.interrupt: Interrupt = self._thread_interrupt
         self.soft_at_s = self.hard_at_s = float("inf")
         if not isinstance(prepared, Outcome):
+            prepared.request.stop.raise_pending = self._thread_interrupt.raise_pending
             now_s = time.monotonic()
             if prepared.soft_time_limit_s:
                 self.soft_at_s = now_s + prepared.soft_time_limit_s

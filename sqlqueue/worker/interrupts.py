@@ -8,7 +8,7 @@ C code gets it late. On an **event loop** the task is cancelled, and what its co
 
 The rule for all three: an error is raised only while user code runs, and never inside of the store,
 which user code may have called. So who raises looks at the stack first, and if the store is on it,
-tries again a moment later (`insist`). What looks and raises must be one step. In a signal handler it
+leaves the error to the end of the call into the store (`raise_pending`) or to a later try (`insist`). What looks and raises must be one step. In a signal handler it
 is. For another thread we give up Python's lock and take it anew first: whoever has just got it keeps
 it for five milliseconds (`sys.getswitchinterval`), and we need microseconds.
 """
@@ -115,6 +115,15 @@ class ThreadInterrupt:
                 return
             error, self._pending, self._was_raised = self._pending, None, True
             _set_asynchronous(self._thread, error)
+
+    def raise_pending(self) -> None:
+        """Raise what waits, in the thread of the task: for user code that has just left the store."""
+        if self._pending is None or self._thread != threading.get_ident():
+            return
+        with self._lock:
+            error, self._pending = self._pending if self._is_open else None, None
+        if error is not None:
+            raise error
 
     @property
     def is_waiting(self) -> bool:

@@ -203,6 +203,21 @@ def test_signals_are_passed_on_and_a_second_one_stops_at_once(desk, number):
 
 @needs_watchfiles
 @pytest.mark.slow
+def test_ctrl_c_at_the_terminal_is_one_signal_for_the_worker(desk):
+    process = desk.start("--grace", "1h", start_new_session=True)
+    desk.wait("worker_ready")
+    job = desk.publish("wait_for_file", "go")
+    desk.wait("job_started")
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does, to all of the foreground
+    desk.wait("worker_draining")
+    (desk.directory / "go").touch()
+    assert process.wait(timeout=30) == 0
+    assert job.get(timeout=5) is None
+    assert job.attempts == 1
+
+
+@needs_watchfiles
+@pytest.mark.slow
 def test_the_worker_does_not_outlive_the_one_that_watches(desk):
     process = desk.start()
     desk.wait("worker_ready")

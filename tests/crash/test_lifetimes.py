@@ -142,6 +142,10 @@ def test_an_application_that_breaks_later_is_tried_with_back_off_until_it_is_men
     again = arena.publish("who")
     arena.wait_state(again, State.DONE)
     assert len(events(arena, "child_start_failed")) == 3
+    (arena.directory / "broken").write_text(WAYS_TO_BREAK[how])
+    os.kill(arena.children(worker)[0], signal.SIGKILL)
+    wait_until(lambda: len(events(arena, "child_start_failed")) == 4, deadline_s=30)
+    assert events(arena, "child_start_failed")[-1]["times"] == 1
     worker.terminate()
     assert worker.wait(timeout=30) == 0
 

@@ -215,7 +215,12 @@ def test_sigquit_prints_the_stacks_of_all_and_ends_nobody(arena: Arena) -> None:
     (arena.directory / "go").touch()
     assert arena.wait_state(waiting, State.DONE).row.attempts == 1
     assert arena.children(worker) == children
-    stacks(arena, worker, times=2)
+    # An old answer is not taken for a new one, nor does anything of it stay.
+    os.kill(children[0], signal.SIGSTOP)
+    said = stacks(arena, worker, times=2)
+    assert said.count("did not answer") == 1
+    assert "\\x00" not in said
+    os.kill(children[0], signal.SIGCONT)
     assert drains(worker)
 
 
