@@ -38,11 +38,13 @@ if TYPE_CHECKING:
         UnserializableResult,
     )
     from sqlqueue.results import AsyncResult
+    from sqlqueue.retry import Backoff
     from sqlqueue.task import Request, Signature, Task
 
 __all__ = [
     "AppImportError",
     "AsyncResult",
+    "Backoff",
     "ConfigError",
     "EnvelopeError",
     "JobFailed",
@@ -68,6 +70,7 @@ __all__ = [
 _HOMES = {
     "AppImportError": "sqlqueue.errors",
     "AsyncResult": "sqlqueue.results",
+    "Backoff": "sqlqueue.retry",
     "ConfigError": "sqlqueue.errors",
     "EnvelopeError": "sqlqueue.errors",
     "JobFailed": "sqlqueue.errors",

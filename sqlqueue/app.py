@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from sqlqueue.retry import RetryPolicy
+    from sqlqueue.retry import Backoff, RetryPolicy
 
 __all__ = ["SqlQueue"]
 
@@ -61,6 +61,7 @@ class _Options(TypedDict, total=False):
     retry_jitter: bool
     retry_for: tuple[type[BaseException], ...]
     dont_retry_for: tuple[type[BaseException], ...]
+    retry_policies: Mapping[type[BaseException], Backoff | None]
     time_limit: float | None
 
 
@@ -147,12 +148,14 @@ class SqlQueue:
 
         name                 default: module and function name
         queue, priority      default: task_default_queue, 0
-        max_attempts         attempts in all; default: task_max_attempts (5)
+        max_attempts         attempts in all, 0 for any number; default: task_max_attempts (5)
         retry_backoff        seconds before the second attempt, doubled after each further one
         retry_backoff_max    the longest of these waits
         retry_jitter         shorten waits at random, so that failures do not come back together
         retry_for            exceptions that are retried
         dont_retry_for       exceptions that end the job at once
+        retry_policies       exceptions with a Backoff of their own; None: never retried. The most
+                             specific class decides
         time_limit           seconds until an attempt is ended by force; 0 none; default:
                              task_time_limit (1 h)
         bind                 hand the task itself to the function first, for `self.request`
@@ -374,7 +377,7 @@ class SqlQueue:
         return publication_of(
             call,
             defaults=known.options if known else TaskOptions(),
-            max_attempts=self.policy_of(known).max_attempts if known else None,
+            max_attempts=self.policy_of(known).most_attempts if known else None,
             conf=self.conf,
         )
 

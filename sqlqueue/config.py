@@ -75,7 +75,7 @@ class Settings:
 
     # Tasks
     task_default_queue: str = "default"
-    task_max_attempts: int = 5
+    task_max_attempts: int = 5  # 0: no limit
     task_time_limit: float = 3600.0  # 0: none
 
     # Workers
@@ -297,12 +297,18 @@ def _queues(value: object, name: str) -> tuple[str, ...]:
     raise ConfigError(f'{name} = {quoted(value)} is no list of queues. Write ["a", "b"] or "a,b".')
 
 
-def _count(value: object, name: str) -> int:
+def _count(value: object, name: str, *, least: int = 1) -> int:
     if isinstance(value, str) and re.fullmatch(r" *[0-9_]{1,12} *", value):
         value = int(value.replace("_", "") or "0")
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
         return value
-    raise ConfigError(f"{name} = {quoted(value)} is no count. Write a whole number from 1 up.")
+    raise ConfigError(
+        f"{name} = {quoted(value)} is no count. Write a whole number from {least} up."
+    )
+
+
+def _count_or_none(value: object, name: str) -> int:
+    return _count(value, name, least=0)
 
 
 def _duration(value: object, name: str) -> float:
@@ -354,7 +360,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "retention_done": _duration,
     "retention_dead": _duration,
     "task_default_queue": _queue,
-    "task_max_attempts": _count,
+    "task_max_attempts": _count_or_none,
     "task_time_limit": _duration,
     "worker_concurrency": _count,
     "worker_queues": _queues,

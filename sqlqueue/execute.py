@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue import envelope
-from sqlqueue.errors import Reject, Retry, UndecodableMessage, UnknownTask
+from sqlqueue.errors import Reject, UndecodableMessage, UnknownTask
 from sqlqueue.forks import end_stray_copy
 from sqlqueue.task import Request, running_as
 from sqlqueue_transport.messages import Fault, Outcome
@@ -47,6 +47,11 @@ class Prepared:
     time_limit_s: float
     policy: RetryPolicy
 
+    @property
+    def allowed_when_lost(self) -> int:
+        """Return how many attempts there may be when nobody can say what ended them; 0: any number."""
+        return self.policy.allowed_when_lost(self.request.max_attempts)
+
 
 def job_id_of(taken: Taken) -> str:
     """Return the job id in the headers, for logs; "?" where there is none."""
@@ -74,7 +79,7 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
     except (UndecodableMessage, UnknownTask) as error:
         return Outcome.dead(fault_of(error), cause="rejected")
     policy = app.policy_of(task)
-    most = policy.max_attempts if taken.max_attempts is None else taken.max_attempts
+    most = policy.most_attempts if taken.max_attempts is None else taken.max_attempts
     if 0 < most <= taken.attempts:
         # Another worker's application allowed more attempts than ours does.
         return Outcome.dead(Fault("AttemptsExhausted", f"it has had its {most}"), cause="rejected")
@@ -120,12 +125,9 @@ def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     fault = fault_of(error)
     if isinstance(error, Reject):
         return Outcome.dead(fault, cause="rejected")
-    attempt, most = prepared.request.attempt, prepared.request.max_attempts
-    if 0 < most <= attempt or not prepared.policy.should_retry(error):
-        return Outcome.dead(fault)
-    if isinstance(error, Retry) and error.countdown is not None:
-        return Outcome.retry(fault, in_s=error.countdown)
-    return Outcome.retry(fault, in_s=prepared.policy.delay_s(attempt, _random))
+    request = prepared.request
+    in_s = prepared.policy.retry_in_s(error, request.attempt, request.max_attempts, _random)
+    return Outcome.dead(fault) if in_s is None else Outcome.retry(fault, in_s=in_s)
 
 
 _random = random.SystemRandom()  # survives forks: siblings must not draw the same jitter

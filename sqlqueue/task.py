@@ -9,7 +9,7 @@ from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from sqlqueue.errors import Retry
-from sqlqueue.retry import RetryPolicy
+from sqlqueue.retry import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ R = TypeVar("R")
 class Request:
     """Be what a bound task knows of the job it runs.
 
-    `attempt` counts from 1; `delivery` is raised each time the message is handed out, so
+    `attempt` counts from 1, `max_attempts` is how many there may be, 0 any number; `delivery` is raised each time the message is handed out, so
     (id, delivery) names this very execution; `worker` is the child's name.
     """
 
@@ -55,7 +55,8 @@ class Signature:
 class TaskOptions:
     """Be what the decorator was told; None means the application's setting.
 
-    `time_limit` is in seconds, 0 means none. `retry_*` as in `retry.RetryPolicy`.
+    `time_limit` is in seconds, 0 means none. `max_attempts` 0 means no limit. `retry_*` as in
+    `retry.RetryPolicy`.
     """
 
     queue: str | None = None
@@ -66,6 +67,7 @@ class TaskOptions:
     retry_jitter: bool = True
     retry_for: tuple[type[BaseException], ...] = (Exception,)
     dont_retry_for: tuple[type[BaseException], ...] = ()
+    retry_policies: Mapping[type[BaseException], Backoff | None] = field(default_factory=dict)
     time_limit: float | None = None
     bind: bool = False
 
@@ -78,6 +80,7 @@ class TaskOptions:
             jitter=self.retry_jitter,
             retry_for=self.retry_for,
             dont_retry_for=self.dont_retry_for,
+            policies=self.retry_policies,
         )
 
 

@@ -136,10 +136,12 @@ class Consumer:
         prepared = execute.prepare(self._app, taken, worker=self._name)
         if isinstance(prepared, Outcome):
             limit_s, most = 0.0, taken.max_attempts or 0
+            most_if_lost = most
         else:
             limit_s, most = prepared.time_limit_s, prepared.request.max_attempts
+            most_if_lost = prepared.allowed_when_lost
         # Before user code: from here on a death of this process counts the attempt.
-        self._backend.note_start(_PLACE, taken, limit_s, most)
+        self._backend.note_start(_PLACE, taken, limit_s, most_if_lost)
         with bound_job(
             job_id=execute.job_id_of(taken),
             task=execute.task_name_of(taken),

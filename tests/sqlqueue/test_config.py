@@ -190,7 +190,7 @@ def test_an_environment_name_nearly_right_is_an_error_and_any_other_is_not_ours(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("task_max_attempts", 0),
+        ("worker_concurrency", 0),
         ("task_max_attempts", -1),
         ("task_max_attempts", True),
         ("task_max_attempts", 2.5),
