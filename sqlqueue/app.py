@@ -6,6 +6,7 @@ Settings are resolved at first use, so that the command line can have its say be
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import threading
@@ -29,17 +30,27 @@ from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
 from sqlqueue.calls import publication_of, signature_of, valid_priority, valid_queue
 from sqlqueue.config import Resolved, Settings, anchored, resolve
-from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
+from sqlqueue.errors import (
+    ConfigError,
+    EnvelopeError,
+    TaskDefinitionError,
+    TestingError,
+    UnknownTask,
+)
 from sqlqueue.results import AsyncResult
 from sqlqueue.task import Signature, Task, TaskOptions
 from sqlqueue.text import did_you_mean, quoted
+from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Unpack
 
     from sqlqueue.retry import Backoff, RetryPolicy
+    from sqlqueue.testing import Testing
+    from sqlqueue_transport.lifecycle import State
 
 __all__ = ["SqlQueue"]
 
@@ -66,6 +77,7 @@ class _Options(TypedDict, total=False):
 
 
 _apps: weakref.WeakSet[SqlQueue] = weakref.WeakSet()
+_switching = threading.Lock()
 
 
 class SqlQueue:
@@ -86,6 +98,10 @@ class SqlQueue:
         self._broker_url = ""
         self._entries: dict[str, Callable[[str], Entry[Signature]]] = {}
         self._local = threading.local()
+        self._clock: Clock = SYSTEM_CLOCK
+        self._before_waiting: Callable[[str, State], object] = lambda _, __: None
+        # Only inside `elsewhere`: the connections of all threads, which end with it.
+        self._opened: list[Backend] | None = None
         _apps.add(self)
 
     # -- settings -----------------------------------------------------------------------------------
@@ -115,6 +131,8 @@ class SqlQueue:
         if backend is None:
             settings = replace(self.conf, broker_url=self._broker_url)
             backend = self._local.backend = open_backend(settings)
+            if self._opened is not None:
+                self._opened.append(backend)
         return backend
 
     def close(self) -> None:
@@ -127,6 +145,68 @@ class SqlQueue:
     def after_fork(self) -> None:
         """Forget the parent's connections; called in every forked child."""
         self._local = threading.local()
+        if self._opened is not None:
+            self._opened = []
+
+    # -- testing ----------------------------------------------------------------------------------------
+
+    def testing(self) -> AbstractContextManager[Testing]:
+        """Use a file and a clock of the test's own: `with app.testing() as testing:`.
+
+        Inside the block nothing of the configured broker is opened, in no thread; time stands still;
+        jobs run when `testing.drain()` says so. See `sqlqueue.testing`. Raises TestingError when the
+        application is in testing already.
+        """
+        from sqlqueue.testing import testing  # noqa: PLC0415 - what only tests need
+
+        return testing(self)
+
+    @contextlib.contextmanager
+    def elsewhere(
+        self,
+        broker_url: str,
+        *,
+        clock: Clock,
+        before_waiting: Callable[[str, State], object],
+    ) -> Iterator[None]:
+        """Work on another broker of our own kind inside the block, in all threads: for `testing`.
+
+        `before_waiting` as in AsyncResult. Connections that threads have are kept for after the
+        block; those made in it are closed at its end. Raises TestingError inside such a block.
+        """
+        conf, origins = self.conf, self.resolved.origins
+        settings = replace(
+            # Nobody pulls a plug, and what was meant for another transport means nothing here.
+            conf,
+            broker_url=broker_url,
+            transport_options={},
+            durability="process",
+        )
+        with _switching:
+            if self._opened is not None:
+                raise TestingError(
+                    f"the application {quoted(self.name)} is in testing already, here or in another"
+                    " thread. Leave the block before, or use its Testing object."
+                )
+            opened = self._opened = []
+        before = self._resolved, self._broker_url, self._local, self._clock, self._before_waiting
+        self._clock, self._before_waiting = clock, before_waiting
+        self._resolved = Resolved(settings, {**origins, "broker_url": "testing"})
+        self._broker_url, self._local = broker_url, threading.local()
+        try:
+            yield
+        finally:
+            (
+                self._resolved,
+                self._broker_url,
+                self._local,
+                self._clock,
+                self._before_waiting,
+            ) = before
+            self._opened = None
+            with contextlib.ExitStack() as closing:
+                for backend in opened:
+                    closing.callback(backend.close)
 
     # -- declaring ------------------------------------------------------------------------------------
 
@@ -367,7 +447,7 @@ class SqlQueue:
         """
         one = self.publication(signature_of(name, args, kwargs, options))
         self.backend.publish([one])
-        return AsyncResult(str(one.envelope.headers["id"]), lambda: self.backend)
+        return self.result(str(one.envelope.headers["id"]))
 
     def publication(self, call: Signature) -> Publication:
         """Turn a call into what the backend publishes. Raises EnvelopeError kinds."""
@@ -379,11 +459,12 @@ class SqlQueue:
             defaults=known.options if known else TaskOptions(),
             max_attempts=self.policy_of(known).most_attempts if known else None,
             conf=self.conf,
+            clock=self._clock,
         )
 
     def result(self, job_id: str) -> AsyncResult[Any]:
         """Return the handle of a job by its id."""
-        return AsyncResult(job_id, lambda: self.backend)
+        return AsyncResult(job_id, lambda: self.backend, before_waiting=self._before_waiting)
 
 
 _TASK_OPTIONS: Final = ("name", *(field.name for field in fields(TaskOptions)))

@@ -12,6 +12,7 @@
     ├ JobNotFound                 no job has this id
     ├ JobFailed                   raised by AsyncResult.get() for a job that ended badly
     ├ ResultTimeout               the result did not come in time; also a TimeoutError
+    ├ TestingError                app.testing used in a way that cannot work
     ├ Retry                       raise inside a task: run it again later
     ├ Reject                      raise inside a task: to the dead letters at once
     └ UnserializableResult        what a task returned cannot be kept as JSON
@@ -39,6 +40,7 @@ __all__ = [
     "Retry",
     "SqlQueueError",
     "TaskDefinitionError",
+    "TestingError",
     "UndecodableMessage",
     "UnknownTask",
     "UnserializableArguments",
@@ -140,6 +142,12 @@ class JobFailed(SqlQueueError):
 
 class ResultTimeout(SqlQueueError, TimeoutError):
     """The job had not ended when the time given to ``get(timeout)`` was over; it goes on."""
+
+
+class TestingError(SqlQueueError):
+    """`app.testing` was used in a way that cannot work; the text says what to do instead."""
+
+    __test__ = False  # pytest would take it for a class of tests
 
 
 class Retry(SqlQueueError):

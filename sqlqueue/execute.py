@@ -8,9 +8,11 @@ Reject) goes to the dead letters at once, with a reason.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import traceback
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,14 +23,14 @@ from sqlqueue.task import Request, running_as
 from sqlqueue_transport.messages import Fault, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Taken
     from sqlqueue.retry import RetryPolicy
     from sqlqueue.task import Task
 
-__all__ = ["Prepared", "fault_of", "job_id_of", "prepare", "run", "task_name_of"]
+__all__ = ["Prepared", "errors_told_to", "fault_of", "job_id_of", "prepare", "run", "task_name_of"]
 
 _MAX_TRACEBACK: Final = 20_000  # characters; the end is kept, where the error is
 _MAX_FRAMES: Final = 100  # of each error of a chain, the innermost ones
@@ -121,7 +123,29 @@ def run(prepared: Prepared) -> Outcome:
         return _failed(prepared, error)
 
 
+@contextlib.contextmanager
+def errors_told_to(tell: Callable[[str, BaseException], object]) -> Iterator[None]:
+    """Call `tell` with job id and exception of each attempt that fails in the block, in this thread.
+
+    For `app.testing`, which raises them in the test: an Outcome keeps only their text. `tell` must
+    not raise.
+    """
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
+
+
+_tell: ContextVar[Callable[[str, BaseException], object] | None] = ContextVar(
+    "sqlqueue_errors_told_to", default=None
+)
+
+
 def _failed(prepared: Prepared, error: BaseException) -> Outcome:
+    tell = _tell.get()
+    if tell is not None:
+        tell(prepared.request.id, error)
     fault = fault_of(error)
     if isinstance(error, Reject):
         return Outcome.dead(fault, cause="rejected")

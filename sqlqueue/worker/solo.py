@@ -17,6 +17,8 @@ from sqlqueue.worker.heartbeat import Heartbeat, interval_s
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend
 
@@ -36,10 +38,12 @@ def run_solo(
     max_jobs: int | None = None,
     backend: Backend | None = None,
     handle_signals: bool = True,
+    on_ready: Callable[[Consumer], object] = lambda _: None,
 ) -> int:
     """Run jobs in the calling thread until stopped; return the exit code.
 
     `backend` is for brokers that live in this process (`memory://`); None opens the settings'.
+    `on_ready` is called before the first job is claimed, with what can be told to stop.
     The first SIGTERM or SIGINT lets the running job finish, the second ends the process at once,
     and with it the attempt. Raises the transport's CannotOpen.
     """
@@ -65,6 +69,7 @@ def run_solo(
             heartbeat = Heartbeat(own.beat, interval_s(app.conf.visibility_timeout))
             log.info("worker_started", worker=name, pool="solo", queues=list(app.queues))
             try:
+                on_ready(consumer)
                 consumer.run()
             finally:
                 heartbeat.stop()
