@@ -40,7 +40,7 @@ from sqlqueue.errors import (
 from sqlqueue.results import AsyncResult
 from sqlqueue.task import Signature, Task, TaskOptions
 from sqlqueue.text import did_you_mean, quoted
-from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
+from sqlqueue_transport.clock import SYSTEM_CLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
     from sqlqueue.retry import Backoff, RetryPolicy
     from sqlqueue.testing import Testing
-    from sqlqueue_transport.lifecycle import State
 
 __all__ = ["SqlQueue"]
 
@@ -98,10 +97,8 @@ class SqlQueue:
         self._broker_url = ""
         self._entries: dict[str, Callable[[str], Entry[Signature]]] = {}
         self._local = threading.local()
-        self._clock: Clock = SYSTEM_CLOCK
-        self._before_waiting: Callable[[str, State], object] = lambda _, __: None
-        # Only inside `elsewhere`: the connections of all threads, which end with it.
-        self._opened: list[Backend] | None = None
+        self._testing: Testing | None = None
+        self._opened: list[Backend] = []  # in testing: by all threads
         _apps.add(self)
 
     # -- settings -----------------------------------------------------------------------------------
@@ -131,7 +128,7 @@ class SqlQueue:
         if backend is None:
             settings = replace(self.conf, broker_url=self._broker_url)
             backend = self._local.backend = open_backend(settings)
-            if self._opened is not None:
+            if self._testing is not None:
                 self._opened.append(backend)
         return backend
 
@@ -145,8 +142,7 @@ class SqlQueue:
     def after_fork(self) -> None:
         """Forget the parent's connections; called in every forked child."""
         self._local = threading.local()
-        if self._opened is not None:
-            self._opened = []
+        self._opened = []
 
     # -- testing ----------------------------------------------------------------------------------------
 
@@ -161,49 +157,41 @@ class SqlQueue:
 
         return testing(self)
 
-    @contextlib.contextmanager
-    def elsewhere(
-        self,
-        broker_url: str,
-        *,
-        clock: Clock,
-        before_waiting: Callable[[str, State], object],
-    ) -> Iterator[None]:
-        """Work on another broker of our own kind inside the block, in all threads: for `testing`.
+    @property
+    def in_testing(self) -> Testing | None:
+        """Return what the block of `testing` that the application is in was given; None outside."""
+        return self._testing
 
-        `before_waiting` as in AsyncResult. Connections that threads have are kept for after the
-        block; those made in it are closed at its end. Raises TestingError inside such a block.
+    @contextlib.contextmanager
+    def working_for(self, testing: Testing, *, broker_url: str) -> Iterator[None]:
+        """Use a test's broker, of our own kind, and its clock inside the block, in all threads.
+
+        For `testing`. Connections that threads have are kept for after the block; those made in it
+        are closed at its end. Raises TestingError inside such a block.
         """
-        conf, origins = self.conf, self.resolved.origins
+        resolved = self.resolved
         settings = replace(
-            # Nobody pulls a plug, and what was meant for another transport means nothing here.
-            conf,
+            resolved.settings,
             broker_url=broker_url,
-            transport_options={},
-            durability="process",
+            transport_options={},  # they may be meant for another transport
+            durability="process",  # nobody pulls a plug
         )
         with _switching:
-            if self._opened is not None:
+            if self._testing is not None:
                 raise TestingError(
                     f"the application {quoted(self.name)} is in testing already, here or in another"
                     " thread. Leave the block before, or use its Testing object."
                 )
-            opened = self._opened = []
-        before = self._resolved, self._broker_url, self._local, self._clock, self._before_waiting
-        self._clock, self._before_waiting = clock, before_waiting
-        self._resolved = Resolved(settings, {**origins, "broker_url": "testing"})
+            before = resolved, self._broker_url, self._local
+            self._testing, self._opened = testing, []
+        self._resolved = Resolved(settings, {**resolved.origins, "broker_url": "testing"})
         self._broker_url, self._local = broker_url, threading.local()
         try:
             yield
         finally:
-            (
-                self._resolved,
-                self._broker_url,
-                self._local,
-                self._clock,
-                self._before_waiting,
-            ) = before
-            self._opened = None
+            opened = self._opened
+            self._resolved, self._broker_url, self._local = before
+            self._testing = None
             with contextlib.ExitStack() as closing:
                 for backend in opened:
                     closing.callback(backend.close)
@@ -459,12 +447,15 @@ class SqlQueue:
             defaults=known.options if known else TaskOptions(),
             max_attempts=self.policy_of(known).most_attempts if known else None,
             conf=self.conf,
-            clock=self._clock,
+            clock=self._testing.clock if self._testing else SYSTEM_CLOCK,
         )
 
     def result(self, job_id: str) -> AsyncResult[Any]:
         """Return the handle of a job by its id."""
-        return AsyncResult(job_id, lambda: self.backend, before_waiting=self._before_waiting)
+        testing = self._testing
+        if testing is None:
+            return AsyncResult(job_id, lambda: self.backend)
+        return AsyncResult(job_id, lambda: self.backend, before_waiting=testing.refuse_waiting)
 
 
 _TASK_OPTIONS: Final = ("name", *(field.name for field in fields(TaskOptions)))

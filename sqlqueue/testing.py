@@ -185,8 +185,9 @@ class Testing:
 
         With `reraise` the exception of a task is raised, once everything has run and is settled: the
         first of those whose job did not end well in this call. `Retry` and `Reject` are no
-        accidents and are never raised; KeyboardInterrupt always is, and at once. Raises TestingError when `max_jobs` attempts were not enough,
-        when a task drains, and while a worker runs.
+        accidents and are never raised; KeyboardInterrupt always is, and at once. Raises
+        TestingError when `max_jobs` attempts were not enough, when a task drains, and while a
+        worker runs.
         """
         if not self._at_work.acquire(blocking=False):
             raise TestingError(
@@ -294,10 +295,7 @@ def testing(app: SqlQueue) -> Iterator[Testing]:
         path = directory / "queue.db"
         mode = Testing(app, path)
         url = f"sqlqueue:///{quote(str(path))}"
-        with (
-            clock_of(path, mode.clock),
-            app.elsewhere(url, clock=mode.clock, before_waiting=mode.refuse_waiting),
-        ):
+        with clock_of(path, mode.clock), app.working_for(mode, broker_url=url):
             yield mode
     finally:
         shutil.rmtree(directory, ignore_errors=True)
