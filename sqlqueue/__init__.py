@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlqueue.beat.schedule import Tick, crontab
     from sqlqueue.errors import (
         AppImportError,
+        BulkStopped,
         ConfigError,
         EnvelopeError,
         JobFailed,
@@ -46,6 +47,7 @@ __all__ = [
     "AppImportError",
     "AsyncResult",
     "Backoff",
+    "BulkStopped",
     "ConfigError",
     "EnvelopeError",
     "JobFailed",
@@ -73,6 +75,7 @@ _HOMES = {
     "AppImportError": "sqlqueue.errors",
     "AsyncResult": "sqlqueue.results",
     "Backoff": "sqlqueue.retry",
+    "BulkStopped": "sqlqueue.errors",
     "ConfigError": "sqlqueue.errors",
     "EnvelopeError": "sqlqueue.errors",
     "JobFailed": "sqlqueue.errors",

@@ -28,6 +28,7 @@ from typing import (
 from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
+from sqlqueue.bulk import CHUNK, publish_in_chunks
 from sqlqueue.calls import publication_of, signature_of, valid_priority, valid_queue
 from sqlqueue.config import Resolved, Settings, anchored, resolve
 from sqlqueue.errors import (
@@ -436,6 +437,34 @@ class SqlQueue:
         one = self.publication(signature_of(name, args, kwargs, options))
         self.backend.publish([one])
         return self.result(str(one.envelope.headers["id"]))
+
+    def publish_many(
+        self,
+        calls: Iterable[Signature],
+        *,
+        chunk: int = CHUNK,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        total: int | None = None,
+    ) -> int:
+        """Enqueue many calls, `app.publish_many(add.s(x, 1) for x in numbers)`; return how many.
+
+        `calls` is taken bit by bit, `chunk` calls at a time, and each chunk is stored in one
+        transaction, as durably as one `delay`. After each, `on_progress` is called with the number
+        published so far and that of all: `total`, or the length of `calls`, or None.
+
+        If it raises, or the process dies midway, the chunks before are stored: give the calls ids
+        of their own (`.set(job_id=…)`) and publish them all again, and each is stored once. Raises
+        BulkStopped, with index and number stored, for a call that cannot be published; what `calls`
+        or `on_progress` raise, and the transport's errors, come through as they are.
+        """
+        return publish_in_chunks(
+            calls,
+            publication=self.publication,
+            publish=self.backend.publish,
+            chunk=chunk,
+            on_progress=on_progress,
+            total=total,
+        )
 
     def publication(self, call: Signature) -> Publication:
         """Turn a call into what the backend publishes. Raises EnvelopeError kinds."""

@@ -6,6 +6,7 @@
     ├ TaskDefinitionError         a decorator used wrongly, a task in __main__, a name used twice
     ├ EnvelopeError               a call or a message that cannot be written or read
     │ ├ UnserializableArguments     raised by delay(); also a TypeError
+    │ ├ BulkStopped                 one of many calls could not be written; says which
     │ └ UndecodableMessage          ends in the dead letters with its .reason
     ├ UnknownTask                 a message names a task this worker has not got
     ├ NotAvailable                this broker cannot do that
@@ -30,6 +31,7 @@ from sqlqueue.text import quoted
 
 __all__ = [
     "AppImportError",
+    "BulkStopped",
     "ConfigError",
     "EnvelopeError",
     "JobFailed",
@@ -75,6 +77,22 @@ class EnvelopeError(SqlQueueError):
 
 class UnserializableArguments(EnvelopeError, TypeError):
     """The arguments of a call cannot be written as JSON; nothing was published."""
+
+
+class BulkStopped(EnvelopeError):
+    """One of many calls cannot be published; its cause is the error that `delay` would have raised.
+
+    ``index`` is its place among the calls, counted from 0; ``published`` how many before it are
+    stored. Those between the two were not.
+    """
+
+    def __init__(self, index: int, published: int, why: str) -> None:
+        super().__init__(
+            f"call number {index}, counted from 0, cannot be published: {why} The first {published}"
+            " calls are stored, and nothing after them. Mend it and publish the rest."
+        )
+        self.index = index
+        self.published = published
 
 
 class UndecodableMessage(EnvelopeError):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sized
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
+from sqlqueue.bulk import CHUNK
 from sqlqueue.errors import Retry
 from sqlqueue.retry import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlqueue.app import SqlQueue
@@ -22,14 +24,16 @@ __all__ = ["Request", "Signature", "Task", "TaskOptions", "running_as"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+X = TypeVar("X")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """Be what a bound task knows of the job it runs.
 
-    `attempt` counts from 1, `max_attempts` is how many there may be, 0 any number; `delivery` is raised each time the message is handed out, so
-    (id, delivery) names this very execution; `worker` is the child's name.
+    `attempt` counts from 1, `max_attempts` is how many there may be, 0 any number; `delivery` is
+    raised each time the message is handed out, so (id, delivery) names this very execution;
+    `worker` is the child's name.
     """
 
     id: str
@@ -49,6 +53,10 @@ class Signature:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+
+    def set(self, **options: Any) -> Signature:
+        """Return the same call with options of `Task.apply_async` besides its own, which they beat."""
+        return replace(self, options={**self.options, **options})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,71 @@ class Task(Generic[P, R]):
             queue=queue,
             job_id=job_id,
         )
+
+    def map(
+        self: Task[Concatenate[X, ...], Any],
+        values: Iterable[X],
+        *,
+        chunk: int = CHUNK,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        job_id: Callable[[X], str] | None = None,
+        **options: Any,
+    ) -> int:
+        """Enqueue one call for each value, as its only argument; return how many.
+
+        `job_id` makes each value's own job id, so that all may be published again; `options` are
+        those of `apply_async`. Everything else is as in `SqlQueue.publish_many`.
+        """
+        return self._publish_many(
+            ((value, (value,)) for value in values),
+            total=len(values) if isinstance(values, Sized) else None,
+            chunk=chunk,
+            on_progress=on_progress,
+            job_id=job_id,
+            options=options,
+        )
+
+    def starmap(
+        self,
+        arguments: Iterable[Sequence[Any]],
+        *,
+        chunk: int = CHUNK,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        job_id: Callable[[Sequence[Any]], str] | None = None,
+        **options: Any,
+    ) -> int:
+        """Enqueue one call for each list or tuple of arguments; as `map`, for several arguments.
+
+        Type checkers see the arguments in `app.publish_many(task.s(*each) …)`, not in here.
+        """
+        return self._publish_many(
+            # What is neither is left as it is: tuple("ab") would make two arguments of a text.
+            ((each, tuple(each) if isinstance(each, list) else each) for each in arguments),
+            total=len(arguments) if isinstance(arguments, Sized) else None,
+            chunk=chunk,
+            on_progress=on_progress,
+            job_id=job_id,
+            options=options,
+        )
+
+    def _publish_many(
+        self,
+        pairs: Iterable[tuple[X, Any]],
+        *,
+        total: int | None,
+        chunk: int,
+        on_progress: Callable[[int, int | None], object] | None,
+        job_id: Callable[[X], str] | None,
+        options: dict[str, Any],
+    ) -> int:
+        """Publish a call for each pair of what was given and its arguments."""
+
+        def calls() -> Iterator[Signature]:
+            for given, args in pairs:
+                own = options if job_id is None else {**options, "job_id": job_id(given)}
+                yield Signature(self.name, args, {}, own)
+
+        return self.app.publish_many(calls(), chunk=chunk, on_progress=on_progress, total=total)
 
     def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature:
         """Return the call without making it."""
