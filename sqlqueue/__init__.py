@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sqlqueue.results import AsyncResult
     from sqlqueue.retry import Backoff
     from sqlqueue.task import Request, Signature, Task
+    from sqlqueue.task_log import JobFields, get_task_logger
 
 __all__ = [
     "AppImportError",
@@ -51,6 +52,7 @@ __all__ = [
     "ConfigError",
     "EnvelopeError",
     "JobFailed",
+    "JobFields",
     "JobNotFound",
     "NotAvailable",
     "Reject",
@@ -69,6 +71,7 @@ __all__ = [
     "UnserializableArguments",
     "UnserializableResult",
     "crontab",
+    "get_task_logger",
 ]
 
 _HOMES = {
@@ -79,6 +82,7 @@ _HOMES = {
     "ConfigError": "sqlqueue.errors",
     "EnvelopeError": "sqlqueue.errors",
     "JobFailed": "sqlqueue.errors",
+    "JobFields": "sqlqueue.task_log",
     "JobNotFound": "sqlqueue.errors",
     "NotAvailable": "sqlqueue.errors",
     "Reject": "sqlqueue.errors",
@@ -97,6 +101,7 @@ _HOMES = {
     "UnserializableArguments": "sqlqueue.errors",
     "UnserializableResult": "sqlqueue.errors",
     "crontab": "sqlqueue.beat.schedule",
+    "get_task_logger": "sqlqueue.task_log",
 }
 
 
