@@ -7,7 +7,7 @@ from collections.abc import Sized
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 from sqlqueue.bulk import CHUNK
 from sqlqueue.errors import Retry
@@ -25,6 +25,7 @@ __all__ = ["Request", "Signature", "Task", "TaskOptions", "running_as"]
 P = ParamSpec("P")
 R = TypeVar("R")
 X = TypeVar("X")
+X_contra = TypeVar("X_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,12 @@ def running_as(request: Request) -> Iterator[None]:
         _request.reset(token)
 
 
+class _TakesOne(Protocol[X_contra]):
+    """Be a task that can be called with one argument, for type checkers: ParamSpec cannot say so."""
+
+    def __call__(self, value: X_contra, /) -> object: ...
+
+
 class Task(Generic[P, R]):
     """Be a named function of an application. Made by `SqlQueue.task`, not directly."""
 
@@ -168,7 +175,7 @@ class Task(Generic[P, R]):
         )
 
     def map(
-        self: Task[Concatenate[X, ...], Any],
+        self: _TakesOne[X],
         values: Iterable[X],
         *,
         chunk: int = CHUNK,
@@ -181,7 +188,8 @@ class Task(Generic[P, R]):
         `job_id` makes each value's own job id, so that all may be published again; `options` are
         those of `apply_async`. Everything else is as in `SqlQueue.publish_many`.
         """
-        return self._publish_many(
+        task = cast("Task[..., Any]", self)
+        return task._publish_many(  # noqa: SLF001 - our own, seen through the protocol
             ((value, (value,)) for value in values),
             total=len(values) if isinstance(values, Sized) else None,
             chunk=chunk,
