@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import subprocess
 import sys
 
@@ -165,6 +166,14 @@ def test_an_application_that_cannot_be_imported_is_said_in_one_line(pytester):
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+def test_pytest_finds_the_plugin_by_the_name_of_its_module():
+    """By another name, `-p sqlqueue.pytest_plugin` would register it twice, which pytest refuses."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    entry = setup["options.entry_points"]["pytest11"].strip()
+    assert entry == "sqlqueue.pytest_plugin = sqlqueue.pytest_plugin"
+
+
 def test_importing_the_plugin_loads_nothing_of_the_framework():
     code = (
         "import sys, pytest; before = set(sys.modules); import sqlqueue.pytest_plugin;"
@@ -176,6 +185,7 @@ def test_importing_the_plugin_loads_nothing_of_the_framework():
     assert done.stdout.strip() == "['sqlqueue', 'sqlqueue.pytest_plugin']"
 
 
+@pytest.mark.slow
 def test_a_run_of_its_own_with_two_processes(project):
     """Each of xdist's processes has a file of its own."""
     project.makepyfile(

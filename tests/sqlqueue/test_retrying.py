@@ -9,6 +9,7 @@ from sqlqueue.inspection import Inspection
 from sqlqueue.worker.solo import run_solo
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.reading import JobFilter
+from tests.support import finish, run_python
 
 
 def work(app):
@@ -113,3 +114,75 @@ def test_a_retry_that_would_start_after_the_end_of_its_time_is_expired(app):
     assert (job.state, job.attempts) == ("expired", 1)
     (message_id,) = app.backend.message_ids_of(job.id)
     assert [one.error_message for one in app.backend.job(message_id).attempts] == ["down"]
+
+
+KILLER = """
+import os
+from sqlqueue import Backoff, SqlQueue
+
+app = SqlQueue("test", broker_url="sqlqueue:///queue.db")
+
+
+@app.task(name="t", bind=True, max_attempts=2, retry_policies={OSError: Backoff(max_attempts=0)})
+def t(self):
+    os._exit(0)
+
+
+@app.task(name="late", bind=True, max_attempts=0)
+def late(self):
+    if self.request.attempt < 3:
+        os._exit(0)
+    return self.request.attempt
+"""
+
+
+@pytest.mark.slow
+def test_lost_attempts_go_by_the_tasks_own_number_and_0_is_no_limit_there_either(app, here):
+    (here / "killer.py").write_text(KILLER)
+    process = run_python(
+        """
+        from killer import app, late, t
+        print(t.delay().id, late.delay().id)
+        """,
+        cwd=here,
+        env={"PYTHONPATH": str(here)},
+    )
+    lost, late = (app.result(job_id) for job_id in finish(process).split())
+    worker = run_python(
+        "import sys; from sqlqueue.cli import main; sys.exit(main())",
+        *("worker", "-A", "killer:app", "-c", "1", "--burst"),
+        cwd=here,
+        env={"PYTHONPATH": str(here)},
+    )
+    finish(worker, deadline_s=90)
+    assert (lost.state, lost.attempts) == ("permanently_failed", 2)
+    assert late.get(timeout=0) == 3
+    limits = {row.task: row.max_attempts for row in app.backend.jobs(JobFilter())}
+    assert limits == {"t": 0, "late": 0}
+
+
+@pytest.mark.slow
+def test_a_worker_with_children_starts_no_job_whose_time_is_over(app, here):
+    (here / "timed.py").write_text(
+        "from sqlqueue import SqlQueue\n"
+        "app = SqlQueue('test', broker_url='sqlqueue:///queue.db')\n"
+        "@app.task(name='t')\n"
+        "def t():\n    raise OSError\n"
+    )
+    jobs = [
+        app.send_task("t", expires=0),
+        app.send_task("t", countdown=0.2, expires=0.1),
+        app.send_task("t", countdown=0.3, expires=600),
+    ]
+    worker = run_python(
+        "import sys; from sqlqueue.cli import main; sys.exit(main())",
+        *("worker", "-A", "timed:app", "-c", "1", "--max-jobs", "1"),
+        cwd=here,
+        env={"PYTHONPATH": str(here)},
+    )
+    finish(worker, deadline_s=60)
+    assert [(job.state, job.attempts) for job in jobs] == [
+        ("expired", 0),
+        ("expired", 0),
+        ("failed", 1),
+    ]
