@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlqueue.beat.schedule import Tick, crontab
     from sqlqueue.errors import (
         AppImportError,
+        BulkStopped,
         ConfigError,
         EnvelopeError,
         JobCancelled,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         SoftTimeLimitExceeded,
         SqlQueueError,
         TaskDefinitionError,
+        TestingError,
         TimeLimitExceeded,
         UndecodableMessage,
         UnknownTask,
@@ -42,15 +44,20 @@ if TYPE_CHECKING:
         UnserializableResult,
     )
     from sqlqueue.results import AsyncResult
+    from sqlqueue.retry import Backoff
     from sqlqueue.task import Request, Signature, Task
+    from sqlqueue.task_log import JobFields, get_task_logger
 
 __all__ = [
     "AppImportError",
     "AsyncResult",
+    "Backoff",
+    "BulkStopped",
     "ConfigError",
     "EnvelopeError",
     "JobCancelled",
     "JobFailed",
+    "JobFields",
     "JobNotFound",
     "NotAvailable",
     "QueueNotFound",
@@ -64,6 +71,7 @@ __all__ = [
     "SqlQueueError",
     "Task",
     "TaskDefinitionError",
+    "TestingError",
     "Tick",
     "TimeLimitExceeded",
     "UndecodableMessage",
@@ -71,15 +79,19 @@ __all__ = [
     "UnserializableArguments",
     "UnserializableResult",
     "crontab",
+    "get_task_logger",
 ]
 
 _HOMES = {
     "AppImportError": "sqlqueue.errors",
     "AsyncResult": "sqlqueue.results",
+    "Backoff": "sqlqueue.retry",
+    "BulkStopped": "sqlqueue.errors",
     "ConfigError": "sqlqueue.errors",
     "EnvelopeError": "sqlqueue.errors",
     "JobCancelled": "sqlqueue.errors",
     "JobFailed": "sqlqueue.errors",
+    "JobFields": "sqlqueue.task_log",
     "JobNotFound": "sqlqueue.errors",
     "NotAvailable": "sqlqueue.errors",
     "QueueNotFound": "sqlqueue.errors",
@@ -93,6 +105,7 @@ _HOMES = {
     "SqlQueueError": "sqlqueue.errors",
     "Task": "sqlqueue.task",
     "TaskDefinitionError": "sqlqueue.errors",
+    "TestingError": "sqlqueue.errors",
     "Tick": "sqlqueue.beat.schedule",
     "TimeLimitExceeded": "sqlqueue.errors",
     "UndecodableMessage": "sqlqueue.errors",
@@ -100,6 +113,7 @@ _HOMES = {
     "UnserializableArguments": "sqlqueue.errors",
     "UnserializableResult": "sqlqueue.errors",
     "crontab": "sqlqueue.beat.schedule",
+    "get_task_logger": "sqlqueue.task_log",
 }
 
 

@@ -6,6 +6,7 @@ Settings are resolved at first use, so that the command line can have its say be
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import threading
@@ -28,19 +29,29 @@ from typing import (
 from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
+from sqlqueue.bulk import CHUNK, publish_in_chunks
 from sqlqueue.calls import limits_of, publication_of, signature_of, valid_priority, valid_queue
 from sqlqueue.config import Resolved, Settings, anchored, resolve
-from sqlqueue.errors import ConfigError, EnvelopeError, TaskDefinitionError, UnknownTask
+from sqlqueue.errors import (
+    ConfigError,
+    EnvelopeError,
+    TaskDefinitionError,
+    TestingError,
+    UnknownTask,
+)
 from sqlqueue.results import AsyncResult
 from sqlqueue.task import AsyncTask, Signature, Task, TaskOptions, leave_store
 from sqlqueue.text import did_you_mean, quoted
+from sqlqueue_transport.clock import SYSTEM_CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Unpack
 
-    from sqlqueue.retry import RetryPolicy
+    from sqlqueue.retry import Backoff, RetryPolicy
+    from sqlqueue.testing import Testing
 
 __all__ = ["SqlQueue"]
 
@@ -62,6 +73,7 @@ class _Options(TypedDict, total=False):
     retry_jitter: bool
     retry_for: tuple[type[BaseException], ...]
     dont_retry_for: tuple[type[BaseException], ...]
+    retry_policies: Mapping[type[BaseException], Backoff | None]
     time_limit: float | None
     soft_time_limit: float | None
 
@@ -89,6 +101,7 @@ class _MakesBoundTask(Protocol):
 
 
 _apps: weakref.WeakSet[SqlQueue] = weakref.WeakSet()
+_switching = threading.Lock()
 
 
 class SqlQueue:
@@ -109,6 +122,8 @@ class SqlQueue:
         self._broker_url = ""
         self._entries: dict[str, Callable[[str], Entry[Signature]]] = {}
         self._local = threading.local()
+        self._testing: Testing | None = None
+        self._opened: list[Backend] = []  # in testing: by all threads
         _apps.add(self)
 
     # -- settings -----------------------------------------------------------------------------------
@@ -138,6 +153,8 @@ class SqlQueue:
         if backend is None:
             settings = replace(self.conf, broker_url=self._broker_url)
             backend = self._local.backend = open_backend(settings)
+            if self._testing is not None:
+                self._opened.append(backend)
         return backend
 
     def close(self) -> None:
@@ -150,6 +167,59 @@ class SqlQueue:
     def after_fork(self) -> None:
         """Forget the parent's connections; called in every forked child."""
         self._local = threading.local()
+        self._opened = []
+
+    # -- testing ----------------------------------------------------------------------------------------
+
+    def testing(self) -> AbstractContextManager[Testing]:
+        """Use a file and a clock of the test's own: `with app.testing() as testing:`.
+
+        Inside the block nothing of the configured broker is opened, in no thread; time stands still;
+        jobs run when `testing.drain()` says so. See `sqlqueue.testing`. Raises TestingError when the
+        application is in testing already.
+        """
+        from sqlqueue.testing import testing  # noqa: PLC0415 - what only tests need
+
+        return testing(self)
+
+    @property
+    def in_testing(self) -> Testing | None:
+        """Return what the block of `testing` that the application is in was given; None outside."""
+        return self._testing
+
+    @contextlib.contextmanager
+    def working_for(self, testing: Testing, *, broker_url: str) -> Iterator[None]:
+        """Use a test's broker, of our own kind, and its clock inside the block, in all threads.
+
+        For `testing`. Connections that threads have are kept for after the block; those made in it
+        are closed at its end. Raises TestingError inside such a block.
+        """
+        resolved = self.resolved
+        settings = replace(
+            resolved.settings,
+            broker_url=broker_url,
+            transport_options={},  # they may be meant for another transport
+            durability="process",  # nobody pulls a plug
+        )
+        with _switching:
+            if self._testing is not None:
+                raise TestingError(
+                    f"the application {quoted(self.name)} is in testing already, here or in another"
+                    " thread. Leave the block before, or use its Testing object."
+                )
+            before = resolved, self._broker_url, self._local
+            self._testing, self._opened = testing, []
+        self._resolved = Resolved(settings, {**resolved.origins, "broker_url": "testing"})
+        self._broker_url, self._local = broker_url, threading.local()
+        try:
+            yield
+        finally:
+            opened = self._opened
+            self._resolved, self._broker_url, self._local = before
+            self._testing = None
+            with contextlib.ExitStack() as closing:
+                for backend in opened:
+                    closing.callback(backend.close)
 
     # -- declaring ------------------------------------------------------------------------------------
 
@@ -176,12 +246,14 @@ class SqlQueue:
 
         name                 default: module and function name
         queue, priority      default: task_default_queue, 0
-        max_attempts         attempts in all; default: task_max_attempts (5)
+        max_attempts         attempts in all, 0 for any number; default: task_max_attempts (5)
         retry_backoff        seconds before the second attempt, doubled after each further one
         retry_backoff_max    the longest of these waits
         retry_jitter         shorten waits at random, so that failures do not come back together
         retry_for            exceptions that are retried
         dont_retry_for       exceptions that end the job at once
+        retry_policies       exceptions with a Backoff of their own; None: never retried. The most
+                             specific class decides
         time_limit           seconds until an attempt is ended by force; 0 none; default:
                              task_time_limit (1 h)
         soft_time_limit      seconds until SoftTimeLimitExceeded is raised in the task; 0 none;
@@ -415,7 +487,40 @@ class SqlQueue:
         one = self.publication(signature_of(name, args, kwargs, options))
         self.backend.publish([one])
         leave_store()
-        return AsyncResult(str(one.envelope.headers["id"]), lambda: self.backend)
+        return self.result(str(one.envelope.headers["id"]))
+
+    def publish_many(
+        self,
+        calls: Iterable[Signature],
+        *,
+        chunk: int = CHUNK,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        total: int | None = None,
+    ) -> int:
+        """Enqueue many calls, `app.publish_many(add.s(x, 1) for x in numbers)`; return how many.
+
+        `calls` is taken bit by bit, `chunk` calls at a time, and each chunk is stored in one
+        transaction, as durably as one `delay`. After each, `on_progress` is called with the number
+        published so far and that of all: `total`, or the length of `calls`, or None.
+
+        If it raises, or the process dies midway, the chunks before are stored: give the calls ids
+        of their own (`.set(job_id=…)`) and publish them all again, and each is stored once. Raises
+        BulkStopped, with index and number stored, for a call that cannot be published; what `calls`
+        or `on_progress` raise, and the transport's errors, come through as they are.
+        """
+
+        def publish(publications: Sequence[Publication]) -> None:
+            self.backend.publish(publications)
+            leave_store()
+
+        return publish_in_chunks(
+            calls,
+            publication=self.publication,
+            publish=publish,
+            chunk=chunk,
+            on_progress=on_progress,
+            total=total,
+        )
 
     def publication(self, call: Signature) -> Publication:
         """Turn a call into what the backend publishes. Raises EnvelopeError kinds."""
@@ -425,13 +530,17 @@ class SqlQueue:
         return publication_of(
             call,
             defaults=known.options if known else TaskOptions(),
-            max_attempts=self.policy_of(known).max_attempts if known else None,
+            max_attempts=self.policy_of(known).most_attempts if known else None,
             conf=self.conf,
+            clock=self._testing.clock if self._testing else SYSTEM_CLOCK,
         )
 
     def result(self, job_id: str) -> AsyncResult[Any]:
         """Return the handle of a job by its id."""
-        return AsyncResult(job_id, lambda: self.backend)
+        testing = self._testing
+        if testing is None:
+            return AsyncResult(job_id, lambda: self.backend)
+        return AsyncResult(job_id, lambda: self.backend, before_waiting=testing.refuse_waiting)
 
 
 _TASK_OPTIONS: Final = ("name", *(field.name for field in fields(TaskOptions)))

@@ -6,7 +6,7 @@ with a sentence before anything is published, on every broker alike.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from sqlqueue import envelope
@@ -14,6 +14,7 @@ from sqlqueue.backend import Publication
 from sqlqueue.errors import EnvelopeError
 from sqlqueue.task import Signature
 from sqlqueue.text import did_you_mean, escaped, quoted
+from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,11 +55,17 @@ def signature_of(
 
 
 def publication_of(
-    call: Signature, *, defaults: TaskOptions, max_attempts: int | None, conf: Settings
+    call: Signature,
+    *,
+    defaults: TaskOptions,
+    max_attempts: int | None,
+    conf: Settings,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Publication:
     """Return what to publish for a call, whose own options win over the task's `defaults`.
 
-    `max_attempts` None leaves it to the worker. Raises EnvelopeError kinds.
+    `max_attempts` None leaves it to the worker; seconds count from now on `clock`. Raises
+    EnvelopeError kinds.
     """
     for key in call.options:
         if key not in _OPTIONS:
@@ -72,8 +79,8 @@ def publication_of(
         call.args,
         call.kwargs,
         job_id=envelope.new_job_id() if job_id is None else job_id,
-        eta_ms=_eta_ms(call.task, options),
-        expires_ms=_time_ms(call.task, "expires", options.get("expires")),
+        eta_ms=_eta_ms(call.task, options, clock),
+        expires_ms=_time_ms(call.task, "expires", options.get("expires"), clock),
         **limits_of(defaults, options),
         max_bytes=conf.max_message_bytes,
     )
@@ -131,23 +138,23 @@ def valid_queue(value: object) -> str | None:
     )
 
 
-def _eta_ms(task: str, options: Mapping[str, Any]) -> int | None:
+def _eta_ms(task: str, options: Mapping[str, Any], clock: Clock) -> int | None:
     if "countdown" in options and "eta" in options:
         raise EnvelopeError(f"call of {task}: give either countdown= or eta=, not both")
     if "countdown" in options:
-        return _ms_from_now(task, "countdown", options["countdown"])
+        return _ms_from_now(task, "countdown", options["countdown"], clock)
     eta = options.get("eta")
     if eta is not None and not isinstance(eta, datetime):
         raise EnvelopeError(f"call of {task}: eta={quoted(eta)}; give an aware datetime")
-    return _time_ms(task, "eta", eta)
+    return _time_ms(task, "eta", eta, clock)
 
 
-def _time_ms(task: str, name: str, value: object) -> int | None:
+def _time_ms(task: str, name: str, value: object, clock: Clock) -> int | None:
     """Return UTC milliseconds for an aware datetime, or for seconds from now."""
     if value is None:
         return None
     if not isinstance(value, datetime):
-        return _ms_from_now(task, name, value)
+        return _ms_from_now(task, name, value, clock)
     if value.utcoffset() is None:
         raise EnvelopeError(
             f"call of {task}: {name}={value} has no time zone; give an aware datetime, such as"
@@ -156,8 +163,8 @@ def _time_ms(task: str, name: str, value: object) -> int | None:
     return round(value.timestamp() * 1000)
 
 
-def _ms_from_now(task: str, name: str, seconds: object) -> int:
-    now_s = datetime.now(timezone.utc).timestamp()
+def _ms_from_now(task: str, name: str, seconds: object, clock: Clock) -> int:
+    now_s = clock.wall_ms() / 1000
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, (int, float))

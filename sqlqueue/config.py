@@ -77,7 +77,7 @@ class Settings:
 
     # Tasks
     task_default_queue: str = "default"
-    task_max_attempts: int = 5
+    task_max_attempts: int = 5  # 0: no limit
     task_time_limit: float = 3600.0  # 0: none
     task_soft_time_limit: float = 0.0  # 0: none
 
@@ -371,21 +371,18 @@ def _number_in(text: str) -> object:
     return float(text) if re.fullmatch(r" *[0-9]{1,9}(\.[0-9]{1,9})? *", text) else text
 
 
-def _count(value: object, name: str) -> int:
+def _count(value: object, name: str, *, least: int = 1) -> int:
     if isinstance(value, str) and re.fullmatch(r" *[0-9_]{1,12} *", value):
         value = int(value.replace("_", "") or "0")
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31:
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
         return value
-    raise ConfigError(f"{name} = {quoted(value)} is no count. Write a whole number from 1 up.")
+    raise ConfigError(
+        f"{name} = {quoted(value)} is no count. Write a whole number from {least} up."
+    )
 
 
 def _count_or_none(value: object, name: str) -> int:
-    if isinstance(value, (int, str)) and str(value).strip() == "0":
-        return 0
-    try:
-        return _count(value, name)
-    except ConfigError as error:
-        raise ConfigError(f"{str(error).removesuffix('.')}, or 0 for no limit.") from None
+    return _count(value, name, least=0)
 
 
 # Celery's setting of this name counts in KiB, so somebody will write 200000 and mean 200 MB. Without
@@ -453,7 +450,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "retention_dead": _duration,
     "retention_audit": _duration,
     "task_default_queue": _queue,
-    "task_max_attempts": _count,
+    "task_max_attempts": _count_or_none,
     "task_time_limit": _duration,
     "task_soft_time_limit": _duration,
     "worker_concurrency": _count,

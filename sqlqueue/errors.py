@@ -6,6 +6,7 @@
     ├ TaskDefinitionError         a decorator used wrongly, a task in __main__, a name used twice
     ├ EnvelopeError               a call or a message that cannot be written or read
     │ ├ UnserializableArguments     raised by delay(); also a TypeError
+    │ ├ BulkStopped                 one of many calls could not be written; says which
     │ └ UndecodableMessage          ends in the dead letters with its .reason
     ├ UnknownTask                 a message names a task this worker has not got
     ├ NotAvailable                this broker cannot do that
@@ -13,6 +14,7 @@
     ├ QueueNotFound               no queue has this name
     ├ JobFailed                   raised by AsyncResult.get() for a job that ended badly
     ├ ResultTimeout               the result did not come in time; also a TimeoutError
+    ├ TestingError                app.testing used in a way that cannot work
     ├ Retry                       raise inside a task: run it again later
     ├ Reject                      raise inside a task: to the dead letters at once
     ├ UnserializableResult        what a task returned cannot be kept as JSON
@@ -35,6 +37,7 @@ from sqlqueue.text import quoted
 
 __all__ = [
     "AppImportError",
+    "BulkStopped",
     "ConfigError",
     "EnvelopeError",
     "JobCancelled",
@@ -48,6 +51,7 @@ __all__ = [
     "SoftTimeLimitExceeded",
     "SqlQueueError",
     "TaskDefinitionError",
+    "TestingError",
     "TimeLimitExceeded",
     "UndecodableMessage",
     "UnknownTask",
@@ -83,6 +87,22 @@ class EnvelopeError(SqlQueueError):
 
 class UnserializableArguments(EnvelopeError, TypeError):
     """The arguments of a call cannot be written as JSON; nothing was published."""
+
+
+class BulkStopped(EnvelopeError):
+    """One of many calls cannot be published; its cause is the error that `delay` would have raised.
+
+    ``index`` is its place among the calls, counted from 0; ``published`` how many before it are
+    stored. Those between the two were not.
+    """
+
+    def __init__(self, index: int, published: int, why: str) -> None:
+        super().__init__(
+            f"call number {index}, counted from 0, cannot be published: {why} The first {published}"
+            " calls are stored, and nothing after them. Mend it and publish the rest."
+        )
+        self.index = index
+        self.published = published
 
 
 class UndecodableMessage(EnvelopeError):
@@ -176,6 +196,12 @@ class JobFailed(SqlQueueError):
 
 class ResultTimeout(SqlQueueError, TimeoutError):
     """The job had not ended when the time given to ``get(timeout)`` was over; it goes on."""
+
+
+class TestingError(SqlQueueError):
+    """`app.testing` was used in a way that cannot work; the text says what to do instead."""
+
+    __test__ = False  # pytest would take it for a class of tests
 
 
 class Retry(SqlQueueError):

@@ -9,9 +9,11 @@ Reject) goes to the dead letters at once, with a reason.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import random
 import traceback
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -19,7 +21,6 @@ from sqlqueue import envelope
 from sqlqueue.errors import (
     JobCancelled,
     Reject,
-    Retry,
     SoftTimeLimitExceeded,
     TimeLimitExceeded,
     UndecodableMessage,
@@ -30,7 +31,7 @@ from sqlqueue.task import Request, running_as
 from sqlqueue_transport.messages import Fault, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Taken
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Gate",
     "Prepared",
+    "errors_told_to",
     "fault_of",
     "job_id_of",
     "prepare",
@@ -66,6 +68,11 @@ class Prepared:
     time_limit_s: float
     soft_time_limit_s: float
     policy: RetryPolicy
+
+    @property
+    def allowed_when_lost(self) -> int:
+        """Return how many attempts there may be when nobody can say what ended them; 0: any number."""
+        return self.policy.allowed_when_lost(self.request.max_attempts)
 
 
 class Gate(Protocol):
@@ -110,7 +117,7 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
     except (UndecodableMessage, UnknownTask) as error:
         return Outcome.dead(fault_of(error), cause="rejected")
     policy = app.policy_of(task)
-    most = policy.max_attempts if taken.max_attempts is None else taken.max_attempts
+    most = policy.most_attempts if taken.max_attempts is None else taken.max_attempts
     if 0 < most <= taken.attempts:
         # Another worker's application allowed more attempts than ours does.
         return Outcome.dead(Fault("AttemptsExhausted", f"it has had its {most}"), cause="rejected")
@@ -193,7 +200,29 @@ async def run_async(
         return _failed(prepared, error)
 
 
+@contextlib.contextmanager
+def errors_told_to(tell: Callable[[str, BaseException], object]) -> Iterator[None]:
+    """Call `tell` with job id and exception of each attempt that fails in the block, in this thread.
+
+    For `app.testing`, which raises them in the test: an Outcome keeps only their text. `tell` must
+    not raise.
+    """
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
+
+
+_tell: ContextVar[Callable[[str, BaseException], object] | None] = ContextVar(
+    "sqlqueue_errors_told_to", default=None
+)
+
+
 def _failed(prepared: Prepared, error: BaseException) -> Outcome:
+    tell = _tell.get()
+    if tell is not None:
+        tell(prepared.request.id, error)
     fault = fault_of(error)
     kind = _ended_by(error)
     if kind is JobCancelled:
@@ -204,13 +233,12 @@ def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     cause = "failed"
     if kind is not None:
         cause, fault = "timed_out", _with_limit(fault, prepared, kind)
-    attempt, most = prepared.request.attempt, prepared.request.max_attempts
-    may_retry = prepared.policy.should_retry(error) or kind is TimeLimitExceeded
-    if 0 < most <= attempt or not may_retry:
+        error = kind()  # and not the group it may have come in
+    request = prepared.request
+    in_s = prepared.policy.retry_in_s(error, request.attempt, request.max_attempts, _random)
+    if in_s is None:
         return Outcome.dead(fault, cause=cause)
-    if isinstance(error, Retry) and error.countdown is not None:
-        return Outcome.retry(fault, in_s=error.countdown)
-    return Outcome.retry(fault, in_s=prepared.policy.delay_s(attempt, _random), cause=cause)
+    return Outcome.retry(fault, in_s=in_s, cause=cause)
 
 
 def _ended_by(error: BaseException) -> type[BaseException] | None:

@@ -203,6 +203,18 @@ def is_on_terminal() -> bool:
     return (_active is None or _active.file is None) and _is_terminal(sys.stderr)
 
 
+def level_in_force() -> int | None:
+    """Return from which of logging's levels on lines are written; None before `configure`."""
+    return None if _active is None else _active.level
+
+
+def emit(level: int, event: str, fields: dict[str, object]) -> None:
+    """Write a line of somebody else's, at any of logging's levels; nothing before `configure`."""
+    if _active is not None:
+        named = max((one for one in _NAMES if one <= level), default=logging.DEBUG)
+        _active.emit(named, event, fields)
+
+
 @contextlib.contextmanager
 def bound_job(
     *, job_id: str, task: str, queue: str, attempt: int, max_attempts: int | None = None

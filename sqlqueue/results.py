@@ -32,10 +32,21 @@ _LONGEST_PAUSE_S: Final = 0.1
 class AsyncResult(Generic[R_co]):
     """Ask after one job. Any thread may use it; brokers that cannot look raise NotAvailable."""
 
-    def __init__(self, job_id: str, backend: Callable[[], Backend]) -> None:
-        """Remember the id; nothing is looked up yet."""
+    def __init__(
+        self,
+        job_id: str,
+        backend: Callable[[], Backend],
+        *,
+        before_waiting: Callable[[str, State], object] = lambda _, __: None,
+    ) -> None:
+        """Remember the id; nothing is looked up yet.
+
+        `before_waiting` is called by `get` whenever it is about to wait, with id and state, and may
+        raise: where nobody runs jobs, as in `app.testing`, waiting would have no end.
+        """
         self.id = job_id
         self._backend = backend
+        self._before_waiting = before_waiting
 
     def __repr__(self) -> str:
         """Show the id."""
@@ -82,6 +93,7 @@ class AsyncResult(Generic[R_co]):
                 raise JobNotFound(self.id)
             if row.state in FINISHED:
                 return self._ended(row.message_id)
+            self._before_waiting(self.id, row.state)
             left_s = _LONGEST_PAUSE_S if deadline_s is None else deadline_s - time.monotonic()
             if left_s <= 0:
                 raise ResultTimeout(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sized
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 from sqlqueue import progress
+from sqlqueue.bulk import CHUNK
 from sqlqueue.errors import JobCancelled, Retry
-from sqlqueue.retry import RetryPolicy
+from sqlqueue.retry import Backoff, RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlqueue.app import SqlQueue
@@ -24,6 +26,8 @@ __all__ = ["AsyncTask", "Request", "Signature", "Task", "TaskOptions", "leave_st
 
 P = ParamSpec("P")
 R = TypeVar("R")
+X = TypeVar("X")
+X_contra = TypeVar("X_contra", contravariant=True)
 
 
 @dataclass(slots=True)
@@ -38,12 +42,13 @@ class Stop:
     raise_pending: Callable[[], object] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """Be what a bound task knows of the job it runs.
 
-    `attempt` counts from 1; `delivery` is raised each time the message is handed out, so
-    (id, delivery) names this very execution; `worker` is the child's name.
+    `attempt` counts from 1, `max_attempts` is how many there may be, 0 any number; `delivery` is
+    raised each time the message is handed out, so (id, delivery) names this very execution;
+    `worker` is the child's name.
     """
 
     id: str
@@ -53,7 +58,16 @@ class Request:
     queue: str
     delivery: int
     worker: str
-    stop: Stop = field(default_factory=Stop, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Keep the worker's wishes beside the fields: they are no data, for `asdict` or a log."""
+        object.__setattr__(self, "_stop", Stop())
+
+    @property
+    def stop(self) -> Stop:
+        """Return where the worker says what it wants of this job. For the worker."""
+        stop: Stop = self.__dict__["_stop"]
+        return stop
 
     @property
     def cancelled(self) -> bool:
@@ -73,12 +87,17 @@ class Signature:
     kwargs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
+    def set(self, **options: Any) -> Signature:
+        """Return the same call with options of `Task.apply_async` besides its own, which they beat."""
+        return replace(self, options={**self.options, **options})
+
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
     """Be what the decorator was told; None means the application's setting.
 
-    Limits are in seconds, 0 means none. `retry_*` as in `retry.RetryPolicy`.
+    Limits are in seconds, 0 means none; so it does for `max_attempts`. `retry_*` as in
+    `retry.RetryPolicy`.
     """
 
     queue: str | None = None
@@ -89,6 +108,7 @@ class TaskOptions:
     retry_jitter: bool = True
     retry_for: tuple[type[BaseException], ...] = (Exception,)
     dont_retry_for: tuple[type[BaseException], ...] = ()
+    retry_policies: Mapping[type[BaseException], Backoff | None] = field(default_factory=dict)
     time_limit: float | None = None
     soft_time_limit: float | None = None
     bind: bool = False
@@ -102,6 +122,7 @@ class TaskOptions:
             jitter=self.retry_jitter,
             retry_for=self.retry_for,
             dont_retry_for=self.dont_retry_for,
+            policies=self.retry_policies,
         )
 
 
@@ -132,6 +153,12 @@ def running_as(request: Request, reporter: Reporter | None = None) -> Iterator[N
     finally:
         _request.reset(tokens[0])
         _reporter.reset(tokens[1])
+
+
+class _TakesOne(Protocol[X_contra]):
+    """Be a task that can be called with one argument, for type checkers: ParamSpec cannot say so."""
+
+    def __call__(self, value: X_contra, /) -> object: ...
 
 
 class Task(Generic[P, R]):
@@ -201,6 +228,72 @@ class Task(Generic[P, R]):
             time_limit=time_limit,
             soft_time_limit=soft_time_limit,
         )
+
+    def map(
+        self: _TakesOne[X],
+        values: Iterable[X],
+        *,
+        chunk: int = CHUNK,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        job_id: Callable[[X], str] | None = None,
+        **options: Any,
+    ) -> int:
+        """Enqueue one call for each value, as its only argument; return how many.
+
+        `job_id` makes each value's own job id, so that all may be published again; `options` are
+        those of `apply_async`. Everything else is as in `SqlQueue.publish_many`.
+        """
+        task = cast("Task[..., Any]", self)
+        return task._publish_many(  # noqa: SLF001 - our own, seen through the protocol
+            ((value, (value,)) for value in values),
+            total=len(values) if isinstance(values, Sized) else None,
+            chunk=chunk,
+            on_progress=on_progress,
+            job_id=job_id,
+            options=options,
+        )
+
+    def starmap(
+        self,
+        arguments: Iterable[Sequence[Any]],
+        *,
+        chunk: int = CHUNK,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        job_id: Callable[[Sequence[Any]], str] | None = None,
+        **options: Any,
+    ) -> int:
+        """Enqueue one call for each list or tuple of arguments; as `map`, for several arguments.
+
+        Type checkers see the arguments in `app.publish_many(task.s(*each) …)`, not in here.
+        """
+        return self._publish_many(
+            # What is neither is left as it is: tuple("ab") would make two arguments of a text.
+            ((each, tuple(each) if isinstance(each, list) else each) for each in arguments),
+            total=len(arguments) if isinstance(arguments, Sized) else None,
+            chunk=chunk,
+            on_progress=on_progress,
+            job_id=job_id,
+            options=options,
+        )
+
+    def _publish_many(
+        self,
+        pairs: Iterable[tuple[X, Any]],
+        *,
+        total: int | None,
+        chunk: int,
+        on_progress: Callable[[int, int | None], object] | None,
+        job_id: Callable[[X], str] | None,
+        options: dict[str, Any],
+    ) -> int:
+        """Publish a call for each pair of what was given and its arguments."""
+
+        def calls() -> Iterator[Signature]:
+            for given, args in pairs:
+                own = options if job_id is None else {**options, "job_id": job_id(given)}
+                yield Signature(self.name, args, {}, own)
+
+        return self.app.publish_many(calls(), chunk=chunk, on_progress=on_progress, total=total)
 
     def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature:
         """Return the call without making it."""

@@ -12,16 +12,20 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.errors import DatabaseMissing, FileReplaced, TransportError
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _open: dict[Path, tuple[Store, int]] = {}
 # Files that vanished while this process had them open: see `open_store`.
 _vanished: set[Path] = set()
+# Of files whose time is not the machine's: see `clock_of`.
+_clocks: dict[Path, Clock] = {}
 _mutex = threading.RLock()
 
 
@@ -57,7 +61,8 @@ def open_store(
                 "process anew to begin with an empty queue"
             )
             raise DatabaseMissing(message)
-        store = Store(where, create=create, busy_timeout_s=busy_timeout_s)
+        clock = _clocks.get(where, SYSTEM_CLOCK)
+        store = Store(where, clock=clock, create=create, busy_timeout_s=busy_timeout_s)
         _open[where] = (store, 1)
         _vanished.discard(where)
         return store
@@ -75,6 +80,26 @@ def close_store(store: Store) -> None:
             return
         _open.pop(store.path)
         _close(store)
+
+
+@contextlib.contextmanager
+def clock_of(path: str | os.PathLike[str], clock: Clock) -> Iterator[None]:
+    """Have this process's store of a file, if opened in the block, tell the time by `clock`.
+
+    For tests of programs, whose time goes as they say. No URL and no option leads here: processes
+    that share a file must share its time. Raises TransportError when the file is open already.
+    """
+    where = resolved_path(path)
+    with _mutex:
+        if where in _open or where in _clocks:
+            message = f"{where} is open in this process; its clock cannot be replaced any more"
+            raise TransportError(message)
+        _clocks[where] = clock
+    try:
+        yield
+    finally:
+        with _mutex:
+            del _clocks[where]
 
 
 def _close(store: Store) -> None:

@@ -75,7 +75,7 @@ def without_passwords(url: str) -> str:
 def _max_attempts(app: SqlQueue | None) -> dict[str, int]:
     if app is None:
         return {}
-    return {name: app.policy_of(task).max_attempts for name, task in app.tasks.items()}
+    return {name: app.policy_of(task).most_attempts for name, task in app.tasks.items()}
 
 
 def _open(settings: Settings, *, wait_s: float | None) -> Backend:

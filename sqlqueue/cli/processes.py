@@ -323,10 +323,8 @@ def _some(names: Sequence[str], one: str, many: str) -> str:
 
 def _limits(settings: Settings) -> str:
     limit = took(settings.task_time_limit) if settings.task_time_limit else "none"
-    return (
-        f"lease {took(settings.visibility_timeout)}, {settings.task_max_attempts} attempts,"
-        f" time limit {limit}"
-    )
+    attempts = settings.task_max_attempts or "any number of"
+    return f"lease {took(settings.visibility_timeout)}, {attempts} attempts, time limit {limit}"
 
 
 def _pool(pool: str, settings: Settings) -> str:

@@ -75,6 +75,13 @@ class Attempt:
         return self._prepared.request.max_attempts
 
     @property
+    def allowed_when_lost(self) -> int:
+        """Return how many attempts there may be when a lost process ends them; 0 means no limit."""
+        if isinstance(self._prepared, Outcome):
+            return self.taken.max_attempts or 0
+        return self._prepared.allowed_when_lost
+
+    @property
     def is_async(self) -> bool:
         """Say whether its task is an async function, for an event loop to run."""
         return not isinstance(self._prepared, Outcome) and self._prepared.task.is_async

@@ -185,7 +185,9 @@ class Consumer:
             write_progress=functools.partial(self._note_progress, taken),
         )
         # Before user code: from here on a death of this process counts the attempt.
-        self._backend.note_start(attempt.place, taken, attempt.time_limit_s, attempt.max_attempts)
+        self._backend.note_start(
+            attempt.place, taken, attempt.time_limit_s, attempt.allowed_when_lost
+        )
         self._limits.watch(attempt)
         self._runner.start(attempt)
         return None
@@ -204,7 +206,7 @@ class Consumer:
         for taken, _ in settlements:
             attempt = self._started.get(taken.tag)
             if attempt is not None and not self._is_swept:
-                self._backend.note_start(attempt.place, taken, 0.0, attempt.max_attempts)
+                self._backend.note_start(attempt.place, taken, 0.0, attempt.allowed_when_lost)
 
     def _give_back_place(self, taken: Taken) -> None:
         attempt = self._started.pop(taken.tag, None)

@@ -19,6 +19,8 @@ from sqlqueue.worker.heartbeat import Heartbeat, interval_s
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend
 
@@ -39,10 +41,12 @@ def run_solo(
     backend: Backend | None = None,
     handle_signals: bool = True,
     notifier: Notifier | None = None,
+    on_ready: Callable[[Consumer], object] = lambda _: None,
 ) -> int:
     """Run jobs in the calling thread until stopped; return the exit code.
 
     `backend` is for brokers that live in this process (`memory://`); None opens the settings'.
+    `on_ready` is called before the first job is claimed, with what can be told to stop.
     The first SIGTERM or SIGINT lets the running job finish, the second ends the process at once,
     and with it the attempt. `notifier` None makes one of the environment, in a process of its own
     (`handle_signals`). Raises the transport's CannotOpen.
@@ -88,6 +92,7 @@ def run_solo(
             notifier.ready()
             notifier.status("working, one job at a time")
             try:
+                on_ready(consumer)
                 consumer.run()
                 if burst:
                     with contextlib.suppress(*own.connection_errors):

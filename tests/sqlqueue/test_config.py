@@ -200,7 +200,7 @@ def test_an_environment_name_nearly_right_is_an_error_and_any_other_is_not_ours(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("task_max_attempts", 0),
+        ("worker_concurrency", 0),
         ("task_max_attempts", -1),
         ("task_max_attempts", True),
         ("task_max_attempts", 2.5),
@@ -333,7 +333,7 @@ def test_a_memory_limit_in_celerys_unit_is_refused_with_the_right_one(value):
 
 @pytest.mark.parametrize("value", [-1, 0.5, "many", None, True, [0]])
 def test_jobs_of_a_child_are_a_count_or_0(value):
-    with pytest.raises(ConfigError, match=r"worker_max_jobs_per_child.*or 0 for no limit"):
+    with pytest.raises(ConfigError, match=r"worker_max_jobs_per_child.*whole number from 0 up"):
         resolve({"worker_max_jobs_per_child": value}, environ={})
     for right in (0, "0", 7, "7"):
         found = resolve({"worker_max_jobs_per_child": right}, environ={}).settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sqlqueue import AsyncResult, Signature, SqlQueue, Task, Tick, crontab
+from sqlqueue import AsyncResult, Backoff, Signature, SqlQueue, Task, Tick, crontab, get_task_logger
 
 app = SqlQueue("typed", broker_url="sqlqueue:///queue.db")
 
@@ -84,6 +84,83 @@ add.apply_async([1], eta=5)
 #: error: Argument "eta" to "apply_async" of "Task" has incompatible type "int"; expected "datetime | None"  [arg-type]
 add.apply_async([1], prio=5)
 #: error: Unexpected keyword argument "prio" for "apply_async" of "Task"  [call-arg]
+
+# --- many calls ------------------------------------------------------------------------------------
+
+reveal_type(add.map([1, 2], chunk=10, on_progress=lambda done, total: None))
+#: note: Revealed type is "int"
+add.map((x for x in range(3)), job_id=str, queue="q", countdown=5)
+bound.map({"a", "b"})
+add.map(["1"])
+#: error: List item 0 has incompatible type "str"; expected "int"  [list-item]
+add.map([1], job_id=lambda x: x)
+#: error: Argument "job_id" to "map" of "Task" has incompatible type "Callable[[int], int]"; expected "Callable[[int], str] | None"  [arg-type]
+#: error: Incompatible return value type (got "int", expected "str")  [return-value]
+add.map(5)
+#: error: Argument 1 to "map" of "Task" has incompatible type "int"; expected "Iterable[int]"  [arg-type]
+reveal_type(add.starmap([(1, 2), [3]]))
+#: note: Revealed type is "int"
+add.starmap([1])
+#: error: List item 0 has incompatible type "int"; expected "Sequence[Any]"  [list-item]
+reveal_type(app.publish_many(add.s(x, 1).set(job_id=f"{x}") for x in range(3)))
+#: note: Revealed type is "int"
+app.publish_many([add])
+#: error: List item 0 has incompatible type "Task[[int, int], int]"; expected "Signature"  [list-item]
+app.publish_many([add.s(1)], on_progress=lambda done: None)
+#: error: Cannot infer type of lambda  [misc]
+#: error: Argument "on_progress" to "publish_many" of "SqlQueue" has incompatible type "Callable[[Any], None]"; expected "Callable[[int, int | None], object] | None"  [arg-type]
+
+# --- results ---------------------------------------------------------------------------------------
+
+reveal_type(app.result("id").get())
+#: note: Revealed type is "Any"
+reveal_type(add.delay(1).state)
+#: note: Revealed type is "str"
+add.delay(1).get(timeout="5")
+#: error: Argument "timeout" to "get" of "AsyncResult" has incompatible type "str"; expected "float | None"  [arg-type]
+
+# --- testing ---------------------------------------------------------------------------------------
+
+with app.testing() as testing:
+    reveal_type(testing.drain(until_empty=True)[0].error)
+    #: note: Revealed type is "BaseException | None"
+    reveal_type(testing.jobs(state="done")[0].args)
+    #: note: Revealed type is "tuple[Any, ...]"
+    reveal_type(testing.advance(5))
+    #: note: Revealed type is "datetime.datetime"
+    testing.advance("5s")
+    #: error: Argument 1 to "advance" of "Testing" has incompatible type "str"; expected "float | timedelta"  [arg-type]
+    testing.drain(until=5)
+    #: error: Unexpected keyword argument "until" for "drain" of "Testing"  [call-arg]
+    with testing.worker():
+        add.delay(1).get(timeout=5)
+
+reveal_type(get_task_logger(__name__))
+#: note: Revealed type is "logging.Logger"
+
+# --- retries ---------------------------------------------------------------------------------------
+
+
+@app.task(
+    max_attempts=0,
+    retry_policies={
+        ConnectionError: Backoff(first_s=5, longest_s=60, max_attempts=10),
+        OSError: None,
+    },
+)
+def retried(x: int) -> None: ...
+
+
+reveal_type(retried)
+#: note: Revealed type is "sqlqueue.task.Task[[x: int], None]"
+Backoff(first="5s")
+#: error: Unexpected keyword argument "first" for "Backoff"; did you mean "first_s"?  [call-arg]
+
+
+@app.task(retry_policies={ConnectionError: "never"})
+#: error: Dict entry 0 has incompatible type "type[ConnectionError]": "str"; expected "type[BaseException]": "Backoff | None"  [dict-item]
+def wrong_policy() -> None: ...
+
 
 # --- wrong declarations ----------------------------------------------------------------------------
 
