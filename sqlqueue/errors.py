@@ -10,6 +10,7 @@
     ├ UnknownTask                 a message names a task this worker has not got
     ├ NotAvailable                this broker cannot do that
     ├ JobNotFound                 no job has this id
+    ├ ScheduleNotFound            no schedule entry has this name
     ├ JobFailed                   raised by AsyncResult.get() for a job that ended badly
     ├ ResultTimeout               the result did not come in time; also a TimeoutError
     ├ Retry                       raise inside a task: run it again later
@@ -37,6 +38,7 @@ __all__ = [
     "Reject",
     "ResultTimeout",
     "Retry",
+    "ScheduleNotFound",
     "SqlQueueError",
     "TaskDefinitionError",
     "UndecodableMessage",
@@ -113,6 +115,17 @@ class JobNotFound(SqlQueueError):
             f"no job has the id {quoted(job_id)}. List jobs with 'sqlqueue inspect jobs'."
         )
         self.job_id = job_id
+
+
+class ScheduleNotFound(SqlQueueError):
+    """No schedule entry has this name: it was not added, and no beat has described it."""
+
+    def __init__(self, entry: str, hint: str = "") -> None:
+        super().__init__(
+            f"no schedule entry is named {quoted(entry)}.{hint} List them with 'sqlqueue inspect"
+            " schedule'."
+        )
+        self.entry = entry
 
 
 class JobFailed(SqlQueueError):

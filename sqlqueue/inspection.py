@@ -369,7 +369,7 @@ class Inspection:
 
     def schedule(self) -> list[ScheduleRow]:
         """List the schedule entries as beats last described them."""
-        return self.backend.schedule()
+        return self.backend.schedules.rows()
 
     def _age_s(self, since_ms: int | None) -> float | None:
         # Two clocks, or a due time just ahead: an age is never negative.

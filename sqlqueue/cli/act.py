@@ -7,13 +7,12 @@ than one job needs `--yes`.
 
 from __future__ import annotations
 
-import getpass
-import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sqlqueue.actor import actor
 from sqlqueue.cli import documents, showing
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import filter_options, job_filter
@@ -116,7 +115,7 @@ def _act(
         report = None
         if not dry_run:
             _agree(output, action, choice, yes=yes)
-            report = operations.apply(action, choice.targets, actor=_actor(), reason=reason)
+            report = operations.apply(action, choice.targets, actor=actor("cli"), reason=reason)
     _tell(output, action, choice, report)
     is_partial = choice.unfit or choice.unknown or (report is not None and report.skipped)
     return ExitCode.PARTLY if is_partial else ExitCode.OK
@@ -175,16 +174,6 @@ def _agree(output: Output, action: Action, choice: Choice, *, yes: bool) -> None
     output.note(f"{what}, such as {samples}")
     if not click.confirm(f"{action.value.capitalize()} {number(count)} jobs?", err=True):
         raise CommandFailed("nothing was changed", ExitCode.FAILED)
-
-
-def _actor() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as containers have
-        import os
-
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()} via cli"
 
 
 def _tell(output: Output, action: Action, choice: Choice, report: Report | None) -> None:

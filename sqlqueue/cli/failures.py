@@ -75,7 +75,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _of_the_framework(error: errors.SqlQueueError) -> ExitCode:
-    if isinstance(error, errors.JobNotFound):
+    if isinstance(error, errors.JobNotFound | errors.ScheduleNotFound):
         return ExitCode.NOT_FOUND
     if isinstance(error, errors.JobFailed | errors.ResultTimeout):
         return ExitCode.FAILED
