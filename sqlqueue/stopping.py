@@ -20,17 +20,18 @@ _EXIT_STOPPED: Final = 130
 
 
 @contextlib.contextmanager
-def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
+def stopped_by_signals(stop: Callable[[], object], *, at_once: bool = True) -> Iterator[None]:
     """Call `stop` at the first signal, and end the process with code 130 at the second.
 
-    In the main thread. `stop` runs in a signal handler, between any two steps of the block. What
+    With `at_once` False the second one says the same as the first: for a process whose supervisor
+    is told as well, tells it in turn, and ends it if it takes too long. In the main thread. `stop` runs in a signal handler, between any two steps of the block. What
     the block forks dies of the same signals.
     """
     # Counted by one call of C code: a second signal may come while the first is being handled.
     times = itertools.count(1)
 
     def on_signal(*_: object) -> None:
-        if next(times) > 1:
+        if next(times) > 1 and at_once:
             os._exit(_EXIT_STOPPED)
         stop()
 

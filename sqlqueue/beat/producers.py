@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Produced", "Producer", "publications"]
 
-MOST_BYTES: Final = 256 << 20  # of the calls of one tick: they become one transaction
+MOST_BYTES: Final = 64 << 20  # of the calls of one tick: they become one transaction
 _CHUNK: Final = 1 << 16
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 

@@ -21,7 +21,7 @@ from sqlqueue.stopping import stopped_by_signals
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Backend
@@ -41,12 +41,14 @@ def run_beat(
     name: str,
     max_interval_s: float | None = None,
     max_ticks: int | None = None,
+    unblock: Callable[[], object] | None = None,
 ) -> int:
     """Run a beat in the main thread until SIGTERM or SIGINT; return the exit code.
 
     `max_interval_s` is its longest sleep; None means the setting `beat_max_interval`. Running
     producers have a few seconds to finish, then they are ended and their ticks stay due; a second
-    signal ends the process at once. Raises ConfigError, the transport's CannotOpen, and
+    signal ends the process at once. `unblock` is given by a supervisor, which then ends the process
+    itself: it lets in the signals that came since the fork. Raises ConfigError, the transport's CannotOpen, and
     NotAvailable for a broker that keeps no schedule.
     """
     longest_s = app.conf.beat_max_interval if max_interval_s is None else max_interval_s
@@ -54,7 +56,9 @@ def run_beat(
     code = 0
     beat = None
     try:
-        with _stopping_by_signal() as stopping:
+        with _stopping_by_signal(at_once=unblock is None) as stopping:
+            if unblock is not None:
+                unblock()
             # First: what it describes is known to be its own.
             worker_id = backend.register(name=name, kind="beat")
             beat = Beat(app, name=name, max_ticks=max_ticks, worker_id=worker_id)
@@ -143,7 +147,7 @@ class _Stopping:
 
 
 @contextlib.contextmanager
-def _stopping_by_signal() -> Iterator[_Stopping]:
+def _stopping_by_signal(*, at_once: bool) -> Iterator[_Stopping]:
     reading, writing = os.pipe()
     for descriptor in (reading, writing):
         os.set_blocking(descriptor, False)
@@ -152,7 +156,7 @@ def _stopping_by_signal() -> Iterator[_Stopping]:
     # Handled, so that the end of a producer's process ends the sleep.
     children = signal.signal(signal.SIGCHLD, lambda *_: None)
     try:
-        with stopped_by_signals(stopping.set):
+        with stopped_by_signals(stopping.set, at_once=at_once):
             yield stopping
     finally:
         signal.signal(signal.SIGCHLD, children)

@@ -381,7 +381,7 @@ class Beat:
             due=_iso(tick.due_ms),
             error=text,
             retry_in_s=wait_s,
-            traceback=fault.traceback,
+            **({"traceback": fault.traceback} if fault.traceback else {}),
         )
         self._schedules.set_error(entry.name, text)
 

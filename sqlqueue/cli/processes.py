@@ -103,6 +103,7 @@ def _log_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Stop after so many jobs.")
+@click.option("--beat", "with_beat", is_flag=True, help="Run a beat, too, as one more child.")
 @_setting(
     "--visibility-timeout",
     type=duration,
@@ -128,6 +129,7 @@ def worker(
     pool: str,
     burst: bool,
     max_jobs: int | None,
+    with_beat: bool,
     **settings: Any,
 ) -> int:
     """Run jobs: a supervisor and its children.
@@ -137,6 +139,16 @@ def worker(
     """
     path = _app_path(invocation)
     _check_name(name)
+    if with_beat and (burst or max_jobs is not None):
+        raise click.UsageError(
+            "--beat is for a worker that stays: leave out --burst and --max-jobs, or start"
+            " 'sqlqueue beat' beside it"
+        )
+    if with_beat and pool == "solo":
+        raise click.UsageError(
+            "--beat needs a supervisor, which the pool 'solo' has not: start 'sqlqueue beat' beside"
+            " it"
+        )
     log_file = _apply(invocation, settings)
     from sqlqueue.worker.start import run_worker
     from sqlqueue.worker.supervisor import Supervisor, WorkerOptions, ask_app
@@ -158,7 +170,9 @@ def worker(
                 ("ctrl-c", f"finishes what runs, {took(facts.settings.worker_grace)} at most"),
             ],
         )
-    options = WorkerOptions(app_path=path, name=name, burst=burst, max_jobs=max_jobs)
+    options = WorkerOptions(
+        app_path=path, name=name, burst=burst, max_jobs=max_jobs, beat=with_beat
+    )
     if pool == "processes":
         return Supervisor(options, facts).run()
     return run_worker(options, pool=pool)

@@ -28,6 +28,7 @@ _HOMES: Final = {
     "requeue": "sqlqueue.cli.act:requeue",
     "cancel": "sqlqueue.cli.act:cancel",
     "fail": "sqlqueue.cli.act:fail",
+    "schedule": "sqlqueue.cli.schedule:schedule",
     "doctor": "sqlqueue.cli.doctor:doctor",
     "config": "sqlqueue.cli.configuration:config",
 }

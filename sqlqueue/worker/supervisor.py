@@ -30,13 +30,14 @@ from sqlqueue.errors import AppImportError, ConfigError
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.worker import child as child_process
+from sqlqueue.worker.beat_child import BeatChild, forked_beat
 from sqlqueue.worker.heartbeat import interval_s
 from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavailable
 from sqlqueue_transport.messages import Fault
 from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlqueue_transport.messages import Lost
     from sqlqueue_transport.presence import Entry, Note
@@ -65,6 +66,7 @@ class WorkerOptions:
     name: str
     burst: bool = False
     max_jobs: int | None = None
+    beat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ class Supervisor:
         self._lease_s = facts.settings.visibility_timeout
         self._children: dict[int, Child] = {}
         self._places = _places(facts.settings.worker_concurrency, options.max_jobs)
+        self._beat = self._make_beat() if options.beat else None
         self._signals = 0
         self._grace_until_s: float | None = None
         self._swept_s = self._extended_s = 0.0
@@ -196,7 +199,7 @@ class Supervisor:
                 self._start()
                 while True:
                     self._turn()
-                    if not self._children and not self._wanted():
+                    if not self._children and not self._wanted() and not self._beat_runs():
                         break
                     self._sleep()
             except (FileReplaced, SchemaChanged) as error:
@@ -244,6 +247,8 @@ class Supervisor:
                 self._watch_lock()
                 self._keep_house()
             self._fill_places()
+            if self._beat is not None:
+                self._beat.keep(unless=lambda: self._draining)
         except Busy as busy:
             log.warning("store_busy", error=str(busy))
             self._watch_lock()  # whoever holds it at this instant may have it only now
@@ -324,10 +329,31 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         log.info("child_started", worker=order.name, pid=pid)
 
+    def _beat_runs(self) -> bool:
+        return self._beat is not None and self._beat.pid is not None
+
+    def _make_beat(self) -> BeatChild:
+        name, parent_pid = f"{self._options.name}/beat", os.getpid()
+
+        def run(unblock: Callable[[], object]) -> int:
+            return forked_beat(
+                self._options.app_path,
+                name=name,
+                parent_pid=parent_pid,
+                lifeline=self._lifeline_reading,
+                unblock=unblock,
+            )
+
+        def become() -> NoReturn:
+            ours = (self._wake_reading, self._wake_writing, self._lifeline_writing)
+            _become(run, name, ours)
+
+        return BeatChild(name, become)
+
     def _reap(self) -> None:
         """Notice children that ended, and give back at once what they held."""
         ended = False
-        while self._children:
+        while self._children or self._beat_runs():
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -337,6 +363,10 @@ class Supervisor:
             child = self._children.pop(pid, None)
             if child is not None:
                 self._note_end(child, os.waitstatus_to_exitcode(status))
+                ended = True
+            elif self._beat is not None and pid == self._beat.pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._beat.note_end(code, is_wanted=not self._draining)
                 ended = True
         if ended:
             self._log_lost(self._consumers.sweep())
@@ -489,12 +519,16 @@ class Supervisor:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+            if self._beat is not None:
+                self._beat.tell_to_stop()
         else:
             self._grace_until_s = time.monotonic()
             self._exit_code = EXIT_STOPPED
 
     def _kill_all(self, *, count: bool) -> None:
         """Kill every child; without `count` their jobs are released as if never started."""
+        if self._beat is not None:
+            self._beat.kill()
         slots = {entry.pid: entry for entry, _ in self._consumers.children_of(self._worker_id)}
         for child in list(self._children.values()):
             entry = slots.get(child.pid)
@@ -543,16 +577,20 @@ class Supervisor:
 
 
 def _become_child(order: child_process.ChildOrder, descriptors: tuple[int, ...]) -> NoReturn:
+    _become(lambda unblock: child_process.forked(order, unblock=unblock), order.name, descriptors)
+
+
+def _become(
+    run: Callable[[Callable[[], object]], int], name: str, descriptors: tuple[int, ...]
+) -> NoReturn:
     code = EXIT_FAILED
     try:
         signal.set_wakeup_fd(-1)
         for descriptor in descriptors:
             os.close(descriptor)
-        code = child_process.forked(
-            order, unblock=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        )
+        code = run(lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS))
     except BaseException as error:  # noqa: BLE001 - nothing of the supervisor may run in here
-        log.error("child_crashed", worker=order.name, error=f"{type(error).__name__}: {error}")
+        log.error("child_crashed", worker=name, error=f"{type(error).__name__}: {error}")
     finally:
         try:
             _flush()
