@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
 from sqlqueue.beat.cron import Cron, crontab, instant_ms
-from sqlqueue.config import duration_s
+from sqlqueue.config import duration_s, time_zone
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import escaped, quoted
 
@@ -134,6 +134,7 @@ def when(
     if sum(each is not None for each in (every, cron, at)) != 1:
         raise ConfigError(f"{name}: give one of every=, cron= and at=, such as every='5s'.")
     try:
+        time_zone(timezone, name="timezone")  # also where nothing goes by it
         if at is not None:
             return Once(_moment_ms(at, timezone))
         if isinstance(cron, Cron):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Publication
-    from sqlqueue.beat.schedule import Entry
+    from sqlqueue.beat.schedule import Entry, When
     from sqlqueue.task import Signature
     from sqlqueue_transport.schedules import EntryRow
 
@@ -62,6 +62,16 @@ class _Progress:
     is_paused: bool = False
     failures: int = 0
     not_before_ms: int = 0
+    _next: tuple[int, int | None] | None = None
+
+    def next_of(self, when: When) -> int | None:
+        """Return the first tick after `done_ms`; None when nothing comes any more.
+
+        Kept, because cron reckons long, and every turn asks for every entry.
+        """
+        if self._next is None or self._next[0] != self.done_ms:
+            self._next = self.done_ms, when.next_after(self.done_ms)
+        return self._next[1]
 
 
 class Beat:
@@ -268,15 +278,14 @@ class Beat:
             return max(self._producers[entry.name].left_s * 1000, 0)
         if progress.failures:  # its tick is still due
             return max(self._rest_ms(entry), 0)
-        now_ms = self._clock.wall_ms()
-        next_ms = entry.when.next_after(now_ms)
-        return math.inf if next_ms is None else next_ms - now_ms
+        next_ms = progress.next_of(entry.when)
+        return math.inf if next_ms is None else max(next_ms - self._clock.wall_ms(), 0)
 
     def _run_due(self, entry: Entry[Signature], now_ms: int) -> None:
         progress = self._progress[entry.name]
         if progress.done_ms > now_ms:  # the clock was set back: start anew, from here
             progress.done_ms = now_ms - 1
-        next_ms = entry.when.next_after(progress.done_ms)
+        next_ms = progress.next_of(entry.when)
         if next_ms is None or next_ms > now_ms:
             return  # without asking the store
         done_ms = self._schedules.done_ms(entry.name)

@@ -5,28 +5,23 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import json
 import math
 import os
 import random
-import select
 import shutil
 import signal
 import threading
 import time
-from datetime import datetime
 
 import pytest
 
 from sqlqueue.beat.service import run_beat
 from sqlqueue.beat.ticking import Beat
 from sqlqueue.errors import NotAvailable
-from sqlqueue_transport.clock import SystemClock
 from sqlqueue_transport.errors import DiskFault
 from sqlqueue_transport.reading import JobFilter
-from tests.support import FakeClock, finish, kill, read_line, run_python, wait_until
-
 from tests.sqlqueue.beat.conftest import NOON, ms
+from tests.support import finish, kill, read_line, run_python, wait_until
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
