@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from dataclasses import fields, replace
+from datetime import datetime
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,7 +29,7 @@ from typing import (
 
 from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
-from sqlqueue.beat.schedule import CatchUp, Cron, Entry, Tick, when
+from sqlqueue.beat.schedule import Entry, EntryOptions, Tick, timing
 from sqlqueue.bulk import CHUNK, publish_in_chunks
 from sqlqueue.calls import limits_of, publication_of, signature_of, valid_priority, valid_queue
 from sqlqueue.config import Resolved, Settings, anchored, resolve
@@ -40,6 +41,7 @@ from sqlqueue.errors import (
     UnknownTask,
 )
 from sqlqueue.results import AsyncResult
+from sqlqueue.schedules import Schedules
 from sqlqueue.task import AsyncTask, Signature, Task, TaskOptions, leave_store
 from sqlqueue.text import did_you_mean, quoted
 from sqlqueue_transport.clock import SYSTEM_CLOCK
@@ -305,20 +307,23 @@ class SqlQueue:
         return task
 
     def producer(
-        self,
-        *,
-        every: object = None,
-        cron: str | Cron | None = None,
-        name: str | None = None,
-        timezone: str | None = None,
-        catch_up: CatchUp = "one",
-        catch_up_limit: int = 100,
+        self, *, name: str | None = None, **options: Unpack[EntryOptions]
     ) -> Callable[[Produce], Produce]:
         """Have a beat call a function on each tick and enqueue what it yields, tick and calls as one.
 
-        The function runs in the beat's process and never waits for a worker; it may run twice for
-        one tick (two beats, a beat killed before its commit), but its calls are enqueued once.
-        Raises ConfigError for a schedule that makes no sense.
+        every                a duration: ``"5s"``
+        cron, timezone       an expression, or `crontab(…)`, and the zone of its clocks
+        at                   once: an aware datetime, or ISO text
+        catch_up             about ticks missed: one (default), skip, all, or ``all(20)``
+        catch_up_limit       of all: at most so many, the newest; default 100
+        jitter               a duration: its jobs become due up to so much later
+        overlap              allow (default), or skip: nothing while jobs of the last tick are
+                             unfinished
+
+        The function runs in a process of its own beside the beat and never waits for a worker. It
+        has `beat_producer_timeout` seconds. It may run twice for one tick (two beats, a beat killed
+        before its commit), but its calls are enqueued once. Raises ConfigError for a schedule that
+        makes no sense.
         """
 
         def decorate(function: Produce) -> Produce:
@@ -326,39 +331,26 @@ class SqlQueue:
             self._add(
                 entry,
                 lambda zone: Entry(
-                    entry,
-                    when(every=every, cron=cron, timezone=timezone or zone, name=entry),
-                    produce=function,
-                    catch_up=catch_up,
-                    catch_up_limit=catch_up_limit,
+                    entry, produce=function, **timing(options, zone=zone, name=str(entry))
                 ),
             )
             return function
 
         return decorate
 
-    def periodic(
-        self,
-        name: str,
-        signature: Signature,
-        *,
-        every: object = None,
-        cron: str | Cron | None = None,
-        timezone: str | None = None,
-        catch_up: CatchUp = "one",
-        catch_up_limit: int = 100,
-    ) -> None:
-        """Have a beat enqueue a call on each tick. Raises ConfigError."""
+    def periodic(self, name: str, signature: Signature, **options: Unpack[EntryOptions]) -> None:
+        """Have a beat enqueue a call on each tick. Options as in `producer`. Raises ConfigError."""
         self._add(
             name,
             lambda zone: Entry(
-                name,
-                when(every=every, cron=cron, timezone=timezone or zone, name=name),
-                signature=signature,
-                catch_up=catch_up,
-                catch_up_limit=catch_up_limit,
+                name, signature=signature, **timing(options, zone=zone, name=str(name))
             ),
         )
+
+    @property
+    def schedules(self) -> Schedules:
+        """Return the entries that live in the queue file, to add, remove, pause and resume."""
+        return Schedules(self)
 
     def _add(self, name: str, entry_in: Callable[[str], Entry[Signature]]) -> None:
         # Made once to see its mistakes where they are, and again by `entries`: the settings, of
@@ -385,7 +377,8 @@ class SqlQueue:
     def entries(self) -> dict[str, Entry[Signature]]:
         """Return the schedule: entries of the code, then those of `[beat.NAME]` tables.
 
-        Raises ConfigError for a table that makes no sense, and for a call nobody could enqueue.
+        Those of the queue file (`schedules`) are not among them. Raises ConfigError for a table
+        that makes no sense, and for a call nobody could enqueue.
         """
         found = {name: entry_in(self.conf.timezone) for name, entry_in in self._entries.items()}
         for name, table in self.conf.beat.items():
@@ -415,22 +408,21 @@ class SqlQueue:
             raise ConfigError(
                 f"{where} needs task = 'name', and may have args = [...] and kwargs = {{...}}"
             )
+        options: Any = {key: table[key] for key in _TIMING_KEYS if key in table}
+        if isinstance(
+            options.get("at"), datetime
+        ):  # TOML has times of its own, with and without zone
+            options["at"] = options["at"].isoformat()
         return Entry(
             name,
-            when(
-                every=table.get("every"),
-                cron=table.get("cron"),
-                timezone=table.get("timezone", self.conf.timezone),
-                name=where,
-            ),
+            origin="settings",
+            **timing(options, zone=self.conf.timezone, name=where),
             signature=Signature(
                 task,
                 tuple(args),
                 kwargs,
                 {key: table[key] for key in ("queue", "priority", "expires") if key in table},
             ),
-            catch_up=table.get("catch_up", "one"),
-            catch_up_limit=table.get("catch_up_limit", 100),
         )
 
     @property
@@ -544,10 +536,8 @@ class SqlQueue:
 
 
 _TASK_OPTIONS: Final = ("name", *(field.name for field in fields(TaskOptions)))
-_ENTRY_KEYS: Final = (
-    *("task", "args", "kwargs", "queue", "priority", "expires"),
-    *("every", "cron", "timezone", "catch_up", "catch_up_limit"),
-)
+_TIMING_KEYS: Final = tuple(EntryOptions.__annotations__)
+_ENTRY_KEYS: Final = ("task", "args", "kwargs", "queue", "priority", "expires", *_TIMING_KEYS)
 
 
 def _default_name(function: Callable[..., Any]) -> str:

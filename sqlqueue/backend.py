@@ -20,7 +20,7 @@ from sqlqueue import envelope
 from sqlqueue.housekeeping import log_lost, log_turn
 from sqlqueue_transport import log_guard
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
-from sqlqueue_transport.messages import Outcome, TickOf
+from sqlqueue_transport.messages import Outcome, TickAnswer, TickOf
 from sqlqueue_transport.pruning import Policy
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.acting import Acted
     from sqlqueue_transport.lifecycle import Event, State
     from sqlqueue_transport.reading import Counts, JobDetail, JobFilter, JobRow, QueueRow
-    from sqlqueue_transport.schedules import ScheduleRow
+    from sqlqueue_transport.schedules import Schedules
     from sqlqueue_transport.store import Store
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Running",
     "SqliteBackend",
     "Taken",
+    "TickAnswer",
     "TickOf",
     "WorkerRow",
     "open_backend",
@@ -128,8 +129,10 @@ class Running(Protocol):
     def connection_errors(self) -> tuple[type[BaseException], ...]:
         """Return the errors that may be waited out."""
 
-    def publish(self, publications: Sequence[Publication], *, tick: TickOf | None = None) -> bool:
-        """Publish; with several or a `tick`, in one transaction. False: the tick was there."""
+    def publish(
+        self, publications: Sequence[Publication], *, tick: TickOf | None = None
+    ) -> TickAnswer:
+        """Publish; with several or a `tick`, in one transaction. Nothing is, unless it is TAKEN."""
 
     def register(
         self,
@@ -243,22 +246,9 @@ class Inspecting(Protocol):
     def workers(self) -> list[WorkerRow]:
         """List living processes with what they run."""
 
-    def schedule(self) -> list[ScheduleRow]:
-        """List schedule entries as beats described them."""
-
-    def describe_entry(
-        self,
-        entry: str,
-        *,
-        description: str,
-        target: str,
-        next_due_ms: int | None,
-        error: str | None = None,
-    ) -> int:
-        """Write down what a beat knows of an entry; return when it was first seen."""
-
-    def last_tick_ms(self, entry: str) -> int | None:
-        """Return the newest enqueued tick of an entry."""
+    @property
+    def schedules(self) -> Schedules:
+        """Return the schedule: entries, ticks, and what operators do to them."""
 
     def act(
         self,
@@ -373,7 +363,7 @@ class SqliteBackend:
         self._policy = Policy.of(transport.options)
         self._swept_s = 0.0
         # What the store answers word for word; the Protocols say what it means.
-        reading, schedules = self.store.reading, self.store.schedules
+        reading = self.store.reading
         self.unfinished_since_ms = reading.unfinished_since_ms
         self.paused = reading.paused
         self.counts = reading.counts
@@ -381,9 +371,7 @@ class SqliteBackend:
         self.job = reading.job
         self.message_ids_of = reading.message_ids_of
         self.queues = reading.queues
-        self.schedule = schedules.rows
-        self.describe_entry = schedules.describe
-        self.last_tick_ms = schedules.last_tick_ms
+        self.schedules = self.store.schedules
         self.act = self.store.acting.act
         self.pause = self.store.pausing.pause
         self.resume = self.store.pausing.resume
@@ -397,17 +385,19 @@ class SqliteBackend:
         found: tuple[type[BaseException], ...] = self._connection.connection_errors
         return found
 
-    def publish(self, publications: Sequence[Publication], *, tick: TickOf | None = None) -> bool:
-        """Publish in one transaction; False when the tick was enqueued before."""
+    def publish(
+        self, publications: Sequence[Publication], *, tick: TickOf | None = None
+    ) -> TickAnswer:
+        """Publish in one transaction, as far as the tick allows it."""
         if tick is None and len(publications) == 1:
             self._publisher.publish(publications[0])
-            return True
+            return TickAnswer.TAKEN
         for one in publications:
             self._publisher.declare(one.queue)
         with self._channel.publishing_together(tick) as stored:
             for one in publications:
                 self._publisher.publish(one)
-        return all(stored)
+        return stored[0] if stored else TickAnswer.TAKEN
 
     def register(
         self,

@@ -92,6 +92,7 @@ class Settings:
 
     # The beat
     beat_max_interval: float = 5.0  # the longest sleep of a beat
+    beat_producer_timeout: float = 60.0  # how long a producer function may take for one tick
     timezone: str = "UTC"  # of cron schedules that name none
     beat: Mapping[str, object] = field(default_factory=dict)  # schedule entries by name, as written
 
@@ -460,6 +461,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "worker_max_jobs_per_child": _count_or_none,
     "worker_max_memory_per_child": _memory,
     "beat_max_interval": _positive_duration,
+    "beat_producer_timeout": _positive_duration,
     "timezone": _zone_name,
     "beat": _table,
     "log_level": _choice("debug", "info", "warning", "error", "critical"),

@@ -12,6 +12,7 @@
     ├ NotAvailable                this broker cannot do that
     ├ JobNotFound                 no job has this id
     ├ QueueNotFound               no queue has this name
+    ├ ScheduleNotFound            no schedule entry has this name
     ├ JobFailed                   raised by AsyncResult.get() for a job that ended badly
     ├ ResultTimeout               the result did not come in time; also a TimeoutError
     ├ TestingError                app.testing used in a way that cannot work
@@ -48,6 +49,7 @@ __all__ = [
     "Reject",
     "ResultTimeout",
     "Retry",
+    "ScheduleNotFound",
     "SoftTimeLimitExceeded",
     "SqlQueueError",
     "TaskDefinitionError",
@@ -169,6 +171,17 @@ class JobCancelled(BaseException):
     def __init__(self, reason: str = "an operator asked the job to stop") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class ScheduleNotFound(SqlQueueError):
+    """No schedule entry has this name: it was not added, and no beat has described it."""
+
+    def __init__(self, entry: str, hint: str = "") -> None:
+        super().__init__(
+            f"no schedule entry is named {quoted(entry)}.{hint} List them with 'sqlqueue inspect"
+            " schedule'."
+        )
+        self.entry = entry
 
 
 class JobFailed(SqlQueueError):

@@ -1,4 +1,4 @@
-"""What a process that user code forks must not inherit from a worker or a beat.
+"""What a forked process must not inherit, and how it ends with its parent.
 
 A task may fork: by itself, or through multiprocessing. The copy has our signal handlers, with which
 `Process.terminate()` would only set a flag, and our call stack, on which it would return into the
@@ -8,12 +8,17 @@ worker's loop and settle its parent's job.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import signal
 import sys
+import threading
+from typing import Final
 
-__all__ = ["end_stray_copy", "give_forks_default_signals"]
+__all__ = ["die_with", "end_stray_copy", "give_forks_default_signals"]
+
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def give_forks_default_signals() -> None:
@@ -50,3 +55,25 @@ def end_stray_copy(pid: int, error: BaseException | None) -> None:
                 stream.flush()
     finally:
         os._exit(code & 0xFF)
+
+
+def die_with(parent_pid: int, lifeline: int | None = None) -> None:
+    """End this process when its parent ends, however it ends.
+
+    `lifeline` is a pipe's reading end, for systems on which the kernel does not do it.
+    """
+    if sys.platform == "linux":
+        # The kernel does it (prctl(2)); the check after it covers a parent already gone.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent_pid:
+            os._exit(1)
+        return
+    if lifeline is None:  # pragma: no cover - not on Linux
+        return
+    # Elsewhere the parent's end of a pipe closes with it.
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # pragma: no cover
+
+
+def _watch(lifeline: int) -> None:  # pragma: no cover - not on Linux
+    os.read(lifeline, 1)
+    os._exit(1)

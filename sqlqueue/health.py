@@ -21,6 +21,7 @@ import kombu
 from sqlqueue.backend import SqliteBackend
 from sqlqueue.errors import NotAvailable
 from sqlqueue.inspection import JobFilter, State
+from sqlqueue.scheduled import Standing
 from sqlqueue_transport import files, log_guard
 from sqlqueue_transport.transport import split_url
 from sqlqueue_transport.writer_lock import read_holder
@@ -119,6 +120,7 @@ def examine(
     yield from _check_jobs(inspection)
     yield _check_workers(inspection)
     yield from _check_queues(inspection)
+    yield _check_schedule(inspection)
     for title, function in (app_checks or {}).items():
         yield _check_app(inspection, title, function)
 
@@ -344,6 +346,36 @@ def _check_queues(inspection: Inspection) -> Iterator[Check]:
         good="every queue with pending jobs is served",
         bad="with pending jobs, but served by no worker",
         hint="start a worker for them: sqlqueue worker -A … -Q QUEUE, or celery -A … worker -Q QUEUE",
+    )
+
+
+def _check_schedule(inspection: Inspection) -> Check:
+    """Look at entries that fail, and at those nobody runs."""
+    entries = inspection.schedule()
+    failing = [
+        f"entry {one.row.entry}: {one.row.error}"
+        for one in entries
+        if one.row.error is not None and one.standing is not Standing.PAUSED
+    ]
+    if failing:
+        return Check(
+            "schedule",
+            Level.FAIL,
+            f"{len(failing)} entries fail",
+            tuple(failing[:MOST_PROBLEMS]),
+            hint="the beat's log has the tracebacks; it tries again by itself",
+        )
+    idle = {
+        Standing.NO_BEAT: "no beat is running",
+        Standing.ORPHANED: "not in any running beat's application",
+    }
+    return _found(
+        "schedule",
+        [f"entry {one.row.entry}: {idle[one.standing]}" for one in entries if one.standing in idle],
+        good="every entry is run by a beat" if entries else "there is none",
+        bad="run by no beat",
+        hint="start a beat: sqlqueue beat -A …; remove what is not wanted: sqlqueue schedule remove",
+        level=Level.WARN,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue import envelope, plain_json
 from sqlqueue.config import Settings
 from sqlqueue.errors import JobNotFound, UndecodableMessage
+from sqlqueue.scheduled import Scheduled, scheduled
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.log_guard import LIMIT_BYTES
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from sqlqueue.backend import Backend, WorkerRow
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.reading import AttemptRow, AuditRow, JobDetail, JobRow, Pause
-    from sqlqueue_transport.schedules import ScheduleRow
 
 __all__ = [
     "MOST_ON_A_PAGE",
@@ -41,6 +41,7 @@ __all__ = [
     "JobFilter",
     "Page",
     "Queue",
+    "Scheduled",
     "State",
     "Stats",
     "Worker",
@@ -382,9 +383,10 @@ class Inspection:
             for row in ordered
         ]
 
-    def schedule(self) -> list[ScheduleRow]:
-        """List the schedule entries as beats last described them."""
-        return self.backend.schedule()
+    def schedule(self) -> list[Scheduled]:
+        """List the entries of the schedule: those of the file, and those that beats described."""
+        beats = sum(row.kind == "beat" and row.is_known_alive for row in self.backend.workers())
+        return [scheduled(row, beats=beats) for row in self.backend.schedules.rows()]
 
     def _age_s(self, since_ms: int | None) -> float | None:
         # Two clocks, or a due time just ahead: an age is never negative.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kombu.exceptions import ChannelError
 
 from sqlqueue import envelope
-from sqlqueue.backend import Publication, Publisher, Taken
+from sqlqueue.backend import Publication, Publisher, Taken, TickAnswer
 from sqlqueue.errors import NotAvailable
 from sqlqueue.log import get_logger
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY
@@ -63,9 +63,7 @@ class KombuBackend:
     message_ids_of = _not_available("looking up a job")
     queues = _not_available("listing queues")
     workers = _not_available("listing workers")
-    schedule = _not_available("listing the schedule")
-    describe_entry = _not_available("a beat")
-    last_tick_ms = _not_available("a beat")
+    schedules = property(_not_available("a schedule, and a beat"))
     act = _not_available("changing stored jobs")
     pause = _not_available("pausing a queue")
     resume = _not_available("resuming a queue")
@@ -86,7 +84,9 @@ class KombuBackend:
         found: tuple[type[BaseException], ...] = self._connection.connection_errors
         return found
 
-    def publish(self, publications: Sequence[Publication], *, tick: TickOf | None = None) -> bool:
+    def publish(
+        self, publications: Sequence[Publication], *, tick: TickOf | None = None
+    ) -> TickAnswer:
         """Publish one by one. Ticks and unique keys need a store: NotAvailable."""
         if tick is not None:
             raise NotAvailable("enqueueing a tick once")
@@ -94,7 +94,7 @@ class KombuBackend:
             raise NotAvailable("storing a job_id once")
         for one in publications:
             self._publisher.publish(one)
-        return True
+        return TickAnswer.TAKEN
 
     def register(self, *, queues: Sequence[str] = (), **_: object) -> int:
         """Declare the queues; plain brokers know no workers."""

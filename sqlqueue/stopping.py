@@ -28,12 +28,17 @@ _STDERR: Final = 2
 
 @contextlib.contextmanager
 def stopped_by_signals(
-    stop: Callable[[], object], *, reopened: Callable[[], object] = lambda: None
+    stop: Callable[[], object],
+    *,
+    reopened: Callable[[], object] = lambda: None,
+    at_once: bool = True,
 ) -> Iterator[None]:
     """Call `stop` at the first SIGTERM or SIGINT, and end the process with code 130 at the second.
 
-    SIGHUP opens the log anew, and calls `reopened`; on a terminal it stops, as SIGTERM does.
-    SIGQUIT writes the stacks of all threads to standard error.
+    With `at_once` False the second one says the same as the first: for a process whose supervisor
+    is told as well, tells it in turn, and ends it if it takes too long. SIGHUP opens the log anew,
+    and calls `reopened`; on a terminal it stops, as SIGTERM does. SIGQUIT writes the stacks of all
+    threads to standard error.
 
     In the main thread. `stop` and `reopened` run in a signal handler, between any two steps of the
     block. What the block forks has the default signals again.
@@ -43,7 +48,7 @@ def stopped_by_signals(
     terminal_is_gone = False
 
     def on_signal(*_: object) -> None:
-        if next(times) > 1:
+        if next(times) > 1 and at_once:
             os._exit(_EXIT_STOPPED)
         stop()
 

@@ -60,7 +60,7 @@ from sqlqueue_transport.errors import (
     WorkerSwept,
 )
 from sqlqueue_transport.lifecycle import Event, State
-from sqlqueue_transport.messages import Fault, NewMessage, Outcome, Settlement, TickOf
+from sqlqueue_transport.messages import Fault, NewMessage, Outcome, Settlement, TickAnswer, TickOf
 from sqlqueue_transport.store import Store
 from sqlqueue_transport.stores import close_store, open_store
 from sqlqueue_transport.transport import Transport
@@ -88,6 +88,7 @@ __all__ = [
     "SqliteTooOld",
     "State",
     "Store",
+    "TickAnswer",
     "TickOf",
     "Transport",
     "TransportError",

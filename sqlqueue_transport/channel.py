@@ -48,6 +48,7 @@ from sqlqueue_transport.messages import (
     NewMessage,
     Outcome,
     Settlement,
+    TickAnswer,
     TickOf,
     make_tag,
     split_tag,
@@ -148,17 +149,17 @@ class Channel(virtual.Channel):
             raise ChannelError(text, (60, 40), "Channel.basic_publish", "312")
 
     @contextlib.contextmanager
-    def publishing_together(self, tick: TickOf | None = None) -> Iterator[list[bool]]:
+    def publishing_together(self, tick: TickOf | None = None) -> Iterator[list[TickAnswer]]:
         """Store all publishes of the block in one transaction, or none when the block raises.
 
-        With `tick`, nothing is stored when that tick was enqueued before. The list yielded is
-        empty until the block ends and then holds one bool: whether it was stored; it stays empty
-        when there was nothing to store. One thread.
+        With `tick`, what becomes of that decides whether anything is stored. The list yielded is
+        empty until the block ends and then holds the answer: TAKEN, where something was stored; it
+        stays empty when there was nothing to store. One thread.
         """
         if self._together is not None:
             message = "publishing_together inside publishing_together on the same channel"
             raise InvalidMessage(message)
-        stored: list[bool] = []
+        stored: list[TickAnswer] = []
         self._together = []
         try:
             yield stored
@@ -184,13 +185,16 @@ class Channel(virtual.Channel):
             hold_eta=self.options.hold_eta,
         )
 
-    def publish_all(self, messages: Sequence[NewMessage], tick: TickOf | None = None) -> bool:
-        """Store messages in one transaction; False when the tick had been enqueued before."""
-        if not messages and tick is None:
-            return True
+    def publish_all(self, messages: Sequence[NewMessage], tick: TickOf | None = None) -> TickAnswer:
+        """Store messages in one transaction; with `tick`, if that may be taken."""
+        if tick is None and not messages:
+            return TickAnswer.TAKEN
+        is_durable = self.options.sync_publish
+        if tick is not None:
+            return self.store.publish_tick(messages, tick, durable=is_durable)
         with _as_channel_errors("Channel.basic_publish"):
-            answers = self.store.publish(messages, durable=self.options.sync_publish, tick=tick)
-        return answers is not None
+            self.store.publish(messages, durable=is_durable)
+        return TickAnswer.TAKEN
 
     # -- consume ----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from sqlqueue_transport.lifecycle import Event
 
@@ -55,11 +56,30 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class TickOf:
-    """Name the tick that a publish belongs to; each is enqueued once in the whole file."""
+    """Name the tick that a publish belongs to; each is enqueued once in the whole file.
+
+    `next_due_ms` is the entry's tick after it, None when it was the last. With `waits_for_last`
+    it is skipped while jobs of the entry's last tick are unfinished. `definition` is that of an
+    entry which lives in the file, as the beat has read it; None for others.
+    """
 
     entry: str
     due_ms: int
     beat: str
+    next_due_ms: int | None = None
+    waits_for_last: bool = False
+    definition: str | None = None
+
+
+class TickAnswer(Enum):
+    """What became of a tick."""
+
+    TAKEN = "taken"  # its messages are stored
+    THERE = "there"  # somebody took it before
+    SKIPPED = (
+        "skipped"  # recorded, and nothing stored: jobs of the entry's last tick are unfinished
+    )
+    HELD = "held"  # nothing is recorded: the entry was paused, removed or changed meanwhile
 
 
 @dataclass(frozen=True, slots=True)

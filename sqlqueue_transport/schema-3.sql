@@ -6,9 +6,21 @@ ALTER TABLE message ADD COLUMN stop_asked_at_ms INTEGER;
 ALTER TABLE message ADD COLUMN kill_at_ms INTEGER;
 ALTER TABLE schedule ADD COLUMN definition TEXT;
 ALTER TABLE schedule ADD COLUMN paused_at_ms INTEGER;
+ALTER TABLE schedule ADD COLUMN origin TEXT NOT NULL DEFAULT 'code'
+  CHECK (origin IN ('code', 'settings', 'file'));
+ALTER TABLE schedule ADD COLUMN done_ms INTEGER;
+ALTER TABLE schedule ADD COLUMN first_message_id INTEGER;
+ALTER TABLE schedule ADD COLUMN last_message_id INTEGER;
 ALTER TABLE tick ADD COLUMN skipped TEXT;
 ALTER TABLE tick ADD COLUMN first_message_id INTEGER;
 ALTER TABLE tick ADD COLUMN last_message_id INTEGER;
+
+-- Which beat has which entry of code or settings; a row counts while its worker's does.
+CREATE TABLE beating (
+  worker_id INTEGER NOT NULL,
+  entry     TEXT NOT NULL,
+  PRIMARY KEY (worker_id, entry)
+) STRICT, WITHOUT ROWID;
 
 -- A CHECK cannot be altered: the table is made anew, with one more outcome.
 ALTER TABLE attempt RENAME TO attempt_2;

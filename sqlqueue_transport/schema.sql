@@ -236,19 +236,32 @@ CREATE TABLE audit (
 
 CREATE INDEX audit_message ON audit (message_id, id);
 
--- Schedule entries, as the beats last described them or as `app.schedules` added them, and every tick that was enqueued: the
--- primary key is what makes any number of beats enqueue each tick once.
+-- Schedule entries: those of code and settings as the beats last described them, and those that live
+-- here, which `origin` tells apart. `definition` is JSON for all: when an entry is due, and of one that
+-- lives here also what it enqueues.
 CREATE TABLE schedule (
   entry         TEXT PRIMARY KEY NOT NULL,
   description   TEXT NOT NULL,
   target        TEXT NOT NULL,
   first_seen_ms INTEGER NOT NULL,
-  next_due_ms   INTEGER,
-  error         TEXT,
-  definition    TEXT,                       -- JSON of an entry that lives here; NULL: code or settings have it
-  paused_at_ms  INTEGER                     -- an operator paused it; NULL: it runs
+  next_due_ms   INTEGER,                    -- NULL: it is over
+  error         TEXT,                       -- of its newest tick; NULL: none
+  definition    TEXT,                       -- NULL: described by a version before 3
+  paused_at_ms  INTEGER,                    -- an operator paused it; NULL: it runs
+  origin        TEXT NOT NULL DEFAULT 'code' CHECK (origin IN ('code', 'settings', 'file')),
+  done_ms       INTEGER,                    -- each tick up to here was enqueued or given up; outlives its row
+  first_message_id INTEGER,                 -- what the newest tick with jobs enqueued lies between these
+  last_message_id  INTEGER                  -- two: for entries whose ticks must not overlap
 ) STRICT, WITHOUT ROWID;
 
+-- Which beat has which entry of code or settings; a row counts while its worker's does.
+CREATE TABLE beating (
+  worker_id INTEGER NOT NULL,
+  entry     TEXT NOT NULL,
+  PRIMARY KEY (worker_id, entry)
+) STRICT, WITHOUT ROWID;
+
+-- Every tick that was enqueued: the primary key is what makes any number of beats enqueue each once.
 CREATE TABLE tick (
   entry   TEXT NOT NULL,
   due_ms  INTEGER NOT NULL,

@@ -51,13 +51,6 @@ ORDER BY queue
 # Topic patterns are matched in Python, a fanout exchange takes every binding.
 BINDINGS_OF = "SELECT routing_key, queue FROM binding WHERE exchange = :exchange ORDER BY queue"
 
-# The primary key makes the second beat's tick a no-op; its messages are then not stored either.
-TAKE_TICK = """
-INSERT INTO tick (entry, due_ms, at_ms, beat, jobs)
-VALUES (:entry, :due_ms, :now_ms, :beat, :jobs)
-ON CONFLICT DO NOTHING
-"""
-
 # -- claiming ---------------------------------------------------------------------------------------
 
 # Delayed is a state, not a predicate of the claim: `due_at_ms <= now` in the claim would walk over

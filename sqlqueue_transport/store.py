@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sqlqueue_transport import routing
+from sqlqueue_transport import routing, schedules
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
@@ -39,6 +39,7 @@ from sqlqueue_transport.messages import (
     Outcome,
     Published,
     Settlement,
+    TickAnswer,
     TickOf,
     storable,
 )
@@ -94,7 +95,7 @@ class Store:
             self.topology = Topology(self.database, clock)
             self.consumers = Consumers(self.database, clock, self.topology)
             self.reading = Reading(self.database, clock, self.consumers)
-            self.schedules = Schedules(self.database, clock)
+            self.schedules = Schedules(self.database, clock, self.consumers)
             self.housekeeping = Housekeeping(self.database, clock)
             self.acting = Acting(self.database, clock, self.consumers)
             self.pausing = Pausing(self.database, clock, self.consumers)
@@ -115,37 +116,57 @@ class Store:
         messages: Sequence[NewMessage],
         *,
         durable: bool = True,
-        tick: TickOf | None = None,
-    ) -> list[Published] | None:
+    ) -> list[Published]:
         """Store messages in one transaction and wake who waits for them.
 
         Return one answer per message (of several bound queues the first; message id 0 when no
-        queue was bound), or None when `tick` had been enqueued before: then nothing is stored.
-        With `durable` it survives a power cut once this has returned, unless all are `transient`.
+        queue was bound). With `durable` it survives a power cut once this has returned, unless all are `transient`.
         Raises InvalidMessage when one of them cannot be stored, NotDeclared, QueueFull. If the
         process dies midway, all of it is stored or nothing.
         """
         collected: list[NewMessage] | None = getattr(self._collecting, "messages", None)
-        if collected is not None and tick is None:
+        if collected is not None:
             collected += messages
             return [Published(0, stored=True)] * len(messages)
-        if tick is None and self._are_for_nobody(messages):
+        if self._are_for_nobody(messages):
             return [Published(0, stored=False)] * len(messages)
         landed: Landed = []
 
-        def work(connection: sqlite3.Connection) -> list[Published] | None:
+        def work(connection: sqlite3.Connection) -> list[Published]:
             # Here and below the clocks are read under the writer lock: waiting for it may have
             # taken longer than a lease.
             now_ms = self.clock.wall_ms()
             landed.clear()
-            if tick is not None and not _take_tick(connection, tick, len(messages), now_ms):
-                return None
             return self.insert(connection, messages, now_ms, landed)
 
         is_durable = durable and not (messages and all(one.transient for one in messages))
         answers = self.database.write(work, durable=is_durable)
         self.wake_for(landed)
         return answers
+
+    def publish_tick(
+        self, messages: Sequence[NewMessage], tick: TickOf, *, durable: bool = True
+    ) -> TickAnswer:
+        """Take a tick and store its messages, in one transaction, and wake who waits for them.
+
+        Anything but TAKEN means that none of them is stored. Raises as `publish` does. If the
+        process dies midway, tick and messages are there, or neither.
+        """
+        landed: Landed = []
+
+        def work(connection: sqlite3.Connection) -> TickAnswer:
+            now_ms = self.clock.wall_ms()
+            landed.clear()
+            answer = schedules.take(connection, tick, now_ms, jobs=len(messages))
+            if answer is TickAnswer.TAKEN:
+                published = self.insert(connection, messages, now_ms, landed)
+                stored = [one.message_id for one in published if one.stored]
+                schedules.name_messages(connection, tick, stored)
+            return answer
+
+        answer = self.database.write(work, durable=durable)
+        self.wake_for(landed)
+        return answer
 
     def _are_for_nobody(self, messages: Sequence[NewMessage]) -> bool:
         """Say whether no queue wants any of these: events, mostly, while nobody listens.
@@ -175,7 +196,7 @@ class Store:
         """Keep what this thread publishes to this file in a list, instead of storing it.
 
         For who wants to store it later, with `insert`, together with something else. In a block
-        inside a block the inner one collects. A publish of a tick is stored all the same.
+        inside a block the inner one collects. A tick is stored all the same.
         """
         outer = getattr(self._collecting, "messages", None)
         collected: list[NewMessage] = []
@@ -394,17 +415,6 @@ class Store:
         finally:
             self.consumers.detach()
             self.database.close()
-
-
-def _take_tick(connection: sqlite3.Connection, tick: TickOf, jobs: int, now_ms: int) -> bool:
-    values = {
-        "entry": tick.entry,
-        "due_ms": tick.due_ms,
-        "now_ms": now_ms,
-        "beat": tick.beat,
-        "jobs": jobs,
-    }
-    return bool(connection.execute(sql.TAKE_TICK, values).rowcount)
 
 
 def _take(

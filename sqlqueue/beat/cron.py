@@ -35,7 +35,7 @@ from sqlqueue.text import escaped, quoted
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-__all__ = ["Cron", "crontab"]
+__all__ = ["Cron", "crontab", "instant_ms"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NAIVE_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - wall-clock time, of whatever zone
@@ -75,14 +75,15 @@ class Cron:
             why = escaped(str(error)) or "not understood"
             raise ConfigError(f"cron = {shown}: {why}. {_CRON_HINT}") from None
 
-    def next_after(self, at_ms: int) -> int:
-        """Return the first tick after `at_ms`, which may be a tick itself.
+    def next_after(self, at_ms: int) -> int | None:
+        """Return the first tick after `at_ms`, which may be a tick itself; None: none before 9999."""
+        return next(self._ticks_after(at_ms), None)
 
-        Raises ConfigError if none comes before the year 9999.
-        """
-        for tick_ms in self._ticks_after(at_ms):
-            return tick_ms
-        raise ConfigError(f"cron = {quoted(self.expression)} never comes again. Remove the entry.")
+    @property
+    def follows_time(self) -> bool:
+        """Say whether ticks follow the time that passes, and not the times of a day."""
+        minute, hour = self.expression.split()[-5:-3]
+        return minute.startswith("*") or hour.startswith("*")
 
     def newest_between(self, after_ms: int, upto_ms: int, *, limit: int) -> list[int]:
         """Return the ticks in (after_ms, upto_ms], oldest first, the newest `limit` of them.
@@ -101,10 +102,9 @@ class Cron:
 
     def _ticks_after(self, at_ms: int) -> Iterator[int]:
         zone = time_zone(self.timezone, name="timezone")
-        minute, hour = self.expression.split()[-5:-3]
-        follows_time = minute.startswith("*") or hour.startswith("*")
+        ticks_of = self._by_elapsed_time if self.follows_time else self._by_wall_clock
         try:
-            yield from (self._by_elapsed_time if follows_time else self._by_wall_clock)(at_ms, zone)
+            yield from ticks_of(at_ms, zone)
         except OverflowError:  # the year 9999 is over
             return
 
@@ -170,6 +170,11 @@ def crontab(
 
 
 # --- wall clock and instants ----------------------------------------------------------------------
+
+
+def instant_ms(wall: datetime, zone: str) -> int:
+    """Return the first instant at which that zone's clocks show this; of a gap, its end."""
+    return _instant_ms(wall, time_zone(zone, name="timezone"))
 
 
 def _offset_ms(zone: tzinfo, at_ms: int) -> int:

@@ -8,12 +8,14 @@ beats, whenever they started, agree on every tick to the millisecond. That agree
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
-from sqlqueue.beat.cron import Cron, crontab
-from sqlqueue.config import duration_s
+from sqlqueue.beat.cron import Cron, crontab, instant_ms
+from sqlqueue.config import duration_s, time_zone
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import escaped, quoted
 
@@ -24,15 +26,26 @@ __all__ = [
     "CatchUp",
     "Cron",
     "Entry",
+    "EntryOptions",
     "Interval",
+    "Once",
+    "Overlap",
     "Tick",
     "When",
     "crontab",
     "due_ticks",
+    "forgotten_after_ms",
+    "manner",
+    "timing",
     "when",
 ]
 
 CatchUp: TypeAlias = Literal["one", "skip", "all"]
+Overlap: TypeAlias = Literal["allow", "skip"]
+
+DEFAULT_LIMIT: Final = 100
+_DAY_MS: Final = 86_400_000
+_LATEST_MS: Final = 253_370_764_800_000  # the year 9999, as for a job's eta
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MS: Final = timedelta(milliseconds=1)
@@ -66,7 +79,12 @@ class Interval:
         if type(self.every_ms) is not int or self.every_ms < 1:
             raise ConfigError(f"every = {quoted(self.every_ms)} ms: give a millisecond or more.")
 
-    def next_after(self, at_ms: int) -> int:
+    @property
+    def follows_time(self) -> bool:
+        """Say that ticks follow the time that passes."""
+        return True
+
+    def next_after(self, at_ms: int) -> int | None:
         """Return the first tick after `at_ms`, which may be a tick itself."""
         return (at_ms // self.every_ms + 1) * self.every_ms
 
@@ -77,23 +95,48 @@ class Interval:
         return [number * self.every_ms for number in range(oldest, newest + 1)]
 
 
-When: TypeAlias = Interval | Cron
+@dataclass(frozen=True, slots=True)
+class Once:
+    """One moment, in UTC milliseconds: a single tick."""
+
+    at_ms: int
+
+    @property
+    def follows_time(self) -> bool:
+        """Say that it is a time of a day."""
+        return False
+
+    def next_after(self, at_ms: int) -> int | None:
+        """Return the tick if it comes after `at_ms`."""
+        return self.at_ms if at_ms < self.at_ms else None
+
+    def newest_between(self, after_ms: int, upto_ms: int, *, limit: int) -> list[int]:  # noqa: ARG002 - as of the others
+        """Return the tick if it is in (after_ms, upto_ms]."""
+        return [self.at_ms] if after_ms < self.at_ms <= upto_ms else []
+
+
+When: TypeAlias = Interval | Cron | Once
 
 
 def when(
     *,
     every: object = None,
     cron: str | Cron | None = None,
+    at: str | datetime | None = None,
     timezone: str = "UTC",
     name: str = "entry",
 ) -> When:
-    """Return the schedule of ``every=`` (a duration) or ``cron=``, of which exactly one is given.
+    """Return the schedule of ``every=`` (a duration), ``cron=`` or ``at=``: exactly one is given.
 
-    `timezone` is for an expression given as text. `name` is what an error calls the entry.
+    `at` is an aware datetime, or ISO text. `timezone` is for an expression given as text, and for
+    a text that names no offset. `name` is what an error calls the entry.
     """
-    if (every is None) == (cron is None):
-        raise ConfigError(f"{name}: give either every= or cron=, such as every='5s'.")
+    if sum(each is not None for each in (every, cron, at)) != 1:
+        raise ConfigError(f"{name}: give one of every=, cron= and at=, such as every='5s'.")
     try:
+        time_zone(timezone, name="timezone")  # also where nothing goes by it
+        if at is not None:
+            return Once(_moment_ms(at, timezone))
         if isinstance(cron, Cron):
             return cron
         if cron is not None:
@@ -101,6 +144,31 @@ def when(
         return Interval(round(duration_s(every, name="every") * 1000))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _moment_ms(at: object, timezone: str) -> int:
+    moment = at
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment.strip().replace("Z", "+00:00"))
+        except ValueError:
+            raise ConfigError(f"at = {quoted(at)} is no ISO time. {_AT_HINT}") from None
+        if moment.utcoffset() is None:
+            return _in_range(instant_ms(moment, timezone), at)
+    if not isinstance(moment, datetime):
+        raise ConfigError(f"at = {quoted(at)} is no time. {_AT_HINT}")
+    if moment.utcoffset() is None:
+        raise ConfigError(f"at = {moment} has no time zone; give an aware datetime. {_AT_HINT}")
+    return _in_range((moment - _EPOCH) // _MS, at)
+
+
+def _in_range(at_ms: int, at: object) -> int:
+    if 0 <= at_ms <= _LATEST_MS:
+        return at_ms
+    raise ConfigError(f"at = {quoted(at)} is in no year from 1970 to 9998. {_AT_HINT}")
+
+
+_AT_HINT: Final = "Write such as '2027-03-01T08:00:00+01:00', or without the offset."
 
 
 C = TypeVar("C")
@@ -112,7 +180,8 @@ class Entry(Generic[C]):
 
     `catch_up` says what a beat that was down does about the ticks it missed: ``one`` enqueues the
     newest, ``skip`` none, ``all`` every one up to `catch_up_limit`, of which the newest are kept.
-    Raises ConfigError.
+    `jitter_ms` is how much later than the tick its jobs may become due. With `overlap` ``skip`` a
+    tick enqueues nothing while jobs of the one before are unfinished. Raises ConfigError.
     """
 
     name: str
@@ -120,7 +189,11 @@ class Entry(Generic[C]):
     signature: C | None = None
     produce: Callable[[Tick], Iterable[C]] | None = None
     catch_up: CatchUp = "one"
-    catch_up_limit: int = 100
+    catch_up_limit: int = DEFAULT_LIMIT
+    jitter_ms: int = 0
+    overlap: Overlap = "allow"
+    origin: Literal["code", "settings", "file"] = "code"
+    definition: str | None = None  # the text by which the file knows an entry of its own
 
     def __post_init__(self) -> None:
         """Refuse an entry that could not work."""
@@ -129,16 +202,102 @@ class Entry(Generic[C]):
             raise ConfigError(f"{quoted(name)} is no entry name. Use 1 to 200 visible characters.")
         if (self.signature is None) == (self.produce is None):
             raise ConfigError(f"entry {quoted(name)}: give either a task or a producer function.")
-        if self.catch_up not in {"one", "skip", "all"}:
+
+    def delay_ms(self, due_ms: int) -> int:
+        """Return by how much a tick's jobs are late on purpose: 0 to `jitter_ms`.
+
+        Made of entry and tick, so that all beats agree and a tick that is tried again is the same.
+        """
+        if not self.jitter_ms:
+            return 0
+        digest = hashlib.sha256(f"{self.name}\0{due_ms}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % (self.jitter_ms + 1)
+
+
+def manner(
+    *,
+    catch_up: object = "one",
+    catch_up_limit: object = None,
+    jitter: object = 0,
+    overlap: object = "allow",
+    name: str = "entry",
+) -> dict[str, Any]:
+    """Check what an entry does beside its time; return it as fields of `Entry`.
+
+    `catch_up` is one, skip, all, or ``all(20)``, which says the limit in one word. `jitter` is a
+    duration. `name` is what an error calls the entry. Raises ConfigError.
+    """
+    match = re.fullmatch(r"all\(([0-9]{1,9})\)", catch_up) if isinstance(catch_up, str) else None
+    if match:
+        if catch_up_limit is not None:
             raise ConfigError(
-                f"entry {quoted(name)}: catch_up = {quoted(self.catch_up)} is not known."
-                " Choose one of: one, skip, all."
+                f"{name}: catch_up = {quoted(catch_up)} has its limit already; leave catch_up_limit"
+                " out."
             )
-        if type(self.catch_up_limit) is not int or not 1 <= self.catch_up_limit <= 100_000:
-            raise ConfigError(
-                f"entry {quoted(name)}: catch_up_limit = {quoted(self.catch_up_limit)}."
-                " Give a whole number from 1 to 100000."
-            )
+        catch_up, catch_up_limit = "all", int(match[1])
+    if catch_up not in {"one", "skip", "all"}:
+        raise ConfigError(
+            f"{name}: catch_up = {quoted(catch_up)} is not known."
+            " Choose one of: one, skip, all, or all(20)."
+        )
+    limit = DEFAULT_LIMIT if catch_up_limit is None else catch_up_limit
+    if type(limit) is not int or not 1 <= limit <= 100_000:
+        raise ConfigError(
+            f"{name}: catch_up_limit = {quoted(limit)}. Give a whole number from 1 to 100000."
+        )
+    if overlap not in {"allow", "skip"}:
+        raise ConfigError(
+            f"{name}: overlap = {quoted(overlap)} is not known. Choose one of: allow, skip."
+        )
+    try:
+        jitter_ms = round(duration_s(jitter, name="jitter") * 1000)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    return {
+        "catch_up": catch_up,
+        "catch_up_limit": limit,
+        "jitter_ms": jitter_ms,
+        "overlap": overlap,
+    }
+
+
+class EntryOptions(TypedDict, total=False):
+    """When an entry is due, and in what manner: keywords of code, keys of TOML.
+
+    One of `every`, `cron` and `at`. The rest as in `when` and `manner`.
+    """
+
+    every: object
+    cron: str | Cron | None
+    at: str | datetime | None
+    timezone: str | None
+    catch_up: str
+    catch_up_limit: int | None
+    jitter: float | str
+    overlap: str
+
+
+def timing(options: EntryOptions, *, zone: str, name: str) -> dict[str, Any]:
+    """Return fields of `Entry` for these options, checked; `zone` is for those that name none.
+
+    Raises ConfigError, and TypeError for an option there is not.
+    """
+    given: dict[str, Any] = dict(options)
+    due = {key: given.pop(key) for key in ("every", "cron", "at") if key in given}
+    own_zone = given.pop("timezone", None)
+    return {"when": when(**due, timezone=own_zone or zone, name=name), **manner(**given, name=name)}
+
+
+def forgotten_after_ms(when: When, now_ms: int) -> int | None:
+    """Return from when on ticks of a future that was taken back may come again; None: they may not.
+
+    After a clock was set back by more than an hour. What follows the time that passes goes on at
+    once. A time of day that has had its tick within a day is not given another; what lies further
+    ahead than that was never this calendar's. What happens once has happened.
+    """
+    if isinstance(when, Once):
+        return None
+    return now_ms if when.follows_time else now_ms + _DAY_MS
 
 
 def due_ticks(

@@ -7,13 +7,12 @@ than one job needs `--yes`.
 
 from __future__ import annotations
 
-import getpass
-import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sqlqueue.actor import actor
 from sqlqueue.cli import documents, showing
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import filter_options, job_filter
@@ -138,7 +137,7 @@ def _act(
             report = operations.apply(
                 action,
                 choice.targets,
-                actor=actor(),
+                actor=actor("cli"),
                 reason=reason,
                 force_after_s=force_after_s,
             )
@@ -208,17 +207,6 @@ def _agree(output: Output, action: Action, choice: Choice, *, yes: bool) -> None
     output.note(f"{what}, such as {samples}")
     if not click.confirm(f"{action.value.capitalize()} {number(count)} jobs?", err=True):
         raise CommandFailed("nothing was changed", ExitCode.FAILED)
-
-
-def actor() -> str:
-    """Return who acts, for the audit table: ``user@host via cli``."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as containers have
-        import os
-
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()} via cli"
 
 
 def _tell(

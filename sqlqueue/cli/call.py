@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlqueue.app import SqlQueue
     from sqlqueue.inspection import Job
 
-__all__ = ["call"]
+__all__ = ["application", "call", "read_json"]
 
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.2
@@ -68,11 +68,11 @@ def call(
     if eta is not None:
         at_ms = moment_ms(eta, name="--eta")
         options["eta"] = datetime.fromtimestamp(at_ms / 1000, tz=timezone.utc)
-    positional = _read(args, list, what="JSON_ARGS", example="'[1, \"a\"]'")
-    named = _read(kwargs, dict, what="--kwargs", example="""'{"name": "a"}'""")
+    positional = read_json(args, list, what="JSON_ARGS", example="'[1, \"a\"]'")
+    named = read_json(kwargs, dict, what="--kwargs", example="""'{"name": "a"}'""")
     output = Output(invocation)
     apply_command_line(invocation)
-    app = _application(invocation, task, force=force)
+    app = application(invocation, task, force=force)
     try:
         job_id = app.send_task(task, positional, named, **options).id
         if not wait:
@@ -85,7 +85,8 @@ def call(
         app.close()
 
 
-def _application(invocation: Invocation, task: str, *, force: bool) -> SqlQueue:
+def application(invocation: Invocation, task: str, *, force: bool) -> SqlQueue:
+    """Return the application of `-A`, or one without tasks. Raises ConfigError for an unknown task."""
     app = load(invocation)
     if app is None:
         from sqlqueue.app import SqlQueue
@@ -102,7 +103,7 @@ def _application(invocation: Invocation, task: str, *, force: bool) -> SqlQueue:
     return app
 
 
-def _read(text: str | None, kind: type[Any], *, what: str, example: str) -> Any:
+def read_json(text: str | None, kind: type[Any], *, what: str, example: str) -> Any:
     """Return what JSON text means, under the rules of a message's body."""
     from sqlqueue import plain_json
 

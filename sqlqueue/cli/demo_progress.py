@@ -103,7 +103,9 @@ class Progress:
             if row.kind == "worker" and row.is_known_alive
         ]
         due = [
-            row.next_due_ms for row in self._inspection.schedule() if row.next_due_ms is not None
+            row.row.next_due_ms
+            for row in self._inspection.schedule()
+            if row.row.next_due_ms is not None
         ]
         of_this_run = self._ended + self._counted(
             row for row in self._open.values() if row.message_id > self._baseline

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
         Inspection,
         Job,
         Queue,
+        Scheduled,
         Stats,
         Worker,
     )
     from sqlqueue.operations import Action, Choice, QueueChange, Report, Target
     from sqlqueue_transport.reading import AuditRow, JobRow
-    from sqlqueue_transport.schedules import ScheduleRow
 
 __all__ = [
     "action_document",
@@ -140,16 +140,33 @@ def worker_item(worker: Worker) -> dict[str, Any]:
     }
 
 
-def entry_item(row: ScheduleRow) -> dict[str, Any]:
-    """Return an entry of `inspect schedule`."""
+def entry_item(entry: Scheduled, *, count: int, now_ms: int) -> dict[str, Any]:
+    """Return an entry of `inspect schedule` with its next `count` due times.
+
+    `state` is one of `scheduled.Standing`; `timezone` null and `next` empty mean that its definition
+    cannot be read.
+    """
+    row = entry.row
     return {
         "entry": row.entry,
         "schedule": row.description,
         "target": row.target,
+        "origin": row.origin,
+        "state": entry.standing.value,
+        "paused_at": iso(row.paused_at_ms),
         "last_due_at": iso(row.last_due_ms),
+        "last_at": iso(row.last_at_ms),
+        "last_late_s": entry.late_s,
+        "last_skipped": row.last_skipped,
         "next_due_at": iso(row.next_due_ms),
+        "timezone": entry.zone_name if entry.when else None,
+        "next": [
+            {"at": iso(at_ms), "local": entry.local(at_ms).isoformat(timespec="milliseconds")}
+            for at_ms in entry.next_ms(count, now_ms=now_ms)
+        ],
         "ticks": row.ticks,
         "first_seen_at": iso(row.first_seen_ms),
+        "beats": list(row.beats),
         "error": row.error,
     }
 

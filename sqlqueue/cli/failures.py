@@ -75,7 +75,8 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _of_the_framework(error: errors.SqlQueueError) -> ExitCode:
-    if isinstance(error, errors.JobNotFound | errors.QueueNotFound):
+    not_found = errors.JobNotFound | errors.QueueNotFound | errors.ScheduleNotFound
+    if isinstance(error, not_found):
         return ExitCode.NOT_FOUND
     if isinstance(error, errors.JobFailed | errors.ResultTimeout):
         return ExitCode.FAILED

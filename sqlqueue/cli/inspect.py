@@ -164,18 +164,35 @@ def workers(invocation: Invocation) -> None:
 
 
 @inspect.command()
+@click.option(
+    "--next",
+    "count",
+    type=click.IntRange(1, 100),
+    help="Show the next so many due times of each entry, by its own clocks and in UTC.",
+)
 @pass_invocation
-def schedule(invocation: Invocation) -> None:
-    """List the schedule's entries: what they enqueue, last and next time."""
+def schedule(invocation: Invocation, count: int | None) -> None:
+    """List the schedule's entries: what they enqueue, how they stand, last and next time."""
+    list_schedule(invocation, count)
+
+
+def list_schedule(invocation: Invocation, count: int | None) -> None:
+    """Print the schedule, and with `count` its next due times."""
     output = Output(invocation)
     with inspecting(invocation) as inspection:
         found = inspection.schedule()
-        if not output.is_table:
-            output.items(map(documents.entry_item, found))
-        elif found:
-            showing.schedule(output, found, now_ms=inspection.now_ms)
-        else:
-            output.empty("No schedule yet. A beat writes it down: sqlqueue beat -A MODULE:ATTR")
+        now_ms = inspection.now_ms
+    if not output.is_table:
+        output.items(documents.entry_item(one, count=count or 1, now_ms=now_ms) for one in found)
+    elif not found:
+        output.empty(
+            "No schedule yet. A beat writes it down: sqlqueue beat -A MODULE:ATTR; or add an entry:"
+            " sqlqueue schedule add"
+        )
+    elif count is None:
+        showing.schedule(output, found, now_ms=now_ms)
+    else:
+        showing.next_ticks(output, found, count=count, now_ms=now_ms)
 
 
 @inspect.command()

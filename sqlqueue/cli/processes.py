@@ -114,6 +114,7 @@ def _log_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--burst", is_flag=True, help="Stop when nothing is left to do.")
 @click.option("--max-jobs", type=click.IntRange(1), help="Stop after so many jobs.")
+@click.option("--beat", "with_beat", is_flag=True, help="Run a beat, too, as one more child.")
 @_setting(
     "--visibility-timeout",
     type=duration,
@@ -160,6 +161,7 @@ def worker(
     burst: bool,
     max_jobs: int | None,
     reload: bool,
+    with_beat: bool,
     **settings: Any,
 ) -> int:
     """Run jobs: a supervisor and its children.
@@ -169,6 +171,16 @@ def worker(
     """
     path = _app_path(invocation)
     _check_name(name)
+    if with_beat and (burst or max_jobs is not None):
+        raise click.UsageError(
+            "--beat is for a worker that stays: leave out --burst and --max-jobs, or start"
+            " 'sqlqueue beat' beside it"
+        )
+    if with_beat and pool == "solo":
+        raise click.UsageError(
+            "--beat needs a supervisor, which the pool 'solo' has not: start 'sqlqueue beat' beside"
+            " it"
+        )
     if reload:
         from sqlqueue.worker.reload import run_reloading
 
@@ -195,7 +207,9 @@ def worker(
                 ("ctrl-c", f"finishes what runs, {took(facts.settings.worker_grace)} at most"),
             ],
         )
-    options = WorkerOptions(app_path=path, name=name, pool=pool, burst=burst, max_jobs=max_jobs)
+    options = WorkerOptions(
+        app_path=path, name=name, pool=pool, burst=burst, max_jobs=max_jobs, beat=with_beat
+    )
     return run_worker(options, facts, notifier=notifier)
 
 

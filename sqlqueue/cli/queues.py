@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sqlqueue.actor import actor
 from sqlqueue.cli import documents
-from sqlqueue.cli.act import actor
 from sqlqueue.cli.invocation import Command, Invocation, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
@@ -50,7 +50,7 @@ def _mark(action: str, invocation: Invocation, queues: tuple[str, ...], reason: 
 
         operations = Operations(inspection)
         apply = operations.pause if action == "pause" else operations.resume
-        changes = apply(tuple(dict.fromkeys(queues)), actor=actor(), reason=reason)
+        changes = apply(tuple(dict.fromkeys(queues)), actor=actor("cli"), reason=reason)
     if not output.is_table:
         output.document(documents.queue_action_document(action, changes))
         return

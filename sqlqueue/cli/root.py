@@ -30,6 +30,7 @@ _HOMES: Final = {
     "fail": "sqlqueue.cli.act:fail",
     "pause": "sqlqueue.cli.queues:pause",
     "resume": "sqlqueue.cli.queues:resume",
+    "schedule": "sqlqueue.cli.schedule:schedule",
     "doctor": "sqlqueue.cli.doctor:doctor",
     "config": "sqlqueue.cli.configuration:config",
 }

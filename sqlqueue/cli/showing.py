@@ -25,18 +25,19 @@ if TYPE_CHECKING:
         Job,
         JobFilter,
         Queue,
+        Scheduled,
         Stats,
         Worker,
     )
     from sqlqueue.operations import Target
     from sqlqueue_transport.reading import JobRow
-    from sqlqueue_transport.schedules import ScheduleRow
 
 __all__ = [
     "checks",
     "dead_groups",
     "job",
     "jobs",
+    "next_ticks",
     "nothing_found",
     "queues",
     "schedule",
@@ -50,6 +51,12 @@ _MOST_ERROR_CHARS: Final = 160  # of the one line a list has for it
 _MOST_VALUE_CHARS: Final = 2000  # of arguments and results; JSON output has them whole
 _NO_LIMIT: Final = "∞"
 _BAR_CELLS: Final = 20
+_STANDING_LEVELS: Final = {
+    "failing": "fail",
+    "no_beat": "warn",
+    "orphaned": "warn",
+    "paused": "warn",
+}  # of those that stand out
 
 
 def state_cell(state: str) -> Cell:
@@ -222,31 +229,66 @@ def workers(output: Output, found: Sequence[Worker], *, now_ms: int) -> None:
     )
 
 
-def schedule(output: Output, found: Sequence[ScheduleRow], *, now_ms: int) -> None:
+def schedule(output: Output, found: Sequence[Scheduled], *, now_ms: int) -> None:
     """Show schedule entries."""
     output.table(
         [
             Column("ENTRY"),
             Column("WHEN"),
             Column("WHAT", flexible=True),
+            Column("STATE"),
             Column("LAST", right=True),
+            Column("LATE", rank=2, right=True),
             Column("NEXT", right=True),
             Column("TICKS", rank=1, right=True),
-            Column("ERROR", rank=2, flexible=True),
+            Column("ERROR", rank=3, flexible=True),
         ],
         [
             [
-                row.entry,
-                row.description,
-                row.target,
-                ago(row.last_due_ms, now_ms) or "never",
-                ago(row.next_due_ms, now_ms),
-                number(row.ticks),
-                Cell(_one_line(row.error or ""), LEVELS["fail"]),
+                one.row.entry,
+                one.row.description,
+                one.row.target,
+                _entry_state(one),
+                ago(one.row.last_due_ms, now_ms) or "never",
+                one.row.last_skipped or took(one.late_s),
+                ago(one.row.next_due_ms, now_ms),
+                number(one.row.ticks),
+                Cell(_one_line(one.problem), LEVELS["fail"]),
             ]
-            for row in found
+            for one in found
         ],
     )
+
+
+def next_ticks(output: Output, found: Sequence[Scheduled], *, count: int, now_ms: int) -> None:
+    """Show the next due times of each entry, by its own clocks and in UTC."""
+    output.table(
+        [
+            Column("ENTRY"),
+            Column("STATE"),
+            Column("DUE"),
+            Column("ZONE", rank=1, flexible=True),
+            Column("UTC", rank=2),
+            Column("IN", right=True),
+        ],
+        [
+            [
+                one.row.entry,
+                _entry_state(one),
+                "" if at_ms is None else f"{one.local(at_ms):%Y-%m-%d %H:%M:%S}",
+                one.zone_name,
+                at(at_ms, utc=True).removesuffix(" UTC"),
+                ago(at_ms, now_ms),
+            ]
+            for one in found
+            for at_ms in (*one.next_ms(count, now_ms=now_ms),) or (None,)
+        ],
+    )
+
+
+def _entry_state(one: Scheduled) -> Cell:
+    level = _STANDING_LEVELS.get(one.standing.value)
+    return Cell(one.standing.value.replace("_", " "), LEVELS[level] if level else "")
 
 
 def targets(output: Output, found: Sequence[Target]) -> None:

@@ -7,17 +7,14 @@ supervisor: a worker nobody watches over would run jobs whose leases nobody exte
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.backend import open_backend
 from sqlqueue.errors import SqlQueueError
-from sqlqueue.forks import give_forks_default_signals
+from sqlqueue.forks import die_with, give_forks_default_signals
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.log import reopen as log_reopen
@@ -56,8 +53,6 @@ START_FAILED: Final = 78  # EX_CONFIG of sysexits.h
 FILE_GONE: Final = 79
 RECYCLED: Final = 80  # it has lived long enough: another one, please
 TOLD: Final = 81  # to stop, by a signal
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,25 +182,3 @@ class _Told:
 
 def _reopen_log(*_: object) -> None:
     log_reopen()
-
-
-def die_with(parent_pid: int, lifeline: int | None = None) -> None:
-    """End this process when the supervisor ends, however it ends.
-
-    `lifeline` is a pipe's reading end, for systems on which the kernel does not do it.
-    """
-    if sys.platform == "linux":
-        # The kernel does it (prctl(2)); the check after it covers a parent already gone.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent_pid:
-            os._exit(1)
-        return
-    if lifeline is None:  # pragma: no cover - not on Linux
-        return
-    # Elsewhere the parent's end of a pipe closes with it.
-    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # pragma: no cover
-
-
-def _watch(lifeline: int) -> None:  # pragma: no cover - not on Linux
-    os.read(lifeline, 1)
-    os._exit(1)

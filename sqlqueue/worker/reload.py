@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue.errors import ConfigError
+from sqlqueue.forks import die_with
 from sqlqueue.text import escaped
-from sqlqueue.worker.child import die_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -39,6 +39,7 @@ from sqlqueue.log import reopen as reopen_log
 from sqlqueue.notify import Notifier
 from sqlqueue.stopping import hangup_ends
 from sqlqueue.worker import child as child_process
+from sqlqueue.worker.beat_child import BeatChild, forked_beat
 from sqlqueue.worker.board import Board
 from sqlqueue.worker.consumer import tell_of_paused
 from sqlqueue.worker.heartbeat import interval_s
@@ -90,6 +91,7 @@ class WorkerOptions:
     pool: str = "processes"
     burst: bool = False
     max_jobs: int | None = None
+    beat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ class Supervisor:
         self._lenience_ms = 1000 if options.pool == "threads" else 0
         self._board = Board(len(self._places))
         self._stacks = Stacks()
+        self._beat = self._make_beat() if options.beat else None
         self._signals = 0
         self._is_ready = self._hangup_ends = self._hung_up = self._stacks_asked = False
         self._grace_until_s: float | None = None
@@ -249,7 +252,7 @@ class Supervisor:
                 while True:
                     self._heed()
                     self._turn()
-                    if not self._children and not self._wanted():
+                    if not self._children and not self._wanted() and not self._beat_runs():
                         break
                     self._sleep()
             except (FileReplaced, SchemaChanged) as error:
@@ -302,6 +305,8 @@ class Supervisor:
                 self._watch_lock()
             self._keep_house()
             self._fill_places()
+            if self._beat is not None:
+                self._beat.keep(unless=lambda: self._draining)
         except Busy as busy:
             log.warning("store_busy", error=str(busy))
             self._watch_lock()  # whoever holds it at this instant may have it only now
@@ -427,10 +432,31 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
         log.info("child_started", worker=order.name, pid=pid)
 
+    def _beat_runs(self) -> bool:
+        return self._beat is not None and self._beat.pid is not None
+
+    def _make_beat(self) -> BeatChild:
+        name, parent_pid = f"{self._options.name}/beat", os.getpid()
+
+        def run(unblock: Callable[[], object]) -> int:
+            return forked_beat(
+                self._options.app_path,
+                name=name,
+                parent_pid=parent_pid,
+                lifeline=self._lifeline_reading,
+                unblock=unblock,
+            )
+
+        def become() -> NoReturn:
+            ours = (self._wake_reading, self._wake_writing, self._lifeline_writing)
+            _become(run, name, ours)
+
+        return BeatChild(name, become)
+
     def _reap(self) -> None:
         """Notice children that ended, and give back at once what they held."""
         ended = False
-        while self._children:
+        while self._children or self._beat_runs():
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -440,6 +466,10 @@ class Supervisor:
             child = self._children.pop(pid, None)
             if child is not None:
                 self._note_end(child, os.waitstatus_to_exitcode(status))
+                ended = True
+            elif self._beat is not None and pid == self._beat.pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._beat.note_end(code, is_wanted=not self._draining)
                 ended = True
         if ended:
             log_lost(self._consumers.sweep())
@@ -624,11 +654,15 @@ class Supervisor:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGHUP)
+            if self._beat is not None:
+                self._beat.tell(signal.SIGHUP)
             log.info("log_reopened", worker=self._options.name)
             self._notifier.reloaded()
         if self._stacks_asked:
             self._stacks_asked = False
             self._stacks.ask([self._asked(child) for child in self._children.values()])
+            if self._beat is not None:
+                self._beat.tell(signal.SIGQUIT)  # it writes to standard error, as we do
             log.info("stacks_printed", worker=self._options.name, children=len(self._children))
 
     def _asked(self, child: Child) -> Asked:
@@ -693,6 +727,8 @@ class Supervisor:
             for pid in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+            if self._beat is not None:
+                self._beat.tell(signal.SIGTERM)
             self._notifier.stopping(self._settings.worker_grace)
         else:
             self._grace_until_s = time.monotonic()
@@ -700,6 +736,8 @@ class Supervisor:
 
     def _kill_all(self, *, count: bool) -> None:
         """Kill every child; without `count` their jobs are released as if never started."""
+        if self._beat is not None:
+            self._beat.kill()
         slots = {entry.pid: entry for entry, _ in self._consumers.children_of(self._worker_id)}
         for child in list(self._children.values()):
             entry = slots.get(child.pid)
@@ -736,16 +774,20 @@ class Supervisor:
 
 
 def _become_child(order: child_process.ChildOrder, descriptors: tuple[int, ...]) -> NoReturn:
+    _become(lambda unblock: child_process.forked(order, unblock=unblock), order.name, descriptors)
+
+
+def _become(
+    run: Callable[[Callable[[], object]], int], name: str, descriptors: tuple[int, ...]
+) -> NoReturn:
     code = EXIT_FAILED
     try:
         signal.set_wakeup_fd(-1)
         for descriptor in descriptors:
             os.close(descriptor)
-        code = child_process.forked(
-            order, unblock=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
-        )
+        code = run(lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED))
     except BaseException as error:  # noqa: BLE001 - nothing of the supervisor may run in here
-        log.error("child_crashed", worker=order.name, error=f"{type(error).__name__}: {error}")
+        log.error("child_crashed", worker=name, error=f"{type(error).__name__}: {error}")
     finally:
         try:
             _flush()

@@ -11,6 +11,7 @@ import pytest
 
 from sqlqueue.operations import Action, Operations
 from sqlqueue_transport import Outcome
+from sqlqueue_transport.schedules import Described
 from tests.cli.filling import HOSTILE, RAW
 from tests.support import ROOT
 
@@ -274,7 +275,7 @@ def test_dead_letters_are_listed_and_grouped(cli, filled):
 def test_queues_and_workers_and_schedule_are_lists(cli, filled):
     filled.publish(queue="mail")
     filled.store.schedules.describe(
-        "tidy", description="every 5s", target="tasks.tidy", next_due_ms=1_700_000_000_000
+        [Described("tidy", "every 5s", "tasks.tidy", next_due_ms=1_700_000_000_000)]
     )
     filled.close()
     [queue] = cli("inspect", "queues", "--json").json["items"]
@@ -333,8 +334,9 @@ def test_text_of_strangers_cannot_move_the_terminal(cli, filled, extra):
     filled.done(HOSTILE, task=HOSTILE, job_id="nice")
     filled.publish(queue=HOSTILE, task=HOSTILE)
     filled.store.schedules.describe(
-        HOSTILE, description=HOSTILE, target=HOSTILE, next_due_ms=None, error=HOSTILE
+        [Described(HOSTILE, HOSTILE, HOSTILE, next_due_ms=None, definition=HOSTILE)]
     )
+    filled.store.schedules.set_error(HOSTILE, HOSTILE)
     filled.close()
     for command in (
         "inspect jobs",

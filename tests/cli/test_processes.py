@@ -126,12 +126,6 @@ def test_application_that_cannot_be_had_is_exit_2(run, arguments, said):
     assert "Traceback" not in result.err
 
 
-def test_beat_without_a_schedule_is_exit_2(run, shop):
-    result = run("beat", "-A", shop)
-    assert result.code == 2
-    assert "has no schedule" in result.err
-
-
 def test_beat_enqueues_exactly_as_many_ticks_as_told(run, clock):
     assert run("beat", "-A", clock, "--max-ticks", 3).code == 0
     assert run("inspect", "stats", "--json").json["states"]["pending"] == 3

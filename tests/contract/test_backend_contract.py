@@ -25,6 +25,7 @@ from sqlqueue.backend import (
     Outcome,
     Publication,
     SqliteBackend,
+    TickAnswer,
     TickOf,
     open_backend,
 )
@@ -124,7 +125,7 @@ def taken_id(taken: Any) -> str:
 
 
 def test_what_is_published_is_claimed_once_and_whole(backend):
-    assert backend.publish([call(1, max_attempts=3)]) is True
+    assert backend.publish([call(1, max_attempts=3)]) is TickAnswer.TAKEN
     taken = take(backend)
     assert taken.headers["task"] == "t"
     assert taken.headers["id"] == "job-1"
@@ -142,7 +143,7 @@ def test_several_are_published_in_order_and_claimed_first_in_first_out(backend):
 
 
 def test_publishing_nothing_is_no_error(backend):
-    assert backend.publish([]) is True
+    assert backend.publish([]) is TickAnswer.TAKEN
     assert take(backend) is None
 
 
@@ -406,11 +407,11 @@ def test_a_claim_of_a_process_taken_for_dead_settles_nothing(stored):
 
 def test_a_tick_is_enqueued_once_with_all_its_calls_or_none(stored):
     tick = TickOf("entry", 5000, "beat-1")
-    assert stored.publish([call(1), call(2)], tick=tick) is True
-    assert stored.publish([call(3)], tick=tick) is False
-    assert stored.publish([], tick=TickOf("entry", 6000, "beat-1")) is True
-    assert stored.publish([], tick=TickOf("entry", 6000, "beat-2")) is False
-    assert stored.last_tick_ms("entry") == 6000
+    assert stored.publish([call(1), call(2)], tick=tick) is TickAnswer.TAKEN
+    assert stored.publish([call(3)], tick=tick) is TickAnswer.THERE
+    assert stored.publish([], tick=TickOf("entry", 6000, "beat-1")) is TickAnswer.TAKEN
+    assert stored.publish([], tick=TickOf("entry", 6000, "beat-2")) is TickAnswer.THERE
+    assert stored.schedules.done_ms("entry") == 6000
     assert [row.job_id for row in stored.jobs(JobFilter())] == ["job-2", "job-1"]
 
 
@@ -486,9 +487,7 @@ ASKED: dict[str, Callable[[Backend], object]] = {
     "message_ids_of": lambda b: b.message_ids_of("a"),
     "queues": lambda b: b.queues(),
     "workers": lambda b: b.workers(),
-    "schedule": lambda b: b.schedule(),
-    "describe_entry": lambda b: b.describe_entry("a", description="", target="", next_due_ms=None),
-    "last_tick_ms": lambda b: b.last_tick_ms("a"),
+    "schedules": lambda b: b.schedules,
     "act": lambda b: b.act(Event.CANCEL, [], actor="me"),
     "pause": lambda b: b.pause("a", actor="me"),
     "resume": lambda b: b.resume("a", actor="me"),

@@ -544,8 +544,11 @@ def test_a_beat_table_is_an_entry(here, app, task):
     [
         ("[beat]\nx = 5", r"\[beat.x\] must be a table"),
         ("[beat.x]\nevery = 5", r"\[beat.x\] needs task = 'name'"),
-        ('[beat.x]\ntask = "add"', r"\[beat.x\]: give either every= or cron="),
-        ('[beat.x]\ntask = "add"\nevery = 5\ncron = "* * * * *"', "give either every= or cron="),
+        ('[beat.x]\ntask = "add"', r"\[beat.x\]: give one of every=, cron= and at="),
+        (
+            '[beat.x]\ntask = "add"\nevery = 5\ncron = "* * * * *"',
+            "give one of every=, cron= and at=",
+        ),
         ('[beat.x]\ntask = "add"\nevery = 5\nargs = "ab"', r"args = \[...\]"),
         ('[beat.x]\ntask = "add"\nevery = 5\nkwargs = [1]', "kwargs = "),
         ('[beat.x]\ntask = "add"\nevry = 5', r"'evry' is no key. Did you mean 'every'\?"),

@@ -25,7 +25,7 @@ from sqlqueue_transport import flushing
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
 from sqlqueue_transport.errors import CannotOpen, DiskFault, InvalidMessage, LeaseLost
 from sqlqueue_transport.lifecycle import State
-from sqlqueue_transport.messages import Fault, Outcome, TickOf
+from sqlqueue_transport.messages import Fault, Outcome, TickAnswer, TickOf
 from sqlqueue_transport.store import Store
 from tests.support import wait_until
 from tests.transport.broker import connect, get, publish, store_of
@@ -325,7 +325,7 @@ def test_publishes_in_a_block_are_stored_in_one_transaction(
             publish(connection, "q")
         assert _states(store) == []
         assert stored == []
-    assert stored == [True]
+    assert stored == [TickAnswer.TAKEN]
     assert _states(store) == ["pending"] * 10
     assert store.database.write_transactions == before + 1
 
@@ -358,7 +358,7 @@ def test_a_block_with_a_refused_message_stores_nothing(
     with pytest.raises(InvalidMessage):
         publish_both()
     assert _states(store) == []
-    assert store.schedules.last_tick_ms("a") is None
+    assert store.schedules.done_ms("a") is None
 
 
 def test_a_tick_and_its_jobs_are_stored_together_and_once(
@@ -370,7 +370,7 @@ def test_a_tick_and_its_jobs_are_stored_together_and_once(
         with channel.publishing_together(TickOf("a", 5000, "beat")) as stored:
             publish(connection, "q")
         answers += stored
-    assert answers == [True, False]
+    assert answers == [TickAnswer.TAKEN, TickAnswer.THERE]
     assert _states(store) == ["pending"]
 
 

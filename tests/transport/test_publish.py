@@ -196,10 +196,10 @@ def test_a_batch_with_one_message_that_cannot_be_stored_stores_none(
     batch = [new(), new(body=b"x" * 20_000)]
     batch.insert(place, new(task=SURROGATE))
     with pytest.raises(InvalidMessage):
-        store.publish(batch, tick=TickOf("every-5s", 5000, "beat-1"))
+        store.publish_tick(batch, TickOf("every-5s", 5000, "beat-1"))
     assert _count(store) == 0
     assert rows_of(store, "SELECT * FROM body") == []
-    assert store.schedules.last_tick_ms("every-5s") is None
+    assert store.schedules.done_ms("every-5s") is None
 
 
 def test_a_publish_after_a_refused_one_works(store: Store) -> None:

@@ -8,7 +8,19 @@ from freezegun import freeze_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqlqueue.beat.schedule import Cron, Entry, Interval, Tick, crontab, due_ticks, when
+from sqlqueue.beat import definition
+from sqlqueue.beat.schedule import (
+    Cron,
+    Entry,
+    Interval,
+    Once,
+    Tick,
+    crontab,
+    due_ticks,
+    forgotten_after_ms,
+    manner,
+    when,
+)
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import escaped
 
@@ -210,8 +222,7 @@ def test_rare_ticks_are_found_and_each_leap_day_once():
 
 
 def test_beyond_the_calendar_there_is_no_tick():
-    with pytest.raises(ConfigError, match="never comes again"):
-        Cron("* * * * *").next_after(ms("9999-12-31T23:59:30+00:00"))
+    assert Cron("* * * * *").next_after(ms("9999-12-31T23:59:30+00:00")) is None
 
 
 @pytest.mark.parametrize(
@@ -364,12 +375,159 @@ def test_a_tick_tells_its_due_time_in_utc():
         {"name": None},
         {"signature": None},
         {"produce": list},
-        {"catch_up": "some"},
-        {"catch_up_limit": 0},
-        {"catch_up_limit": True},
-        {"catch_up_limit": 10**9},
     ],
 )
 def test_an_entry_that_cannot_work_is_refused(bad):
     with pytest.raises(ConfigError):
         Entry(**{"name": "e", "when": Interval(1000), "signature": "call", **bad})
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"catch_up": "some"}, "catch_up = 'some' is not known"),
+        ({"catch_up": "all()"}, "catch_up = 'all\\(\\)' is not known"),
+        ({"catch_up": "all(0)"}, "catch_up_limit = 0"),
+        ({"catch_up": "all(5)", "catch_up_limit": 5}, "has its limit already"),
+        ({"catch_up_limit": 0}, "catch_up_limit = 0"),
+        ({"catch_up_limit": True}, "catch_up_limit = True"),
+        ({"catch_up_limit": 10**9}, "Give a whole number from 1 to 100000"),
+        ({"overlap": "queue"}, "overlap = 'queue' is not known"),
+        ({"overlap": None}, "overlap = None is not known"),
+        ({"jitter": "soon"}, "jitter = 'soon' is no duration"),
+        ({"jitter": -1}, "jitter = -1 is negative"),
+    ],
+)
+def test_a_manner_that_makes_no_sense_is_refused_with_its_name(bad, said):
+    with pytest.raises(ConfigError, match=f"^mine: .*{said}"):
+        manner(**bad, name="mine")
+
+
+def test_all_may_say_its_limit_in_one_word():
+    assert manner(catch_up="all(20)") == manner(catch_up="all", catch_up_limit=20)
+    assert manner(catch_up="all")["catch_up_limit"] == 100
+
+
+# --- once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "zone", "instant"),
+    [
+        ("2027-03-01T08:00:00+01:00", "UTC", "2027-03-01T07:00:00+00:00"),
+        ("2027-03-01T08:00:00Z", "Europe/Berlin", "2027-03-01T08:00:00+00:00"),
+        ("2027-03-01 08:00", "Europe/Berlin", "2027-03-01T07:00:00+00:00"),
+        ("2027-03-28T02:30:00", "Europe/Berlin", "2027-03-28T01:00:00+00:00"),  # the gap's end
+        ("2026-10-25T02:30:00", "Europe/Berlin", "2026-10-25T00:30:00+00:00"),  # its first pass
+        ("2011-12-30T12:00:00", "Pacific/Apia", "2011-12-30T10:00:00+00:00"),  # a day there was not
+        (datetime(2027, 3, 1, 8, tzinfo=BERLIN), "UTC", "2027-03-01T07:00:00+00:00"),
+    ],
+)
+def test_a_moment_is_one_instant(at, zone, instant):
+    once = when(at=at, timezone=zone)
+    assert once == Once(ms(instant))
+    assert once.next_after(ms(instant) - 1) == ms(instant)
+    assert once.next_after(ms(instant)) is None
+    assert once.newest_between(ms(instant) - 1, ms(instant), limit=1) == [ms(instant)]
+    assert once.newest_between(ms(instant), ms(instant) + DAY_MS, limit=1) == []
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("tomorrow", "is no ISO time"),
+        ("", "is no ISO time"),
+        (5, "is no time"),
+        (datetime(2027, 1, 1), "has no time zone"),  # noqa: DTZ001 - the point
+        ("1969-12-31T00:00:00Z", "is in no year from 1970"),
+        ("9999-06-01T00:00:00Z", "is in no year from 1970"),
+    ],
+)
+def test_a_moment_that_is_none_is_refused(at, said):
+    with pytest.raises(ConfigError, match=f"^mine: at = .*{said}"):
+        when(at=at, name="mine")
+
+
+def test_a_missed_moment_is_caught_up_by_the_policy():
+    once = Once(1_000_000)
+    assert due_ticks(entry(once), last_due_ms=0, now_ms=10**9) == [1_000_000]
+    assert due_ticks(entry(once, catch_up="skip"), last_due_ms=0, now_ms=10**9) == []
+    assert due_ticks(entry(once, catch_up="skip"), last_due_ms=0, now_ms=1_004_000) == [1_000_000]
+    assert due_ticks(entry(once, catch_up="all"), last_due_ms=1_000_000, now_ms=10**9) == []
+
+
+# --- jitter ---------------------------------------------------------------------------------------
+
+
+def test_jitter_is_made_of_entry_and_tick_and_lies_within_its_bound():
+    some = entry(Interval(1000), jitter_ms=5000)
+    delays = [some.delay_ms(due) for due in range(0, 1_000_000, 1000)]
+    assert delays == [some.delay_ms(due) for due in range(0, 1_000_000, 1000)]
+    assert 0 <= min(delays) < 100
+    assert 4900 < max(delays) <= 5000
+    assert 2300 < sum(delays) / len(delays) < 2700
+    other = Entry("another", Interval(1000), signature="a call", jitter_ms=5000)
+    assert [other.delay_ms(due) for due in range(0, 9000, 1000)] != delays[:9]
+    assert entry(Interval(1000)).delay_ms(1000) == 0
+
+
+# --- a clock that was set back --------------------------------------------------------------------
+
+
+def test_after_a_clock_was_set_back_only_what_follows_time_goes_on_at_once():
+    assert forgotten_after_ms(Interval(5000), 10**9) == 10**9
+    assert forgotten_after_ms(Cron("*/5 * * * *"), 10**9) == 10**9
+    assert forgotten_after_ms(Cron("0 3 * * *"), 10**9) == 10**9 + DAY_MS
+    assert forgotten_after_ms(Once(5), 10**9) is None
+
+
+# --- as text in the file --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (Interval(5000), "every 5s"),
+        (Interval(1), "every 0.001s"),
+        (Interval(86_400_001), "every 86400s"),
+        (Cron("0 3 * * MON", "Europe/Berlin"), "0 3 * * MON Europe/Berlin"),
+        (Once(1_800_000_000_000), "once at 2027-01-15T08:00:00Z"),
+        (Once(1_800_000_000_123), "once at 2027-01-15T08:00:00.123Z"),
+    ],
+)
+def test_an_entry_is_read_back_as_it_was_written(schedule, words):
+    call = definition.StoredCall("t", (1, "a"), {"k": [None]}, {"queue": "q", "priority": 3})
+    some = entry(schedule, catch_up="all", catch_up_limit=7, jitter_ms=1500, overlap="skip")
+    read = definition.read(definition.write(some, call), name="x")
+    assert (read.when, read.call) == (schedule, call)
+    assert read.manner == {
+        "catch_up": "all",
+        "catch_up_limit": 7,
+        "jitter_ms": 1500,
+        "overlap": "skip",
+    }
+    assert definition.read(definition.write(some), name="x").call is None
+    assert definition.in_words(schedule) == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"every": 5, "cron": "* * * * *"}',
+        '{"every": -5}',
+        '{"cron": "* * * * *", "timezone": "Mars/Base"}',
+        '{"every": 5, "catch_up": "never"}',
+        '{"every": 5, "task": 5}',
+        '{"every": 5, "task": "t", "args": {}}',
+        '{"every": 5, "task": "t", "options": []}',
+        '{"every": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+    ],
+)
+def test_a_definition_that_somebody_wrote_by_hand_wrongly_is_an_error_with_its_name(text):
+    with pytest.raises(ConfigError, match=r"^schedule entry 'x'"):
+        definition.read(text, name="x")
