@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Final
 
-__all__ = ["die_with", "end_stray_copy", "give_forks_default_signals"]
+__all__ = ["die_with", "end_stray_copy", "flush_output", "give_forks_default_signals"]
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -50,11 +50,16 @@ def end_stray_copy(pid: int, error: BaseException | None) -> None:
     elif error is not None:
         code = 1
     try:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        flush_output()
     finally:
         os._exit(code & 0xFF)
+
+
+def flush_output() -> None:
+    """Write out what was printed, so that no fork prints it twice; user code may have closed it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def die_with(parent_pid: int, lifeline: int | None = None) -> None:

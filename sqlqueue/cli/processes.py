@@ -187,8 +187,9 @@ def worker(
         return run_reloading(path, [*invocation.arguments, "--no-reload"])
     notifier = Notifier()
     log_file = _apply(invocation, settings)
+    from sqlqueue.worker.facts import ask_app
     from sqlqueue.worker.start import run_worker
-    from sqlqueue.worker.supervisor import WorkerOptions, ask_app
+    from sqlqueue.worker.supervisor import WorkerOptions
 
     facts = ask_app(path)
     logs = _log_to(facts.settings, log_file, _file_name("worker", name))

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from sqlqueue.errors import ConfigError
 from sqlqueue.loading import load_app
 from sqlqueue.text import did_you_mean, quoted
-from sqlqueue.worker.supervisor import Supervisor, ask_app
+from sqlqueue.worker.facts import ask_app
+from sqlqueue.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from sqlqueue.notify import Notifier
-    from sqlqueue.worker.supervisor import AppFacts, WorkerOptions
+    from sqlqueue.worker.facts import AppFacts
+    from sqlqueue.worker.supervisor import WorkerOptions
 
 __all__ = ["POOLS", "run_worker"]
 

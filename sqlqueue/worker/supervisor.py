@@ -19,21 +19,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
-import functools
-import json
 import os
 import select
 import signal
-import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from sqlqueue.backend import SqliteBackend, open_backend
-from sqlqueue.config import Settings
-from sqlqueue.errors import AppImportError, ConfigError
+from sqlqueue.errors import ConfigError
+from sqlqueue.forks import flush_output
 from sqlqueue.housekeeping import log_lost
-from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.log import reopen as reopen_log
 from sqlqueue.notify import Notifier
@@ -42,19 +38,18 @@ from sqlqueue.worker import child as child_process
 from sqlqueue.worker.beat_child import BeatChild, forked_beat
 from sqlqueue.worker.board import Board
 from sqlqueue.worker.consumer import tell_of_paused
+from sqlqueue.worker.enforcing import LOCK_LIMIT_S, Enforcer
 from sqlqueue.worker.heartbeat import interval_s
+from sqlqueue.worker.places import Child, places_for
 from sqlqueue.worker.stacks import Asked, Stacks
 from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavailable
-from sqlqueue_transport.messages import Fault
-from sqlqueue_transport.presence import NOTES
-from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlqueue_transport.presence import Entry, Note
+    from sqlqueue.worker.facts import AppFacts
 
-__all__ = ["AppFacts", "Supervisor", "WorkerOptions", "ask_app"]
+__all__ = ["Supervisor", "WorkerOptions"]
 
 log = get_logger(__name__)
 
@@ -63,20 +58,8 @@ EXIT_FAILED: Final = 1
 EXIT_SCHEMA: Final = 6
 EXIT_STOPPED: Final = 130
 
-_LOCK_LIMIT_S: Final = 10.0
-_FIRST_BACKOFF_S: Final = 0.5
-_LONGEST_BACKOFF_S: Final = 30.0
-_YOUNG_S: Final = 2.0  # where children in a row die younger than this, the next ones wait
-_FIRST_WARNING_S: Final = 10.0  # a start that takes longer is told of
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _HEEDED: Final = (*_SIGNALS, signal.SIGHUP, signal.SIGQUIT)
-_NEIGHBOUR: Final = Fault(
-    "WorkerLost", "its process was ended by force, because of another job in it"
-)
-_BY_FORCE: Final = (
-    "cancelled",
-    Fault("JobCancelled", "ended by force: it had been asked to stop, and did not in time"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,102 +77,6 @@ class WorkerOptions:
     beat: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AppFacts:
-    """Be what a supervisor knows of the application it must not import."""
-
-    settings: Settings
-    queues: tuple[str, ...]
-    tasks: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Child:
-    """Be one living child. `left` is how many jobs it may still run, None without a limit."""
-
-    index: int
-    pid: int
-    started_s: float
-    left: int | None
-    warn_after_s: float = _FIRST_WARNING_S
-
-
-@dataclass(slots=True)
-class Place:
-    """Be a place for one child. `threads` is how many jobs that runs at once, 0 one without any."""
-
-    threads: int
-    left: int | None
-    is_over: bool = False
-    not_before_s: float = 0.0
-    failures: int = 0  # children in a row that died young
-    failed_starts: int = 0  # children in a row that did not get as far as claiming
-
-
-def ask_app(path: str) -> AppFacts:
-    """Import the application in a process of its own and return what a supervisor needs.
-
-    Raises AppImportError or ConfigError with the text of the import's own error.
-    """
-    reading, writing = os.pipe()
-    _flush()
-    parent_pid = os.getpid()
-    pid = os.fork()
-    if not pid:
-        os.close(reading)
-        child_process.die_with(parent_pid)
-        _answer(path, writing)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        _wait_for_answer(path, reading)
-        # A line, not to the end: a process that the import has started may hold the pipe for ever.
-        answer = pipe.readline()
-    os.waitpid(pid, 0)
-    if not answer:
-        raise AppImportError(f"cannot import app {path!r}: the import ended its process")
-    found: dict[str, Any] = json.loads(answer)
-    if "error" in found:
-        kind = ConfigError if found["kind"] == "ConfigError" else AppImportError
-        raise kind(found["error"])
-    found["settings"]["worker_queues"] = tuple(found["settings"]["worker_queues"])
-    return AppFacts(Settings(**found["settings"]), tuple(found["queues"]), tuple(found["tasks"]))
-
-
-def _wait_for_answer(path: str, reading: int) -> None:
-    poll = select.poll()
-    poll.register(reading, select.POLLIN)
-    waited_s, pause_s = 0.0, _FIRST_WARNING_S
-    while not poll.poll(pause_s * 1000):
-        waited_s += pause_s
-        pause_s = waited_s
-        log.warning("app_import_delayed", app=path, waited_s=waited_s)
-
-
-def _answer(path: str, writing: int) -> NoReturn:
-    try:
-        app = load_app(path)
-        settings = {
-            field.name: getattr(app.conf, field.name)
-            for field in dataclasses.fields(Settings)
-            if field.name not in {"app", "beat"}
-        }
-        answer = json.dumps(
-            {
-                "settings": settings,
-                "queues": app.queues,
-                "weights": app.queue_weights,  # checked by this look
-                "tasks": sorted(app.tasks),
-            },
-            default=dict,
-        )
-    except BaseException as error:  # noqa: BLE001 - importing an application is user code
-        text = str(error) or type(error).__name__
-        answer = json.dumps({"error": text, "kind": type(error).__name__})
-    with os.fdopen(writing, "wb") as pipe:
-        pipe.write(answer.encode() + b"\n")
-    os._exit(0)
-
-
 class Supervisor:
     """Run one worker; `run` returns its exit code. One per process, in its only thread."""
 
@@ -203,13 +90,11 @@ class Supervisor:
         self._facts = facts
         self._lease_s = facts.settings.visibility_timeout
         self._children: dict[int, Child] = {}
-        self._places = _places(
+        self._places = places_for(
             facts.settings.worker_concurrency,
             options.max_jobs,
             threads=options.pool == "threads",
         )
-        # A job that shares its process is first asked to end at its limit, by the process itself.
-        self._lenience_ms = 1000 if options.pool == "threads" else 0
         self._board = Board(len(self._places))
         self._stacks = Stacks()
         self._beat = self._make_beat() if options.beat else None
@@ -226,7 +111,7 @@ class Supervisor:
         self._wake_poll = select.poll()  # select() knows no descriptor above 1023
         self._wake_poll.register(self._wake_reading, select.POLLIN)
         # A child must not be waited for longer than we look after the others.
-        options_of_ours = {**facts.settings.transport_options, "busy_timeout": _LOCK_LIMIT_S / 2}
+        options_of_ours = {**facts.settings.transport_options, "busy_timeout": LOCK_LIMIT_S / 2}
         backend = open_backend(
             dataclasses.replace(facts.settings, transport_options=options_of_ours)
         )
@@ -238,7 +123,15 @@ class Supervisor:
             )
         self._backend = backend
         self._consumers = self._backend.store.consumers
-        self._lock_path = self._backend.store.database.run_directory / "writer.lock"
+        self._enforcer = Enforcer(
+            backend.store,
+            self._children,
+            lease_s=self._lease_s,
+            # A job that shares its process is first asked to end at its limit, by the process itself.
+            lenience_s=1.0 if options.pool == "threads" else 0.0,
+            before_end=self._count_jobs,
+            ended=self._note_end,
+        )
 
     def run(self) -> int:
         """Supervise until told to stop or nothing is left; return the exit code.
@@ -295,21 +188,21 @@ class Supervisor:
         try:
             self._consumers.beat()
             self._reap()
-            self._look_after_children()
+            self._enforcer.look_after(self._worker_id)
             self._extend_leases()
             if time.monotonic() - self._swept_s >= self._settings.sweep_interval:
                 self._swept_s = time.monotonic()
                 log_lost(self._consumers.sweep())
-                self._end_terminated()
+                self._enforcer.end_terminated(self._worker_id)
                 self._backend.store.database.look_at_path()
-                self._watch_lock()
+                self._enforcer.watch_lock()
             self._keep_house()
             self._fill_places()
             if self._beat is not None:
                 self._beat.keep(unless=lambda: self._draining)
         except Busy as busy:
             log.warning("store_busy", error=str(busy))
-            self._watch_lock()  # whoever holds it at this instant may have it only now
+            self._enforcer.watch_lock()  # whoever holds it at this instant may have it only now
         except (FileReplaced, SchemaChanged):
             raise
         except Unavailable as error:
@@ -331,7 +224,7 @@ class Supervisor:
                 child.warn_after_s *= 2
                 log.warning(
                     "child_start_delayed",
-                    worker=self._name_of(child),
+                    worker=child.name,
                     pid=child.pid,
                     waited_s=round(waited_s, 1),
                 )
@@ -369,12 +262,7 @@ class Supervisor:
             timeout_s = min(timeout_s, self._grace_until_s - time.monotonic())
         if self._house_s > time.monotonic():  # else the store was busy: it may wait for the turn
             timeout_s = min(timeout_s, self._house_s - time.monotonic())
-        now_ms = self._backend.store.clock.lease_ms()
-        for _, notes in self._consumers.children_of(self._worker_id):
-            for note in notes.values():
-                if note.deadline_ms:
-                    over_ms = note.deadline_ms + self._lenience_ms
-                    timeout_s = min(timeout_s, (over_ms - now_ms) / 1000)
+        timeout_s = min(timeout_s, self._enforcer.due_in_s(self._worker_id))
         self._wake_poll.poll(max(timeout_s, 0.0) * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reading, 4096)
@@ -410,7 +298,7 @@ class Supervisor:
             place=index,
         )
         self._board.clear(index)
-        _flush()
+        flush_output()
         # Blocked, so that a signal between the fork and the child's own handlers is not lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
         try:
@@ -424,7 +312,9 @@ class Supervisor:
                     order, (self._wake_reading, self._wake_writing, self._lifeline_writing)
                 )
             # Known before signals come in again: the handler tells every child it knows.
-            self._children[pid] = Child(index, pid, time.monotonic(), self._places[index].left)
+            self._children[pid] = Child(
+                index, order.name, pid, time.monotonic(), self._places[index].left
+            )
         except OSError as error:  # no memory, no process to be had: the others go on
             self._note_failed_start(index, order.name, str(error), pid=None)
             return
@@ -475,10 +365,9 @@ class Supervisor:
             log_lost(self._consumers.sweep())
 
     def _note_end(self, child: Child, code: int) -> None:
+        self._count_jobs(child)
         place = self._places[child.index]
-        place.left = self._jobs_left(child)
         place.is_over = code == child_process.FINISHED or place.left == 0
-        name = self._name_of(child)
         was_up = self._board.is_up(child.index)
         ended_well = code in {
             child_process.FINISHED,
@@ -486,8 +375,8 @@ class Supervisor:
             child_process.TOLD,  # if by others than us, it is replaced
         }
         if ended_well or (self._draining and not was_up):
-            place.failures, place.failed_starts, place.not_before_s = 0, 0, 0.0
-            log.info("child_stopped", worker=name, pid=child.pid)
+            place.note_good_end()
+            log.info("child_stopped", worker=child.name, pid=child.pid)
             return
         if code == child_process.FILE_GONE:
             # Our own next write would find out, too; raise what the child met right away.
@@ -496,20 +385,14 @@ class Supervisor:
             database.write(lambda _: None)
         why = f"signal {-code}" if code < 0 else f"exit code {code}"
         if not was_up:
-            self._note_failed_start(child.index, name, why, pid=child.pid)
+            self._note_failed_start(child.index, child.name, why, pid=child.pid)
             return
-        place.failed_starts = 0
-        is_young = time.monotonic() - child.started_s < _YOUNG_S
-        place.failures = place.failures + 1 if is_young else 0
-        wait_s = _backoff_s(place.failures) if place.failures > 3 else 0.0
-        place.not_before_s = time.monotonic() + wait_s
-        log.warning("child_lost", worker=name, pid=child.pid, why=why, replaced_in_s=wait_s)
+        wait_s = place.note_death(child)
+        log.warning("child_lost", worker=child.name, pid=child.pid, why=why, replaced_in_s=wait_s)
 
     def _note_failed_start(self, index: int, name: str, why: str, *, pid: int | None) -> None:
         place = self._places[index]
-        place.failed_starts += 1
-        wait_s = _backoff_s(place.failed_starts)
-        place.not_before_s = time.monotonic() + wait_s
+        wait_s = place.note_failed_start()
         log.error(
             "child_start_failed",
             worker=name,
@@ -519,104 +402,11 @@ class Supervisor:
             retry_in_s=wait_s,
         )
 
-    def _name_of(self, child: Child) -> str:
-        return f"{self._options.name}/{child.index + 1}"
-
-    def _jobs_left(self, child: Child) -> int | None:
-        if child.left is None:
-            return None
-        return max(child.left - self._board.jobs_ended(child.index), 0)
-
-    def _look_after_children(self) -> None:
-        """Kill who went silent or is over the time limit; first the kill, then the release."""
-        now_ms = self._backend.store.clock.lease_ms()
-        for entry, notes in self._consumers.children_of(self._worker_id):
-            child = self._children.get(entry.pid)
-            if child is None:
-                continue
-            if now_ms - entry.heartbeat_ms >= self._lease_s * 1000:
-                self._kill(child, f"no heartbeat for {self._lease_s:g} s")
-                self._end(entry, child, {})
-            elif any(self._is_over(note, now_ms) for note in notes.values()):
-                self._end_overdue(entry, child)
-
-    def _end_overdue(self, entry: Entry, child: Child) -> None:
-        """Kill a child whose job is over its time limit."""
-        now_ms = self._backend.store.clock.lease_ms()
-        over = self._stopped_over(entry, child, lambda note: self._is_over(note, now_ms))
-        if not over:
-            return
-        limit_s = (over[0].deadline_ms - over[0].started_ms) / 1000
-        self._kill(child, f"its job is over its time limit of {limit_s:g} s")
-        fault = Fault("TimeLimitExceeded", f"ended by force at its time limit of {limit_s:g} s")
-        for note in over:
-            log.error("job_timed_out", message_id=note.message_id, limit_s=limit_s)
-        self._end(entry, child, {note.message_id: ("timed_out", fault) for note in over})
-
-    def _is_over(self, note: Note, now_ms: int) -> bool:
-        return bool(note.deadline_ms) and now_ms >= note.deadline_ms + self._lenience_ms
-
-    def _end_terminated(self) -> None:
-        """Kill children whose job an operator asked to stop, and whose time for that is over.
-
-        What a child has claimed and not started is no reason: it would not help that job.
-        """
-        due = self._backend.store.running.to_kill()
-        if not due:
-            return
-        for entry, _ in self._consumers.children_of(self._worker_id):
-            child = self._children.get(entry.pid)
-            doomed = due.get(entry.worker_id, set())
-            if child is None or not doomed:
-                continue
-            over = self._stopped_over(entry, child, functools.partial(_is_one_of, doomed))
-            if over:
-                self._kill(child, "its job was to be ended by force")
-                self._end(entry, child, {note.message_id: _BY_FORCE for note in over})
-
-    def _stopped_over(
-        self, entry: Entry, child: Child, is_over: Callable[[Note], bool]
-    ) -> list[Note]:
-        """Stop a child and return the notes to kill it for; without any it goes on.
-
-        Stopped before its notes are read: between an earlier look and the kill it might have finished
-        that job and started another, and nobody kills the innocent job after it.
-        """
-        os.kill(child.pid, signal.SIGSTOP)
-        _, status = os.waitpid(child.pid, os.WUNTRACED)
-        if not os.WIFSTOPPED(status):  # it ended just now
-            self._children.pop(child.pid)
-            self._note_end(child, os.waitstatus_to_exitcode(status))
-            return []
-        over = [
-            note for note in self._consumers.presence.notes(entry.slot).values() if is_over(note)
-        ]
-        if not over:
-            os.kill(child.pid, signal.SIGCONT)
-        return over
-
-    def _end(self, entry: Entry, child: Child, faults: dict[int, tuple[str, Fault]]) -> None:
-        """Give back what a killed child held; `faults` says whose job was the reason, none if it hung."""
-        if faults:
-            for message_id in self._consumers.presence.notes(entry.slot):
-                faults.setdefault(message_id, ("lost", _NEIGHBOUR))
-        self._places[child.index].left = self._jobs_left(child)
-        log_lost(self._consumers.end_worker(entry.worker_id, faults=faults))
-
-    def _kill(self, child: Child, why: str) -> None:
-        """End a child and everything in its session, and wait until it is gone."""
-        log.warning(
-            "child_killed",
-            worker=self._name_of(child),
-            pid=child.pid,
-            why=why,
-        )
-        for kill in (os.killpg, os.kill):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(child.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child.pid, 0)
-        self._children.pop(child.pid, None)
+    def _count_jobs(self, child: Child) -> None:
+        """Take what a child has run from what its place may run."""
+        if child.left is not None:
+            left = max(child.left - self._board.jobs_ended(child.index), 0)
+            self._places[child.index].left = left
 
     def _extend_leases(self) -> None:
         if time.monotonic() - self._extended_s < self._lease_s / 3:
@@ -629,14 +419,6 @@ class Supervisor:
         ]
         self._consumers.extend_worker(fresh, self._lease_s)
         self._extended_s = time.monotonic()
-
-    def _watch_lock(self) -> None:
-        """Kill a child of ours that holds the writer lock for too long: it stops everybody."""
-        holder = read_holder(self._lock_path)
-        if holder is None or holder.pid not in self._children:
-            return
-        if time.monotonic() - holder.since_s > _LOCK_LIMIT_S:
-            self._kill(self._children[holder.pid], "it sat on the writer lock")
 
     def _keep_house(self) -> None:
         """Do a portion of the housekeeping if one is due; it costs nothing while none is."""
@@ -673,7 +455,7 @@ class Supervisor:
             for note in notes.values()
         ]
         does = f"runs {', '.join(jobs)}" if jobs else "runs no job"
-        return Asked(child.index, child.pid, f"{self._name_of(child)}, process {child.pid}, {does}")
+        return Asked(child.index, child.pid, f"{child.name}, process {child.pid}, {does}")
 
     def _job_id_of(self, message_id: int) -> str:
         with contextlib.suppress(Unavailable):
@@ -748,7 +530,7 @@ class Supervisor:
                     os.kill(child.pid, signal.SIGSTOP)
                     os.waitpid(child.pid, os.WUNTRACED)
                 self._consumers.presence.clear_notes(entry.slot)
-            self._kill(child, "the worker stops")
+            self._enforcer.kill(child, "the worker stops")
             if entry is not None:
                 with contextlib.suppress(Unavailable):
                     log_lost(self._consumers.end_worker(entry.worker_id, count=count))
@@ -790,40 +572,6 @@ def _become(
         log.error("child_crashed", worker=name, error=f"{type(error).__name__}: {error}")
     finally:
         try:
-            _flush()
+            flush_output()
         finally:
             os._exit(code)
-
-
-def _flush() -> None:
-    """Write out what was printed, so that no fork prints it twice; a task may have closed it."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-
-
-def _places(concurrency: int, max_jobs: int | None, *, threads: bool) -> list[Place]:
-    """Make the children's places, and divide among them the jobs at once and the jobs in all.
-
-    A child notes what it has started in a slot with room for `NOTES` jobs, so of many threads each
-    child gets its share.
-    """
-    children = -(-concurrency // NOTES) if threads else concurrency
-    at_once = _shares(concurrency, children) if threads else [0] * children
-    lefts = [None] * children if max_jobs is None else _shares(max_jobs, children)
-    return [Place(count, left) for count, left in zip(at_once, lefts, strict=True) if left != 0]
-
-
-def _shares(whole: int, parts: int) -> list[int]:
-    """Divide a number so that the sum is exact."""
-    share, rest = divmod(whole, parts)
-    return [share + (index < rest) for index in range(parts)]
-
-
-def _is_one_of(deliveries: set[tuple[int, int]], note: Note) -> bool:
-    return (note.message_id, note.delivery) in deliveries
-
-
-def _backoff_s(failures: int) -> float:
-    doubled_s: float = _FIRST_BACKOFF_S * 2 ** min(failures - 1, 16)
-    return min(doubled_s, _LONGEST_BACKOFF_S)

@@ -155,13 +155,13 @@ def test_a_first_import_that_takes_long_is_told_of(
 ) -> None:
     from sqlqueue import log
     from sqlqueue.errors import AppImportError
-    from sqlqueue.worker import supervisor
+    from sqlqueue.worker import facts
 
     (tmp_path / "slow.py").write_text("import os\nos.read(int(os.environ['WAITS_FOR']), 1)\n")
     monkeypatch.syspath_prepend(tmp_path)
     reading, writing = os.pipe()
     monkeypatch.setenv("WAITS_FOR", str(reading))
-    monkeypatch.setattr(supervisor, "_FIRST_WARNING_S", 0.05)
+    monkeypatch.setattr(facts, "_FIRST_WARNING_S", 0.05)
     # Where the log goes is a setting of the application, so it is the standard library's by now.
     monkeypatch.setattr(log, "_active", None)
     told: list[str] = []
@@ -173,12 +173,12 @@ def test_a_first_import_that_takes_long_is_told_of(
                 os.write(writing, b"x")
 
     listener = Listener()
-    logging.getLogger("sqlqueue.worker.supervisor").addHandler(listener)
+    logging.getLogger("sqlqueue.worker.facts").addHandler(listener)
     try:
         with pytest.raises(AppImportError, match="has no attribute 'app'"):
-            supervisor.ask_app("slow")
+            facts.ask_app("slow")
     finally:
-        logging.getLogger("sqlqueue.worker.supervisor").removeHandler(listener)
+        logging.getLogger("sqlqueue.worker.facts").removeHandler(listener)
         os.close(reading)
         os.close(writing)
     assert told[:3] == [

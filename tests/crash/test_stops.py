@@ -107,9 +107,9 @@ def test_a_signal_while_the_children_start_still_drains(arena: Arena) -> None:
 
 SIGNALLED_BEFORE_A_FORK = """
 import os, signal, sys
-from sqlqueue.worker import supervisor
+from sqlqueue.worker import facts, supervisor
 
-flush, calls, ours = supervisor._flush, 0, os.getpid()
+flush, calls, ours = supervisor.flush_output, 0, os.getpid()
 
 def flush_and_be_told():
     global calls
@@ -119,9 +119,9 @@ def flush_and_be_told():
         if calls == int(sys.argv[1]):  # the first is that of the process which asks the application
             os.kill(ours, signal.SIGTERM)
 
-supervisor._flush = flush_and_be_told
-facts = supervisor.ask_app("crashapp:app")
-sys.exit(supervisor.Supervisor(supervisor.WorkerOptions("crashapp:app", "w"), facts).run())
+facts.flush_output = supervisor.flush_output = flush_and_be_told
+found = facts.ask_app("crashapp:app")
+sys.exit(supervisor.Supervisor(supervisor.WorkerOptions("crashapp:app", "w"), found).run())
 """
 
 

@@ -8,7 +8,9 @@ import signal
 import pytest
 
 from sqlqueue.config import Settings
-from sqlqueue.worker.supervisor import AppFacts, Child, Supervisor, WorkerOptions
+from sqlqueue.worker.facts import AppFacts
+from sqlqueue.worker.places import Child
+from sqlqueue.worker.supervisor import Supervisor, WorkerOptions
 from sqlqueue_transport.lifecycle import Event, State
 from tests.crash.conftest import Arena
 from tests.support import is_running, read_line, run_python, say, wait_until
@@ -169,12 +171,12 @@ def test_a_child_that_goes_on_to_another_job_between_look_and_kill_is_not_killed
     supervisor._worker_id = supervisor._consumers.register(name="w", kind="worker")
     child = run_python(CHILD, arena.directory / "queue.db", supervisor._worker_id)
     worker_id, message_id = map(int, read_line(child).split())
-    supervisor._children[child.pid] = Child(0, child.pid, 0.0, None)
+    supervisor._children[child.pid] = Child(0, "w/1", child.pid, 0.0, None)
     running = supervisor._backend.store.running
 
     def look(delivery: int) -> None:
         monkeypatch.setattr(running, "to_kill", lambda: {worker_id: {(message_id, delivery)}})
-        supervisor._end_terminated()
+        supervisor._enforcer.end_terminated(supervisor._worker_id)
 
     look(99)  # not what it runs
     say(child, "are you there?")
