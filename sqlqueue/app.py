@@ -314,7 +314,7 @@ class SqlQueue:
         every                a duration: ``"5s"``
         cron, timezone       an expression, or `crontab(…)`, and the zone of its clocks
         at                   once: an aware datetime, or ISO text
-        catch_up             about ticks missed: one (default), skip, all, or ``all(20)``
+        catch_up             about ticks missed: one (default), skip, or all
         catch_up_limit       of all: at most so many, the newest; default 100
         jitter               a duration: its jobs become due up to so much later
         overlap              allow (default), or skip: nothing while jobs of the last tick are

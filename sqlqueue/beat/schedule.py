@@ -264,17 +264,18 @@ def manner(
 class EntryOptions(TypedDict, total=False):
     """When an entry is due, and in what manner: keywords of code, keys of TOML.
 
-    One of `every`, `cron` and `at`. The rest as in `when` and `manner`.
+    One of `every`, `cron` and `at`. The rest as in `when` and `manner`; ``all(20)`` is for texts, and
+    in code `catch_up_limit` is its type-checked way.
     """
 
     every: object
     cron: str | Cron | None
     at: str | datetime | None
     timezone: str | None
-    catch_up: str
+    catch_up: CatchUp
     catch_up_limit: int | None
     jitter: float | str
-    overlap: str
+    overlap: Overlap
 
 
 def timing(options: EntryOptions, *, zone: str, name: str) -> dict[str, Any]:
