@@ -130,9 +130,9 @@ def test_ticks_go_after_a_month_but_never_the_newest_of_an_entry(
     for entry in ("hourly", "gone", "yearly"):  # no entry is described: all of them are gone
         for hour in range(3):
             tick = TickOf(entry, clock.wall_ms() + hour * 3_600_000, "beat")
-            store.publish([NewMessage(body=b"{}", queue="q", task="t")], tick=tick)
+            store.publish_tick([NewMessage(body=b"{}", queue="q", task="t")], tick)
     clock.advance(29 * DAY_S)
-    store.publish([], tick=TickOf("hourly", clock.wall_ms(), "beat"))
+    store.publish_tick([], TickOf("hourly", clock.wall_ms(), "beat"))
     clock.advance(2 * DAY_S)
     assert whole_round(store, clock) == {"ticks": 7}
     left = store.database.read(lambda c: c.execute("SELECT entry FROM tick").fetchall())
