@@ -31,6 +31,10 @@ __all__ = ["run_beat"]
 log = get_logger(__name__)
 
 _GRACE_S: Final = 5.0  # how long running producers may finish when the beat is stopped
+_EMPTY_HINT: Final = (
+    "decorate a function with @app.producer(every=…), call app.periodic(…), or add a [beat.NAME] table"
+    " and restart; or run 'sqlqueue schedule add' now"
+)
 _EXIT_FAILED: Final = 1
 _EXIT_SCHEMA: Final = 6
 
@@ -63,6 +67,8 @@ def run_beat(
             worker_id = backend.register(name=name, kind="beat")
             beat = Beat(app, name=name, max_ticks=max_ticks, worker_id=worker_id)
             log.info("beat_started", beat=name, pid=os.getpid(), entries=sorted(beat.entries))
+            if not beat.entries:
+                log.warning("schedule_empty", beat=name, hint=_EMPTY_HINT)
             while not stopping.is_set and not beat.is_over:
                 pause_s = _turn(beat, backend)
                 if not beat.is_over:
