@@ -84,6 +84,7 @@ EVENTS: Final[dict[str, str]] = {
     "tick_skipped": "an entry enqueued nothing for a tick, and why: overlap, or its catch-up policy",
     "ticks_forgotten": "the clock was set back: ticks of the future that was taken back may come again",
     "producer_failed": "a producer raised, took too long or ended its process; it is tried again",
+    "schedule_empty": "a beat runs that has no entries; it waits for what is added",
     "entry_refused": "an entry of code or file cannot run; the others do",
     "schedule_changed": "entries were added, removed, paused or resumed; the beat goes by the new ones",
     "clock_jumped": "the wall clock was set, or the machine slept: by more than an hour",

@@ -32,6 +32,10 @@ __all__ = ["run_beat"]
 log = get_logger(__name__)
 
 _GRACE_S: Final = 5.0  # how long running producers may finish when the beat is stopped
+_EMPTY_HINT: Final = (
+    "decorate a function with @app.producer(every=…), call app.periodic(…), or add a [beat.NAME] table"
+    " and restart; or run 'sqlqueue schedule add' now"
+)
 _EXIT_FAILED: Final = 1
 _EXIT_SCHEMA: Final = 6
 
@@ -69,6 +73,8 @@ def run_beat(
             log.info("beat_started", beat=name, pid=os.getpid(), entries=sorted(beat.entries))
             notifier.ready()
             notifier.status(f"{len(beat.entries)} entries")
+            if not beat.entries:
+                log.warning("schedule_empty", beat=name, hint=_EMPTY_HINT)
             while not stopping.is_set and not beat.is_over:
                 notifier.alive()
                 pause_s = _turn(beat, backend)

@@ -126,6 +126,21 @@ def test_application_that_cannot_be_had_is_exit_2(run, arguments, said):
     assert "Traceback" not in result.err
 
 
+def test_beat_without_a_schedule_says_so_and_waits_for_what_is_added(run, shop, tmp_path):
+    process = program("beat", "-A", shop, "--max-ticks", 1, cwd=tmp_path)
+    try:
+        line = next(line for line in process.stderr if "schedule_empty" in line)
+        assert "sqlqueue schedule add" in json.loads(line)["hint"]
+        added = run("schedule", "add", "e", "shop.add", "[1]", "--every", "0.1s", "-A", shop)
+        assert added.code == 0
+        _, said = process.communicate(timeout=30)
+        assert (process.returncode, "tick_enqueued" in said) == (0, True)
+    finally:
+        process.kill()
+        process.communicate()
+    assert run("inspect", "stats", "--json").json["states"]["pending"] == 1
+
+
 def test_beat_enqueues_exactly_as_many_ticks_as_told(run, clock):
     assert run("beat", "-A", clock, "--max-ticks", 3).code == 0
     assert run("inspect", "stats", "--json").json["states"]["pending"] == 3
