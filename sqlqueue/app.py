@@ -437,10 +437,12 @@ class SqlQueue:
     def queue_weights(self) -> Mapping[str, float]:
         """Return the weights a worker's claims are drawn by; empty means strictly in order.
 
-        Raises ConfigError for the weight of a queue that nothing here ever goes to.
+        Raises ConfigError if the command line names a queue that nothing here ever goes to. In a file
+        it may stand: one file of settings is for all workers.
         """
         weights = self.conf.worker_queue_weights
-        # Also those that this worker does not serve: one file of settings is for all workers.
+        if self.resolved.origins["worker_queue_weights"] != "command line":
+            return weights
         declared = {task.options.queue for task in self.tasks.values() if task.options.queue}
         known = {*self.queues, self.conf.task_default_queue, *declared}
         for queue in weights:

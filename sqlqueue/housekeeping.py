@@ -31,8 +31,9 @@ def log_lost(lost: Iterable[Lost]) -> None:
             job_id=one.job_id,
             task=one.task,
             queue=one.queue,
+            attempt=one.attempt,
             worker=one.worker,
-            error="its worker is gone" if one.counted else None,
+            error=f"{one.error.type}: {one.error.message}" if one.error else None,
         )
 
 

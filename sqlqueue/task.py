@@ -34,11 +34,13 @@ X_contra = TypeVar("X_contra", contravariant=True)
 class Stop:
     """Be what the worker wants of a running job, set from another thread.
 
-    `is_asked` says that it is not to go on. `raise_pending` raises what could not be raised before,
+    `is_asked` says that it is not to go on, `was_raised` that the task has met JobCancelled for it at a
+    checkpoint. `raise_pending` raises what could not be raised before,
     because the store was at work.
     """
 
     is_asked: bool = False
+    was_raised: bool = False
     raise_pending: Callable[[], object] = lambda: None
 
 
@@ -314,6 +316,7 @@ class Task(Generic[P, R]):
         """
         current = _request.get()
         if current is not None and current.cancelled:
+            current.stop.was_raised = True
             raise JobCancelled
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
 from sqlqueue import execute
-from sqlqueue.errors import JobFailed, Reject, Retry, TestingError
+from sqlqueue.errors import JobCancelled, JobFailed, Reject, Retry, TestingError
 from sqlqueue.inspection import Inspection
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.solo import run_solo
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["Ran", "StoredJob", "TestClock", "Testing", "testing"]
 
 _STOP_S: Final = 30.0  # how long a worker's running job may take to end after the test
+
+_DECISIONS: Final = (Retry, Reject, JobCancelled)  # of the task itself: no mistakes
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ class Testing:
             self._at_work.release()
         if reraise:
             for one in {one.job_id: one for one in ran}.values():
-                if one.error is not None and not isinstance(one.error, (Retry, Reject)):
+                if one.error is not None and not isinstance(one.error, _DECISIONS):
                     raise one.error
         return ran
 

@@ -147,7 +147,7 @@ def _lose(
         "traceback": fault.traceback,
     }
     if held.is_asked_to_stop:
-        return _abort(connection, held, values)
+        return _abort(connection, held, fault, values)
     if dead:
         connection.execute(sql.LOSE_TO_DEAD, values)
         routing.dead_letter(connection, held.message_id, Unwanted.DELIVERY_LIMIT, now_ms, landed)
@@ -165,10 +165,12 @@ def _lose(
     if not dead:
         landed.append((held.queue, None))
         routing.forget_if_gone(connection, held.message_id)
-    return Lost(held.message_id, held.job_id, held.task, held.queue, held.worker, counted, dead)
+    return _lost(held, fault if counted or dead else None, counted=counted, dead=dead)
 
 
-def _abort(connection: sqlite3.Connection, held: _Held, values: dict[str, Any]) -> Lost:
+def _abort(
+    connection: sqlite3.Connection, held: _Held, fault: Fault, values: dict[str, Any]
+) -> Lost:
     """Cancel a delivery that was asked to stop. One that was never started has no error to show."""
     counted = bool(values["counted"])
     if counted:
@@ -178,15 +180,23 @@ def _abort(connection: sqlite3.Connection, held: _Held, values: dict[str, Any]) 
     connection.execute(sql.LOSE_TO_CANCELLED, values)
     if counted:
         connection.execute(sql.RECORD_ATTEMPT, values)
+    return _lost(held, fault if counted else None, counted=counted, dead=False, cancelled=True)
+
+
+def _lost(
+    held: _Held, error: Fault | None, *, counted: bool, dead: bool, cancelled: bool = False
+) -> Lost:
     return Lost(
         held.message_id,
         held.job_id,
         held.task,
         held.queue,
         held.worker,
-        counted,
-        dead=False,
-        cancelled=True,
+        attempt=held.attempts + 1,
+        counted=counted,
+        dead=dead,
+        cancelled=cancelled,
+        error=error,
     )
 
 

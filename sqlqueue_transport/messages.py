@@ -223,6 +223,7 @@ class Lost:
 
     `counted` says that its task had been started, so the attempt counts; `dead` that it was the
     last one allowed; `cancelled` that an operator had asked it to stop, so that no other follows.
+    `attempt` is the attempt's number; `error` what its record says, None where it left none.
     """
 
     message_id: int
@@ -230,6 +231,8 @@ class Lost:
     task: str | None
     queue: str
     worker: str
+    attempt: int
     counted: bool
     dead: bool
     cancelled: bool = False
+    error: Fault | None = None

@@ -195,8 +195,8 @@ def _agree(output: Output, action: Action, choice: Choice, *, yes: bool) -> None
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise CommandFailed(
-            f"{number(count, 'job')} would be {_PAST[action.value]}, and there is no terminal to ask"
-            " on. Say --yes to do it, or --dry-run to look at them.",
+            f"{_would(action, choice)}, and there is no terminal to ask on. Say --yes to do it, or"
+            " --dry-run to look at them.",
             ExitCode.USAGE,
         )
     states: dict[str, int] = {}
@@ -207,6 +207,19 @@ def _agree(output: Output, action: Action, choice: Choice, *, yes: bool) -> None
     output.note(f"{what}, such as {samples}")
     if not click.confirm(f"{action.value.capitalize()} {number(count)} jobs?", err=True):
         raise CommandFailed("nothing was changed", ExitCode.FAILED)
+
+
+def _would(action: Action, choice: Choice) -> str:
+    """Say what would become of the jobs."""
+    asked = 0
+    if action.value == "terminate":
+        asked = sum(target.state.value == "processing" for target in choice.targets)
+    parts = []
+    if len(choice.targets) > asked or not asked:
+        parts.append(f"{number(len(choice.targets) - asked, 'job')} would be {_PAST[action.value]}")
+    if asked:
+        parts.append(f"{number(asked, 'running job')} would be asked to stop")
+    return ", ".join(parts)
 
 
 def _tell(
@@ -222,9 +235,8 @@ def _tell(
         showing.targets(output, choice.targets[:_MOST_SHOWN])
         if len(choice.targets) > _MOST_SHOWN:
             output.line(f"… and {number(len(choice.targets) - _MOST_SHOWN)} more")
-    past = _PAST[action.value]
     if report is None:
-        output.note(f"{number(len(choice.targets), 'job')} would be {past}; nothing was changed.")
+        output.note(f"{_would(action, choice)}; nothing was changed.")
         return
     text = _summary(action, choice, report, force_after_s)
     if output.is_table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +92,11 @@ class Attempt:
         if self._was_asked_to_stop or isinstance(self._prepared, Outcome):
             return
         self._was_asked_to_stop = True
-        self._prepared.request.stop.is_asked = True
-        if self.is_async:
-            self.interrupt.throw(JobCancelled)
+        stop = self._prepared.request.stop
+        stop.is_asked = True
+        if isinstance(self.interrupt, LoopInterrupt):
+            # A checkpoint may be quicker than the next await; its clean-up is then not to be cut short.
+            self.interrupt.throw(JobCancelled, unless=lambda: stop.was_raised)
 
     def run(self) -> Outcome:
         """Run it here and now."""
@@ -101,7 +104,13 @@ class Attempt:
             if isinstance(self._prepared, Outcome):
                 ended.append(self._prepared)
             else:
-                ended.append(execute.run(self._prepared, self._thread_interrupt, self._reporter))
+                # In a context of its own: what the task binds or clears there is not the worker's, nor
+                # the next job's. (An async one has the context of its own asyncio task.)
+                ended.append(
+                    contextvars.copy_context().run(
+                        execute.run, self._prepared, self._thread_interrupt, self._reporter
+                    )
+                )
         return ended[0]
 
     def run_on(self, loop: asyncio.AbstractEventLoop) -> Coroutine[Any, Any, Outcome]:

@@ -13,6 +13,7 @@ from typing import Final
 
 __all__ = ["Board"]
 
+_TOLD: Final = struct.Struct("=Q")  # whether all are to stop
 _CELL: Final = struct.Struct("=QQ")  # whether it is up, jobs ended
 _NUMBER: Final = struct.Struct("=Q")
 _ENDED_AT: Final = 8
@@ -26,26 +27,41 @@ class Board:
     """
 
     def __init__(self, places: int) -> None:
-        self._memory = mmap.mmap(-1, _CELL.size * max(places, 1))
+        self._memory = mmap.mmap(-1, _TOLD.size + _CELL.size * places)
+
+    def tell_to_stop(self) -> None:
+        """Say to all children, also those to come, that they are to take no other job.
+
+        They are sent a signal as well, which wakes those that sleep; but a task may have taken that.
+        """
+        _TOLD.pack_into(self._memory, 0, 1)
+
+    def is_told_to_stop(self) -> bool:
+        """Say whether children are to take no other job."""
+        return bool(_TOLD.unpack_from(self._memory, 0)[0])
 
     def clear(self, place: int) -> None:
         """Begin with a new child, which is not up and has ended no job."""
-        _CELL.pack_into(self._memory, place * _CELL.size, 0, 0)
+        _CELL.pack_into(self._memory, _at(place), 0, 0)
 
     def note_up(self, place: int) -> None:
         """Say that the child has imported its application, is registered, and begins to claim."""
-        _NUMBER.pack_into(self._memory, place * _CELL.size, 1)
+        _NUMBER.pack_into(self._memory, _at(place), 1)
 
     def is_up(self, place: int) -> bool:
         """Say whether the newest child of a place got as far as claiming jobs, dead or alive."""
-        return bool(_CELL.unpack_from(self._memory, place * _CELL.size)[0])
+        return bool(_CELL.unpack_from(self._memory, _at(place))[0])
 
     def count_ended(self, place: int) -> None:
         """Count one more job, once its settlement was accepted or refused; from one thread only."""
-        at = place * _CELL.size + _ENDED_AT
+        at = _at(place) + _ENDED_AT
         _NUMBER.pack_into(self._memory, at, self.jobs_ended(place) + 1)
 
     def jobs_ended(self, place: int) -> int:
         """Return how many jobs the newest child of a place has ended."""
-        ended: int = _CELL.unpack_from(self._memory, place * _CELL.size)[1]
+        ended: int = _CELL.unpack_from(self._memory, _at(place))[1]
         return ended
+
+
+def _at(place: int) -> int:
+    return _TOLD.size + place * _CELL.size

@@ -86,7 +86,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     """
     os.setsid()
     die_with(order.parent_pid, order.lifeline)
-    told = _Told(order.stacks)
+    told = _Told(order.stacks, order.board)
     told.listen()
     give_forks_default_signals()
     # Who is told to stop while it imports has nothing to finish, and the import may hang where no
@@ -125,7 +125,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             register=register,
             burst=order.burst,
             max_jobs=order.max_jobs,
-            after_job=told.listen,
+            after_job=told.after_job,
             runner=_threads(order.threads, app, backend) if order.threads else None,
             # One job alone in its process is killed at its limit; among others it is asked first.
             raises_hard_limits=order.threads > 0,
@@ -161,10 +161,11 @@ def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:
 class _Told:
     """Remember a stop that came before there was anything to stop."""
 
-    def __init__(self, stacks: int) -> None:
+    def __init__(self, stacks: int, board: Board) -> None:
         self.is_stopped = False
         self.consumer: Consumer | None = None
         self._stacks = stacks
+        self._board = board
 
     def listen(self) -> None:
         """Take the signals; again after every job, because a task may have taken them away."""
@@ -173,6 +174,12 @@ class _Told:
         interrupts.listen()
         signal.signal(signal.SIGHUP, _reopen_log)
         answer_to_sigquit(self._stacks)
+
+    def after_job(self) -> None:
+        """Take the signals again, and see whether the one to stop went to a handler of the task's."""
+        self.listen()
+        if self._board.is_told_to_stop():
+            self.stop()
 
     def stop(self, *_: object) -> None:
         self.is_stopped = True

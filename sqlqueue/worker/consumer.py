@@ -173,7 +173,7 @@ class Consumer:
     def _start(self, taken: Taken) -> Settled | None:
         """Start a job; return its release when a stop came in between."""
         if self._stopping:
-            log.info("job_released", job_id=execute.job_id_of(taken), queue=taken.queue)
+            log.info("job_released", **_named(taken))
             return taken, Outcome.release()
         if self._left is not None:
             self._left -= 1
@@ -284,10 +284,14 @@ def tell_of_paused(backend: Backend, queues: Sequence[str], worker: str) -> None
 
 
 def _log_lost(lost: Taken) -> None:
-    log.warning(
-        "lease_lost",
-        job_id=execute.job_id_of(lost),
-        task=execute.task_name_of(lost),
-        queue=lost.queue,
-        delivery=lost.delivery,
-    )
+    log.warning("lease_lost", **_named(lost), delivery=lost.delivery)
+
+
+def _named(taken: Taken) -> dict[str, object]:
+    """Return what every line about a job has."""
+    return {
+        "job_id": execute.job_id_of(taken),
+        "task": execute.task_name_of(taken),
+        "queue": taken.queue,
+        "attempt": taken.attempts + 1,
+    }

@@ -10,6 +10,7 @@ import functools
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.housekeeping import log_lost
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlqueue.worker.places import Child
+    from sqlqueue_transport.messages import Lost
     from sqlqueue_transport.presence import Entry, Note
     from sqlqueue_transport.store import Store
 
@@ -64,6 +66,8 @@ class Enforcer:
         self._lenience_ms = round(lenience_s * 1000)
         self._before_end = before_end
         self._ended = ended
+        # By worker id, what ended its jobs: until the store has taken it.
+        self._owed: dict[int, dict[int, tuple[str, Fault]]] = {}
         self._lock_path = store.database.run_directory / "writer.lock"
 
     def due_in_s(self, worker_id: int) -> float:
@@ -99,9 +103,17 @@ class Enforcer:
         limit_s = (over[0].deadline_ms - over[0].started_ms) / 1000
         self.kill(child, f"its job is over its time limit of {limit_s:g} s")
         fault = Fault("TimeLimitExceeded", f"ended by force at its time limit of {limit_s:g} s")
-        for note in over:
-            log.error("job_timed_out", message_id=note.message_id, limit_s=limit_s)
-        self._end(entry, {note.message_id: ("timed_out", fault) for note in over})
+        faults = {note.message_id: ("timed_out", fault) for note in over}
+        for lost in self._end(entry, dict(faults)):
+            if lost.message_id in faults:
+                log.error(
+                    "job_timed_out",
+                    job_id=lost.job_id,
+                    task=lost.task,
+                    queue=lost.queue,
+                    attempt=lost.attempt,
+                    limit_s=limit_s,
+                )
 
     def _is_over(self, note: Note, now_ms: int) -> bool:
         return bool(note.deadline_ms) and now_ms >= note.deadline_ms + self._lenience_ms
@@ -145,12 +157,22 @@ class Enforcer:
             os.kill(child.pid, signal.SIGCONT)
         return over
 
-    def _end(self, entry: Entry, faults: dict[int, tuple[str, Fault]]) -> None:
+    def _end(self, entry: Entry, faults: dict[int, tuple[str, Fault]]) -> list[Lost]:
         """Give back what a killed child held; `faults` says whose job was the reason, none if it hung."""
         if faults:
             for message_id in self._consumers.presence.notes(entry.slot):
                 faults.setdefault(message_id, ("lost", _NEIGHBOUR))
-        log_lost(self._consumers.end_worker(entry.worker_id, faults=faults))
+        self._owed[entry.worker_id] = faults
+        lost = self._consumers.end_worker(entry.worker_id, faults=faults)
+        del self._owed[entry.worker_id]
+        log_lost(lost)
+        return lost
+
+    def do_what_is_owed(self) -> None:
+        """Give back what a busy store refused to take back when its child was killed, with the reason."""
+        for worker_id in list(self._owed):
+            log_lost(self._consumers.end_worker(worker_id, faults=self._owed[worker_id]))
+            del self._owed[worker_id]
 
     def kill(self, child: Child, why: str) -> None:
         """End a child and everything in its session, and wait until it is gone."""
@@ -158,6 +180,9 @@ class Enforcer:
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kill(child.pid, signal.SIGKILL)
+        for pid in _session_of(child.pid):  # who has left the process group, as a shell's jobs do
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(child.pid, 0)
         self._before_end(child)
@@ -174,3 +199,15 @@ class Enforcer:
 
 def _is_one_of(deliveries: set[tuple[int, int]], note: Note) -> bool:
     return (note.message_id, note.delivery) in deliveries
+
+
+def _session_of(leader: int) -> list[int]:
+    """Return the processes of a session. Elsewhere than on Linux nobody tells: none."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # proc(5): the name in parentheses may hold anything; the sixth field is the session.
+            fields = stat.read_bytes().rpartition(b")")[2].split()
+            if int(fields[3]) == leader:
+                found.append(int(stat.parent.name))
+    return found

@@ -27,12 +27,14 @@ import types
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
 __all__ = ["Interrupt", "LoopInterrupt", "ThreadInterrupt", "listen"]
 
 # Celery's choice for its soft limit, too (billiard's SIG_SOFT_TIMEOUT).
 _NUMBER: Final = signal.SIGUSR1
+# Each is one look. After so many somebody has taken the signal in a way that Python does not see.
+_MOST_SIGNALS: Final = 500
 _NOT_INSIDE: Final = ("sqlqueue_transport", "kombu")
 # They catch whatever the values of others raise, or hold a lock.
 _NOT_INSIDE_EITHER: Final = frozenset(
@@ -70,6 +72,7 @@ class ThreadInterrupt:
         self._is_open = self._is_over = False
         self._pending: type[BaseException] | None = None
         self._was_raised = False
+        self._signals = 0
 
     def __enter__(self) -> None:
         """Begin user code."""
@@ -107,7 +110,8 @@ class ThreadInterrupt:
         with self._lock:
             if not self._is_open:
                 return
-            if self._is_reached_by_signal:
+            if self._is_reached_by_signal and self._signals < _MOST_SIGNALS:
+                self._signals += 1
                 signal.pthread_kill(self._thread, _NUMBER)
                 return
             time.sleep(0)  # Python's lock, anew: see above
@@ -156,10 +160,15 @@ class LoopInterrupt:
         self._is_over = False
         self._pending: type[BaseException] | None = None
 
-    def throw(self, error: type[BaseException]) -> None:
-        """Raise an error of this class at the next await; a loop that is closed runs nothing."""
+    def throw(
+        self, error: type[BaseException], *, unless: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Raise an error of this class at the next await, unless something is so by then.
+
+        A loop that is closed runs nothing.
+        """
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._throw, error)
+            self._loop.call_soon_threadsafe(self._throw, error, unless)
 
     @property
     def is_waiting(self) -> bool:
@@ -169,8 +178,8 @@ class LoopInterrupt:
     def insist(self) -> None:
         """Do nothing."""
 
-    def _throw(self, error: type[BaseException]) -> None:
-        if self._is_over:
+    def _throw(self, error: type[BaseException], unless: Callable[[], bool]) -> None:
+        if self._is_over or unless():
             return
         self._pending = error
         if self._task is not None:  # or it has not begun, and `steer` will see it
@@ -182,7 +191,7 @@ class LoopInterrupt:
         try:
             if self._pending is not None:
                 coroutine.close()
-                raise self._pending
+                raise self.taken()
             return await _steered(coroutine, self)
         finally:
             self._is_over = True
@@ -191,11 +200,22 @@ class LoopInterrupt:
         """Return what user code shall see for what asyncio throws into it."""
         if self._pending is None or not isinstance(error, asyncio.CancelledError):
             return error
+        return self.taken()
+
+    @property
+    def is_pending(self) -> bool:
+        """Say whether something was thrown that user code has not seen yet."""
+        return self._pending is not None
+
+    def taken(self) -> BaseException:
+        """Return what was thrown, for user code to see it now."""
         kind, self._pending = self._pending, None
+        if kind is None:  # pragma: no cover - asked for only when there is one
+            raise AssertionError
         if self._task is not None and sys.version_info >= (3, 11):
             # Or what is awaited next (a timeout, a task group) takes it for a cancelling of its own.
             self._task.uncancel()
-        return kind()
+        return _cancelling(kind)()
 
 
 @types.coroutine
@@ -218,8 +238,24 @@ def _steered(
             step = functools.partial(coroutine.throw, interrupt.translated(error))
         else:
             step = functools.partial(coroutine.send, sent)
+            if interrupt.is_pending:  # what was awaited has swallowed the cancelling
+                step = functools.partial(coroutine.throw, interrupt.taken())
 
 
+def _cancelling(kind: type[BaseException]) -> type[BaseException]:
+    """Return the class of error that is this one and asyncio's CancelledError as well.
+
+    Task groups end their tasks, semaphores give back a permit and locks their turn only for a
+    CancelledError. It bears the name of the kind, which is what users and records see.
+    """
+    if kind not in _both:
+        _both[kind] = type(
+            kind.__name__, (kind, asyncio.CancelledError), {"__module__": kind.__module__}
+        )
+    return _both[kind]
+
+
+_both: dict[type[BaseException], type[BaseException]] = {}
 _in_main_thread: ThreadInterrupt | None = None
 
 

@@ -13,6 +13,9 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+from sqlqueue.execute import fault_of
+from sqlqueue.log import get_logger
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from sqlqueue_transport.messages import Outcome
 
 __all__ = ["Ended", "Inline", "Runner", "Threads"]
+
+log = get_logger(__name__)
 
 Ended: TypeAlias = "tuple[Attempt, Outcome]"
 _LAST_MOMENT_S: Final = 1.0
@@ -64,12 +69,22 @@ class Inline:
     def start(self, attempt: Attempt) -> None:
         """Run an attempt to its end."""
         if not attempt.is_async:
-            outcome = attempt.run()
+            self._ended.append((attempt, attempt.run()))
         else:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-            outcome = self._loop.run_until_complete(attempt.run_on(self._loop))
-        self._ended.append((attempt, outcome))
+            self._run_on(self._loop, attempt)
+
+    def _run_on(self, loop: asyncio.AbstractEventLoop, attempt: Attempt) -> None:
+        async def run() -> None:
+            self._ended.append((attempt, await attempt.run_on(loop)))
+
+        task = loop.create_task(run())
+        while not task.done():
+            try:
+                loop.run_until_complete(task)
+            except BaseException as error:  # noqa: BLE001 - see `_log_escaped`
+                _log_escaped(error)
 
     def ended(self) -> list[Ended]:
         """Return the attempts that have ended since the last call."""
@@ -119,6 +134,7 @@ class Threads:
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
+        self._is_closing = False
 
     def start(self, attempt: Attempt) -> None:
         """Hand an attempt to a thread, or to the loop, and return."""
@@ -162,6 +178,7 @@ class Threads:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+        self._is_closing = True
         if self._loop is not None and self._loop_thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop_thread.join()
@@ -192,11 +209,24 @@ class Threads:
 
     def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            loop.run_forever()
+            while not self._is_closing:
+                try:
+                    loop.run_forever()
+                except BaseException as error:  # noqa: BLE001 - see `_log_escaped`
+                    _log_escaped(error)
             _end_what_is_left(loop)
         finally:
             loop.close()
             self._on_thread_end()
+
+
+def _log_escaped(error: BaseException) -> None:
+    """Tell what came out of a loop, which goes on.
+
+    asyncio hands on what a task of user code raises to end the process (SystemExit,
+    KeyboardInterrupt), also of a task that nobody awaits; and a loop can be stopped by anybody.
+    """
+    log.warning("loop_interrupted", error=f"{type(error).__name__}: {fault_of(error).message}")
 
 
 def _end_what_is_left(loop: asyncio.AbstractEventLoop) -> None:

@@ -187,6 +187,7 @@ class Supervisor:
         """
         try:
             self._consumers.beat()
+            self._enforcer.do_what_is_owed()
             self._reap()
             self._enforcer.look_after(self._worker_id)
             self._extend_leases()
@@ -208,7 +209,7 @@ class Supervisor:
         except Unavailable as error:
             log.warning("store_busy", error=str(error))
         if self._grace_until_s is not None and time.monotonic() >= self._grace_until_s:
-            log.warning("grace_over", worker=self._options.name, running=len(self._children))
+            log.warning("grace_over", worker=self._options.name, running=self._running())
             self._kill_all(count=False)
         self._tell_how_it_goes()
 
@@ -228,13 +229,16 @@ class Supervisor:
                     pid=child.pid,
                     waited_s=round(waited_s, 1),
                 )
-        running = sum(len(notes) for _, notes in self._consumers.children_of(self._worker_id))
         up = len(self._children) - len(starting)
         self._notifier.status(
-            f"{'stopping' if self._draining else 'working'}: jobs running: {running},"
+            f"{'stopping' if self._draining else 'working'}: jobs running: {self._running()},"
             f" children up: {up} of {len(self._places)}"
         )
         self._notifier.alive()
+
+    def _running(self) -> int:
+        """Return how many jobs run now."""
+        return sum(len(notes) for _, notes in self._consumers.children_of(self._worker_id))
 
     def _starting(self) -> list[Child]:
         return [one for one in self._children.values() if not self._board.is_up(one.index)]
@@ -499,11 +503,12 @@ class Supervisor:
         self._signals += 1
         if self._signals == 1:
             self._grace_until_s = time.monotonic() + self._settings.worker_grace
+            self._board.tell_to_stop()
             log.info(
                 "worker_draining",
                 worker=self._options.name,
                 signal=signal.Signals(number).name,
-                running=len(self._children),
+                running=self._running(),
                 grace_s=self._settings.worker_grace,
             )
             for pid in self._children:

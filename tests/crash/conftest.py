@@ -69,6 +69,24 @@ def hang(self):
         time.sleep(1)
 
 
+@app.task(name="takes_sigterm", bind=True)
+def takes_sigterm(self, seconds):
+    """Have a handler of its own for the signal to stop."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    trace(self, "start")
+    time.sleep(seconds)
+
+
+@app.task(name="leaves_its_group", bind=True, time_limit=1.0, max_attempts=1)
+def leaves_its_group(self):
+    """Start a program in a process group of its own, as a shell does with its jobs."""
+    child = subprocess.Popen(["sleep", "600"], preexec_fn=lambda: os.setpgid(0, 0))
+    with open("grandchild.pid", "w") as file:
+        file.write(str(child.pid))
+    trace(self, "start")
+    time.sleep(600)
+
+
 @app.task(name="hang_in_c", bind=True, time_limit=1.0, max_attempts=1)
 def hang_in_c(self):
     """Hold the GIL in C, and keep a subprocess that ignores SIGTERM."""

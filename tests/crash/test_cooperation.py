@@ -67,6 +67,18 @@ async def awaits(self):
         raise
 
 
+@app.task(name="meets_it_twice", bind=True)
+async def meets_it_twice(self):
+    trace(self, "start")
+    try:
+        while True:
+            time.sleep(0.02)
+            self.progress(1)
+    finally:
+        await asyncio.sleep(0.1)
+        trace(self, "cleaned up")
+
+
 @app.task(name="awork", bind=True)
 async def awork(self, seconds):
     trace(self, "start")
@@ -95,6 +107,7 @@ def cancel(arena: Arena, *arguments: object) -> int:
         ("checks", "processes"),
         ("reports", "processes"),
         ("awaits", "processes"),
+        ("meets_it_twice", "processes"),
         ("checks", "threads"),
         ("awaits", "threads"),
         ("checks", "solo"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
@@ -127,6 +129,32 @@ def test_the_time_limit_reaches_c_code_that_holds_the_gil_and_its_subprocesses(
     arena.wait_state(job, State.PERMANENTLY_FAILED, deadline_s=30)
     grandchild = int((arena.directory / "grandchild.pid").read_text())
     wait_until(lambda: not is_running(grandchild), what="the task's own subprocess to be ended")
+
+
+def test_the_time_limit_reaches_what_has_left_the_process_group(arena: Arena) -> None:
+    job = arena.publish("leaves_its_group")
+    arena.worker("-c", 1)
+    (attempt,) = arena.wait_state(job, State.PERMANENTLY_FAILED).attempts
+    assert attempt.outcome == "timed_out"
+    grandchild = int((arena.directory / "grandchild.pid").read_text())
+    wait_until(lambda: not is_running(grandchild), what="the program to be killed, too")
+    (line,) = [json.loads(line) for line in arena.logs().splitlines() if '"job_timed_out"' in line]
+    assert (line["job_id"], line["task"], line["attempt"]) == (job, "leaves_its_group", 1)
+
+
+def test_the_reason_of_a_kill_is_kept_while_the_store_is_busy(arena: Arena) -> None:
+    job = arena.publish("hang")
+    arena.worker("-c", 1)
+    arena.started(job)
+    holder = sqlite3.connect(arena.directory / "queue.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    wait_until(
+        lambda: "store_busy" in arena.logs(), deadline_s=30, what="the supervisor to meet it"
+    )
+    holder.execute("ROLLBACK")
+    holder.close()
+    wait_until(lambda: arena.job(job).attempts, deadline_s=30, what="the record")
+    assert arena.job(job).attempts[0].outcome == "timed_out"
 
 
 def test_a_countdown_longer_than_the_visibility_timeout_runs_once(arena: Arena) -> None:

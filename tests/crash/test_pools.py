@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -15,7 +16,8 @@ from tests.support import wait_until
 pytestmark = pytest.mark.slow
 
 APP = '''
-import asyncio, ctypes, os, threading, time
+import asyncio, ctypes, os, sys, threading, time
+import structlog
 from crashapp import app, trace
 from sqlqueue import SoftTimeLimitExceeded, TimeLimitExceeded
 
@@ -67,6 +69,33 @@ def over(self):
 async def aover(self):
     trace(self, "start")
     await asyncio.sleep(600)
+
+
+@app.task(name="exits_in_a_subtask")
+async def exits_in_a_subtask():
+    async def bad():
+        sys.exit(3)
+    await asyncio.gather(bad())
+
+
+@app.task(name="leaves_one_that_exits")
+async def leaves_one_that_exits():
+    async def bad():
+        await asyncio.sleep(0.2)
+        sys.exit(3)
+    app.left = asyncio.create_task(bad())
+
+
+@app.task(name="cancels_itself")
+async def cancels_itself():
+    asyncio.current_task().cancel()
+    return 7
+
+
+@app.task(name="binds")
+def binds():
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(mine="left behind")
 
 
 @app.task(name="nothing")
@@ -152,6 +181,49 @@ def test_a_job_that_does_not_end_at_its_limit_takes_its_process_along(
     assert detail.row.attempts == 2
     assert detail.attempts[0].outcome == "lost"
     assert "another job in it" in str(detail.attempts[0].error_message)
+
+
+@pytest.mark.parametrize("pool", ["threads", "processes"])
+def test_a_subtask_that_exits_ends_neither_the_loop_nor_a_neighbour(
+    threads: Arena, pool: str
+) -> None:
+    worker = start(threads, "-P", pool, concurrency=4 if pool == "threads" else 1)
+    left = threads.publish("leaves_one_that_exits")
+    threads.wait_state(left, State.DONE)
+    neighbour = threads.publish("awork", 1)
+    bad = threads.publish("exits_in_a_subtask")
+    detail = threads.wait_state(neighbour, State.DONE)
+    assert detail.row.attempts == 1
+    wait_until(lambda: threads.job(bad).attempts, deadline_s=30, what="the failure")
+    assert (threads.job(bad).attempts[0].error_type, threads.job(bad).attempts[0].outcome) == (
+        "SystemExit",
+        "failed",
+    )
+    assert threads.wait_state(threads.publish("awork", 0), State.DONE).row.attempts == 1
+    assert "child_lost" not in threads.logs()
+    assert "loop_interrupted" in threads.logs()
+    worker.terminate()
+    assert worker.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("pool", ["threads", "processes"])
+def test_a_task_that_cancels_itself_as_it_returns_has_returned(threads: Arena, pool: str) -> None:
+    start(threads, "-P", pool, concurrency=1)
+    job = threads.publish("cancels_itself")
+    assert threads.wait_state(job, State.DONE).row.attempts == 1
+    assert result_of(threads, job) == 7
+
+
+@pytest.mark.parametrize("pool", ["threads", "processes"])
+def test_what_a_task_binds_or_clears_stays_its_own(threads: Arena, pool: str) -> None:
+    start(threads, "-P", pool, "--log-format", "json", concurrency=1)
+    first = threads.publish("binds")
+    threads.wait_state(first, State.DONE)
+    second = threads.publish("nothing")
+    threads.wait_state(second, State.DONE)
+    lines = [json.loads(line) for line in threads.logs().splitlines() if '"job_done"' in line]
+    assert [line["job_id"] for line in lines] == [first, second]
+    assert "mine" not in lines[1]
 
 
 def test_all_that_ran_in_a_killed_process_counts_and_runs_again(threads: Arena) -> None:

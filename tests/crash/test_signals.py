@@ -20,6 +20,15 @@ from sqlqueue_transport.lifecycle import State
 from tests.crash.conftest import Arena
 from tests.support import ROOT, is_running, open_names, wait_until
 
+
+@pytest.fixture(autouse=True)
+def _heed_sighup() -> Iterator[None]:
+    """Whoever runs the tests under nohup, or in a job of some CI, ignores it, and so would all below."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 APP = """
 import ctypes, faulthandler, os, pathlib, resource, signal, threading, time
 from sqlqueue import SqlQueue

@@ -76,6 +76,17 @@ def test_a_signal_to_every_process_of_the_tree_drains(arena: Arena, number: int)
         assert (arena.state(job), arena.job(job).row.attempts) == (State.PENDING, 0)
 
 
+def test_a_signal_that_a_task_had_taken_still_drains(arena: Arena) -> None:
+    worker = arena.worker("-c", 1)
+    running = arena.publish("takes_sigterm", 2)
+    waiting = [arena.publish("work", 0) for _ in range(3)]
+    arena.started(running)
+    worker.terminate()
+    assert worker.wait(timeout=30) == 0
+    assert arena.state(running) is State.DONE
+    assert {arena.state(one) for one in waiting} == {State.PENDING}
+
+
 def test_what_is_not_finished_within_the_grace_time_is_released_uncounted(arena: Arena) -> None:
     job = arena.publish("work", 60)
     worker = arena.worker("-c", 1, "--grace", "1s")

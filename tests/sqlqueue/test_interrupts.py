@@ -246,6 +246,64 @@ def test_a_cancellation_of_the_tasks_own_stays_one():
     assert steered(task) == "cancelled"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no task groups")
+def test_a_task_group_that_waits_ends_its_tasks():
+    done = []
+
+    async def sub():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            done.append("sub")
+
+    async def task(throw):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sub())
+            asyncio.get_running_loop().call_later(0.01, throw)
+
+    with pytest.raises(SoftTimeLimitExceeded) as caught:
+        steered(task)
+    assert done == ["sub"]
+    assert type(caught.value).__name__ == "SoftTimeLimitExceeded"
+
+
+def test_a_semaphore_gets_back_what_it_had_just_given():
+    async def main():
+        semaphore = asyncio.Semaphore(1)
+        interrupt = LoopInterrupt(asyncio.get_running_loop())
+        await semaphore.acquire()
+
+        async def task():
+            async with semaphore:
+                pass
+
+        waiter = asyncio.ensure_future(interrupt.steer(task()))
+        await asyncio.sleep(0.01)
+        # Granted and interrupted in the same turn of the loop.
+        interrupt.throw(SoftTimeLimitExceeded)
+        semaphore.release()
+        with contextlib.suppress(SoftTimeLimitExceeded):
+            await waiter
+        await asyncio.wait_for(semaphore.acquire(), timeout=30)
+
+    asyncio.run(main())
+
+
+def test_what_is_awaited_may_swallow_a_cancelling_but_not_the_error():
+    async def deaf():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    async def task(throw):
+        asyncio.get_running_loop().call_later(0.01, throw)
+        try:
+            await asyncio.create_task(deaf())
+        except SoftTimeLimitExceeded:
+            return "seen"
+
+    assert steered(task) == "seen"
+
+
 def test_what_is_thrown_before_it_begins_keeps_it_from_beginning():
     async def main():
         interrupt = LoopInterrupt(asyncio.get_running_loop())
