@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from sqlqueue.config import set_command_line
 from sqlqueue.errors import ConfigError
 from sqlqueue.worker.queue_order import QueueOrder
 
@@ -60,10 +61,17 @@ def test_two_workers_do_not_draw_the_same_orders():
 
 
 def test_a_weight_of_a_queue_that_nothing_goes_to_is_an_error_with_a_suggestion(make_app):
-    app = make_app(worker_queue_weights={"mial": 2})
-    app.task(name="t", queue="mail")(lambda: None)
-    with pytest.raises(ConfigError, match=r"names the queue 'mial'.* Did you mean 'mail'\?"):
-        _ = app.queue_weights
+    typed, written = make_app(), make_app(worker_queue_weights={"mial": 2})
+    for app in (typed, written):
+        app.task(name="t", queue="mail")(lambda: None)
+    # One file of settings is for all workers; what is typed is for this one.
+    assert written.queue_weights == {"mial": 2}
+    set_command_line({"worker_queue_weights": {"mial": 2}})
+    try:
+        with pytest.raises(ConfigError, match=r"names the queue 'mial'.* Did you mean 'mail'\?"):
+            _ = typed.queue_weights
+    finally:
+        set_command_line({})
 
 
 def test_a_weight_of_a_queue_that_another_worker_serves_is_none(make_app):
