@@ -12,6 +12,9 @@ from tests.cli.conftest import program
 from tests.support import is_running, wait_until
 
 APP = """
+import pathlib
+import time
+
 from sqlqueue import SqlQueue, Signature
 
 app = SqlQueue("clock")
@@ -20,6 +23,14 @@ app = SqlQueue("clock")
 @app.task(name="clock.tick")
 def tick():
     pass
+
+
+@app.producer(every=0.5, name="slow")
+def produce_slowly(tick):
+    pathlib.Path("begun").touch()
+    time.sleep(0.4)
+    pathlib.Path(f"made-{tick.due_ms}").touch()
+    return []
 
 
 @app.producer(every=0.2, name="fast", catch_up="all")
@@ -39,11 +50,13 @@ def beats(store):
     return [worker.pid for worker, entry in store.consumers.alive() if worker.kind == "beat"]
 
 
-def ticks(store):
+def ticks(store, entry="fast"):
     return [
         due
         for (due,) in store.database.read(
-            lambda c: c.execute("SELECT due_ms FROM tick ORDER BY due_ms").fetchall()
+            lambda c: c.execute(
+                "SELECT due_ms FROM tick WHERE entry = ? ORDER BY due_ms", (entry,)
+            ).fetchall()
         )
     ]
 
@@ -85,15 +98,19 @@ def test_a_beat_that_is_killed_is_replaced_and_no_tick_is_missing(store, worker)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to_all", [False, True])
-def test_a_drain_ends_the_beat_too_also_when_everybody_is_told(store, worker, to_all):
+def test_a_drain_lets_the_beat_finish_also_when_everybody_is_told(store, worker, tmp_path, to_all):
     [pid] = wait_until(lambda: beats(store), deadline_s=20)
     wait_until(lambda: len(ticks(store)) > 3, deadline_s=20)
+    (tmp_path / "begun").unlink()
+    wait_until((tmp_path / "begun").exists, every_s=0.001)  # it produces now, for a while
     if to_all:  # as systemd does
         os.kill(pid, signal.SIGTERM)
     worker.terminate()
     _, said = worker.communicate(timeout=30)
     assert worker.returncode == 0, said
     assert '"event": "beat_stopped"' in said
+    made = sorted(int(path.name.removeprefix("made-")) for path in tmp_path.glob("made-*"))
+    assert ticks(store, "slow") == made
     assert not is_running(pid)
     assert beats(store) == []
 

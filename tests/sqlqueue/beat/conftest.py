@@ -86,6 +86,11 @@ class Schedule:
         return found
 
     @property
+    def enqueued_ids(self):
+        """Return the message ids of all jobs."""
+        return [row.message_id for row in self.app.backend.jobs(JobFilter(), limit=1000)]
+
+    @property
     def enqueued(self):
         """Return the first argument of every job, oldest first: when its tick was due."""
         backend = self.app.backend
