@@ -237,6 +237,7 @@ class Producer:
         fault = None
         try:
             for one in publications(self._app, self._entry, tick):
+                end_stray_copy(pid, None)  # it has our pipe, and what is not written to it yet
                 yield dataclasses.asdict(one)
         except BaseException as error:  # noqa: BLE001 - a producer is user code, and may sys.exit()
             end_stray_copy(pid, error)

@@ -71,6 +71,13 @@ BEAT = """
             os.fork()  # the copy comes back, and must not go on as the producer
             yield t.s("forked")
 
+    if "forks and yields" in sys.argv:
+        @app.producer(name="bad", every="0.2s")
+        def forks_and_yields(tick):
+            yield from (t.s(i) for i in range(500))
+            os.fork()
+            yield from (t.s(i) for i in range(500, 1000))
+
     if "closes" in sys.argv:
         @app.producer(name="bad", every="0.2s")
         def closes(tick):
@@ -201,6 +208,14 @@ def test_a_producer_that_forks_enqueues_its_calls_once(app, start):
     assert ended(process)[0] == 0
     assert {jobs for _, jobs in ticks(app, "bad")} == {1}
     assert sum(app.backend.counts().states.values()) == len(ticks(app, "bad"))
+
+
+def test_a_copy_that_goes_on_yielding_adds_nothing_to_its_producers_tick(app, start):
+    process = start("forks and yields")
+    wait_until(lambda: len(ticks(app, "bad")) >= 3, deadline_s=20)
+    process.terminate()
+    assert ended(process)[0] == 0
+    assert {jobs for _, jobs in ticks(app, "bad")} == {1000}
 
 
 @pytest.mark.slow
