@@ -121,10 +121,19 @@ class Producer:
         # Asked before the pipe is read: what an ended process has said is all there by then.
         code = self._exit_code(process)
         self._listen(process)
-        *_, last, rest = (b"", *self._said.rsplit(b"\n", 2))
-        if not rest and last.startswith(b'{"end"'):
+        if self._has_end:
+            try:
+                produced = _read(tick, bytes(self._said))
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                # Whoever writes to our pipe may do so in any way, and there may be more of it.
+                why = (
+                    "something beside its calls was written to its pipe to the beat, which now"
+                    f" cannot read them ({type(error).__name__}: {error}), and it was ended. Does it"
+                    " write to a descriptor that is not its own?"
+                )
+                return self._failed(tick, "ProducerGarbled", why)
             self.tick = None
-            return _read(tick, bytes(self._said))
+            return produced
         if code is not None:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             return self._failed(tick, "ProducerEnded", f"it ended its process ({how})")
@@ -154,6 +163,14 @@ class Producer:
     def _failed(self, tick: Tick, kind: str, why: str) -> Produced:
         self.end()
         return Produced(tick, [], Fault(kind, why))
+
+    @property
+    def _has_end(self) -> bool:
+        """Say whether the last line is there. Looked for in place: this is asked for every chunk."""
+        said = self._said
+        if not said.endswith(b"\n"):
+            return False
+        return said.startswith(b'{"end"', said.rfind(b"\n", 0, -1) + 1)
 
     def _listen(self, process: _Process) -> None:
         """Take what was said so far."""

@@ -13,7 +13,7 @@ from sqlqueue.task import Signature
 from tests.support import is_running, kill, run_python, wait_until
 
 BEAT = """
-    import ctypes, os, subprocess, sys, time
+    import contextlib, ctypes, os, stat, subprocess, sys, time
     from sqlqueue import SqlQueue, log
     from sqlqueue.beat.service import run_beat
 
@@ -70,6 +70,15 @@ BEAT = """
         def forks(tick):
             os.fork()  # the copy comes back, and must not go on as the producer
             yield t.s("forked")
+
+    if "writes to our pipe" in sys.argv:
+        @app.producer(name="bad", every="0.2s")
+        def writes_to_our_pipe(tick):
+            for descriptor in map(int, os.listdir("/proc/self/fd")):
+                with contextlib.suppress(OSError):
+                    if descriptor > 2 and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                        os.write(descriptor, b"{\\xff\\n")
+            yield t.s()
 
     if "forks and yields" in sys.argv:
         @app.producer(name="bad", every="0.2s")
@@ -168,6 +177,7 @@ BAD = {
     "sys.exits": "SystemExit: 3",
     "crashes": "ProducerEnded: it ended its process (signal 11)",
     "closes": "Producer",
+    "writes to our pipe": "ProducerGarbled: something beside its calls was written to its pipe",
 }
 
 
