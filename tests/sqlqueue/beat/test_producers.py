@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import tracemalloc
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from sqlqueue.beat.producers import Producer
 from sqlqueue.beat.schedule import Tick
 from sqlqueue_transport.clock import SYSTEM_CLOCK
-from tests.support import wait_until
+from tests.support import is_running, wait_until
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def test_what_was_said_already_is_not_copied_at_each_look(app, here, started):
         for _ in range(100):
             yield task.s("x" * 100_000)
         (here / "said").touch()
-        wait_until(lambda: (here / "go").exists(), deadline_s=30)
+        wait_until((here / "go").exists, deadline_s=30)
 
     producer = started(much)
 
@@ -55,3 +58,33 @@ def test_what_was_said_already_is_not_copied_at_each_look(app, here, started):
     assert most < 1_000_000
     (here / "go").touch()
     assert len(wait_until(producer.finished).publications) == 100
+
+
+def test_what_a_producer_has_started_dies_with_it_when_it_ends_by_itself(here, started):
+    """Also what has a process group of its own, as the jobs of an interactive shell have."""
+
+    def starts_and_ends(tick):
+        pids = []
+        for before in (None, os.setpgrp):
+            child = subprocess.Popen(["sleep", "60"], preexec_fn=before)  # noqa: PLW1509 - no threads
+            pids.append(child.pid)
+        (here / "pids").write_text(" ".join(map(str, pids)))
+        os._exit(3)
+
+    produced = wait_until(started(starts_and_ends).finished)
+    assert produced.fault.message == "it ended its process (exit code 3)"
+    pids = [int(pid) for pid in (here / "pids").read_text().split()]
+    assert len(pids) == 2
+    wait_until(lambda: not any(map(is_running, pids)))
+
+
+def test_a_producer_whose_end_another_has_learnt_is_known_to_have_ended(started):
+    """As code that waits for every child does: the process's number may be another's by then."""
+
+    def ends(tick):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    producer = started(ends)
+    os.wait()
+    produced = wait_until(producer.finished, deadline_s=5)
+    assert produced.fault.type == "ProducerEnded"
