@@ -29,6 +29,7 @@ from sqlqueue.envelope import Envelope
 from sqlqueue.errors import SqlQueueError
 from sqlqueue.execute import fault_of
 from sqlqueue.forks import die_with, end_stray_copy, session_of
+from sqlqueue.task import Signature
 from sqlqueue_transport.messages import Fault
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.beat.schedule import Entry
-    from sqlqueue.task import Signature
     from sqlqueue_transport.clock import Clock
 
 __all__ = ["Produced", "Producer", "publications"]
@@ -267,7 +267,8 @@ def publications(app: SqlQueue, entry: Entry[Signature], tick: Tick) -> Iterator
     """
     delay_ms = entry.delay_ms(tick.due_ms)
     for call in _calls(entry, tick):
-        yield app.publication(_later(call, tick, delay_ms) if entry.jitter_ms else call)
+        is_late = entry.jitter_ms and isinstance(call, Signature)  # what is none is refused below
+        yield app.publication(_later(call, tick, delay_ms) if is_late else call)
 
 
 def _calls(entry: Entry[Signature], tick: Tick) -> Iterable[Signature]:
@@ -281,7 +282,7 @@ def _calls(entry: Entry[Signature], tick: Tick) -> Iterable[Signature]:
 
 def _later(call: Signature, tick: Tick, delay_ms: int) -> Signature:
     """Return a call that is due so much after its tick, or after its own time; all moves along."""
-    options: dict[str, Any] = dict(getattr(call, "options", {}))
+    options: dict[str, Any] = dict(call.options)
     delay = timedelta(milliseconds=delay_ms)
     eta, countdown, expires = (options.get(key) for key in ("eta", "countdown", "expires"))
     if isinstance(eta, datetime):

@@ -9,8 +9,9 @@ import tracemalloc
 
 import pytest
 
-from sqlqueue.beat.producers import Producer
+from sqlqueue.beat.producers import Producer, publications
 from sqlqueue.beat.schedule import Tick
+from sqlqueue.errors import EnvelopeError
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from tests.support import is_running, wait_until
 
@@ -88,3 +89,10 @@ def test_a_producer_whose_end_another_has_learnt_is_known_to_have_ended(started)
     os.wait()
     produced = wait_until(producer.finished, deadline_s=5)
     assert produced.fault.type == "ProducerEnded"
+
+
+@pytest.mark.parametrize("jitter", [0, 60])
+def test_what_is_no_call_is_said_to_be_none_with_and_without_jitter(app, jitter):
+    app.producer(name="p", every="1s", jitter=jitter)(lambda tick: ["rubbish"])
+    with pytest.raises(EnvelopeError, match=r"'rubbish' is no call; write one as task\.s"):
+        list(publications(app, app.entries["p"], Tick("p", 1000)))
