@@ -396,7 +396,7 @@ class SqlQueue:
     def _entry_of(self, name: str, table: object) -> Entry[Signature]:
         where = f"[beat.{name}]"
         if not isinstance(table, dict):
-            raise ConfigError(f"{where} must be a table with task= and every= or cron=")
+            raise ConfigError(f"{where} must be a table with task= and every=, cron= or at=")
         for key in table:
             if key not in _ENTRY_KEYS:
                 raise ConfigError(

@@ -14,9 +14,10 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Final
 
-__all__ = ["die_with", "end_stray_copy", "flush_output", "give_forks_default_signals"]
+__all__ = ["die_with", "end_stray_copy", "flush_output", "give_forks_default_signals", "session_of"]
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -77,6 +78,18 @@ def die_with(parent_pid: int, lifeline: int | None = None) -> None:
         return
     # Elsewhere the parent's end of a pipe closes with it.
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # pragma: no cover
+
+
+def session_of(leader: int) -> list[int]:
+    """Return the processes of a session. Elsewhere than on Linux nobody tells: none."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # proc(5): the name in parentheses may hold anything; the sixth field is the session.
+            fields = stat.read_bytes().rpartition(b")")[2].split()
+            if int(fields[3]) == leader:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _watch(lifeline: int) -> None:  # pragma: no cover - not on Linux

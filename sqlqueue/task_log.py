@@ -68,7 +68,7 @@ class _TaskLogger(logging.Logger):
         if least is None:
             # Not super's: it remembers its answers, and only the registered are told of changes.
             return self.manager.disable < level and level >= self.getEffectiveLevel()
-        return level >= (self.level or least)
+        return self.manager.disable < level and level >= (self.level or least)
 
     def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Write a record to the worker's log, and to handlers of this very object."""
@@ -105,7 +105,8 @@ def _text_of(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:  # noqa: BLE001 - arguments that do not fit, or whose text cannot be had
-        return f"{record.msg} {quoted(record.args)}"
+        text = record.msg if isinstance(record.msg, str) else quoted(record.msg)
+        return f"{text} {quoted(record.args)}" if record.args else text
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, object]:

@@ -13,8 +13,10 @@ its time limit nor otherwise, and no signal is touched.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 import threading
@@ -29,6 +31,7 @@ from urllib.parse import quote
 from sqlqueue import execute
 from sqlqueue.errors import JobCancelled, JobFailed, Reject, Retry, TestingError
 from sqlqueue.inspection import Inspection
+from sqlqueue.text import quoted
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.solo import run_solo
 from sqlqueue_transport.clock import SYSTEM_CLOCK
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["Ran", "StoredJob", "TestClock", "Testing", "testing"]
 
 _STOP_S: Final = 30.0  # how long a worker's running job may take to end after the test
+_LATEST_MS: Final = 253_402_300_799_999  # the last moment of the year 9999, and of any datetime
 
 _DECISIONS: Final = (Retry, Reject, JobCancelled)  # of the task itself: no mistakes
 
@@ -168,10 +172,20 @@ class Testing:
         return _moment(self.clock.wall_ms())
 
     def advance(self, by: float | timedelta) -> datetime:
-        """Let time pass, seconds or a timedelta; return the new time. Nothing runs by that."""
-        seconds = by.total_seconds() if isinstance(by, timedelta) else by
-        if not 0 <= seconds <= 1e11:
+        """Let time pass, seconds or a timedelta; return the new time. Nothing runs by that.
+
+        Raises TestingError for less than 0, for what is neither, and beyond the year 9999.
+        """
+        seconds: object = by.total_seconds() if isinstance(by, timedelta) else by
+        if not isinstance(seconds, (int, float)):
+            raise TestingError(f"advance({quoted(by)}): give seconds as a number, or a timedelta")
+        if not 0 <= seconds < math.inf:  # also NaN is not
             raise TestingError(f"advance({by!r}): time only goes forward; give seconds, 0 or more")
+        # Compared first: a float as large as they come has no product.
+        if seconds > _LATEST_MS or self.clock.wall_ms() + round(seconds * 1000) > _LATEST_MS:
+            raise TestingError(
+                f"advance({quoted(by)}): there is no time after the year 9999; it is {self.now} now"
+            )
         self.clock.advance(round(seconds * 1000))
         return self.now
 
@@ -188,9 +202,10 @@ class Testing:
         With `reraise` the exception of a task is raised, once everything has run and is settled: the
         first of those whose job did not end well in this call. `Retry` and `Reject` are no
         accidents and are never raised; KeyboardInterrupt always is, and at once. Raises
-        TestingError when `max_jobs` attempts were not enough, when a task drains, and while a
-        worker runs.
+        TestingError when `max_jobs` attempts were not enough, when a task drains, while a worker
+        runs, and, if the application has async tasks, in a thread whose event loop is running.
         """
+        self._refuse_running_loop()
         if not self._at_work.acquire(blocking=False):
             raise TestingError(
                 "drain() while jobs are run already, by another drain() or by a worker. A task must"
@@ -205,6 +220,22 @@ class Testing:
                 if one.error is not None and not isinstance(one.error, _DECISIONS):
                     raise one.error
         return ran
+
+    def _refuse_running_loop(self) -> None:
+        """Raise TestingError where no async task could be run: a thread runs one loop at a time."""
+        is_async = next((task.name for task in self.app.tasks.values() if task.is_async), None)
+        if is_async is None:
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        # Also where only others are due: they may enqueue it, and nothing is to be left half done.
+        raise TestingError(
+            f"drain() inside of a running event loop, which the async task {quoted(is_async)} needs"
+            " for itself. Call it from a plain test function, or 'await"
+            " asyncio.to_thread(testing.drain)'."
+        )
 
     def _drained(self, *, until_empty: bool, max_jobs: int) -> list[Ran]:
         drain = _Drain(self.app, self.app.backend)

@@ -28,7 +28,8 @@ from sqlqueue.beat.schedule import Tick
 from sqlqueue.envelope import Envelope
 from sqlqueue.errors import SqlQueueError
 from sqlqueue.execute import fault_of
-from sqlqueue.forks import die_with, end_stray_copy
+from sqlqueue.forks import die_with, end_stray_copy, session_of
+from sqlqueue.task import Signature
 from sqlqueue_transport.messages import Fault
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.beat.schedule import Entry
-    from sqlqueue.task import Signature
     from sqlqueue_transport.clock import Clock
 
 __all__ = ["Produced", "Producer", "publications"]
 
 MOST_BYTES: Final = 64 << 20  # of the calls of one tick: they become one transaction
 _CHUNK: Final = 1 << 16
+_LOOK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT  # at a child's end, without reaping it
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -59,14 +60,14 @@ class Produced:
 class _Process:
     """Be a producer's process. `orders` and `answers` are our ends of its two pipes.
 
-    `is_mute` says that the pipe is closed on its side; `code` is its exit code once it has ended.
+    `is_mute` says that the pipe is closed on its side. An ended process is left to be reaped by
+    `Producer.end`: until then its number is nobody else's, and its session can be found by it.
     """
 
     pid: int
     orders: int
     answers: int
     is_mute: bool = False
-    code: int | None = None
 
 
 class Producer:
@@ -119,15 +120,23 @@ class Producer:
         if tick is None or process is None:
             return None
         # Asked before the pipe is read: what an ended process has said is all there by then.
-        code = self._exit_code(process)
+        ending = _ending(process.pid)
         self._listen(process)
-        *_, last, rest = (b"", *self._said.rsplit(b"\n", 2))
-        if not rest and last.startswith(b'{"end"'):
+        if self._has_end:
+            try:
+                produced = _read(tick, bytes(self._said))
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                # Whoever writes to our pipe may do so in any way, and there may be more of it.
+                why = (
+                    "something beside its calls was written to its pipe to the beat, which now"
+                    f" cannot read them ({type(error).__name__}: {error}), and it was ended. Does it"
+                    " write to a descriptor that is not its own?"
+                )
+                return self._failed(tick, "ProducerGarbled", why)
             self.tick = None
-            return _read(tick, bytes(self._said))
-        if code is not None:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            return self._failed(tick, "ProducerEnded", f"it ended its process ({how})")
+            return produced
+        if ending is not None:
+            return self._failed(tick, "ProducerEnded", f"it ended its process ({ending})")
         if len(self._said) > MOST_BYTES:
             why = f"it yielded more than {MOST_BYTES >> 20} MiB of calls, and was ended"
             return self._failed(tick, "ProducerEndless", why)
@@ -142,18 +151,29 @@ class Producer:
         self._all.discard(self)
         if process is None:
             return
-        if process.code is None:  # otherwise its number may be another's by now
+        with contextlib.suppress(ChildProcessError):  # then its number may be another's by now
+            os.waitid(os.P_PID, process.pid, _LOOK)
             for kill in (os.killpg, os.kill):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     kill(process.pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(process.pid, 0)
+            for pid in session_of(process.pid):  # who has left the group, as a shell's jobs do
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            os.waitpid(process.pid, 0)
         for descriptor in (process.orders, process.answers):
             os.close(descriptor)
 
     def _failed(self, tick: Tick, kind: str, why: str) -> Produced:
         self.end()
         return Produced(tick, [], Fault(kind, why))
+
+    @property
+    def _has_end(self) -> bool:
+        """Say whether the last line is there. Looked for in place: this is asked for every chunk."""
+        said = self._said
+        if not said.endswith(b"\n"):
+            return False
+        return said.startswith(b'{"end"', said.rfind(b"\n", 0, -1) + 1)
 
     def _listen(self, process: _Process) -> None:
         """Take what was said so far."""
@@ -164,14 +184,6 @@ class Producer:
                 return
             self._said += heard
             process.is_mute = not heard
-
-    def _exit_code(self, process: _Process) -> int | None:
-        # Not told by the pipe: that may stay open in a process which the producer has started.
-        if process.code is None:
-            with contextlib.suppress(ChildProcessError):
-                pid, status = os.waitpid(process.pid, os.WNOHANG)
-                process.code = os.waitstatus_to_exitcode(status) if pid else None
-        return process.code
 
     def _forked(self) -> _Process:
         order_reading, order_writing = os.pipe()
@@ -237,6 +249,7 @@ class Producer:
         fault = None
         try:
             for one in publications(self._app, self._entry, tick):
+                end_stray_copy(pid, None)  # it has our pipe, and what is not written to it yet
                 yield dataclasses.asdict(one)
         except BaseException as error:  # noqa: BLE001 - a producer is user code, and may sys.exit()
             end_stray_copy(pid, error)
@@ -254,7 +267,8 @@ def publications(app: SqlQueue, entry: Entry[Signature], tick: Tick) -> Iterator
     """
     delay_ms = entry.delay_ms(tick.due_ms)
     for call in _calls(entry, tick):
-        yield app.publication(_later(call, tick, delay_ms) if entry.jitter_ms else call)
+        is_late = entry.jitter_ms and isinstance(call, Signature)  # what is none is refused below
+        yield app.publication(_later(call, tick, delay_ms) if is_late else call)
 
 
 def _calls(entry: Entry[Signature], tick: Tick) -> Iterable[Signature]:
@@ -268,7 +282,7 @@ def _calls(entry: Entry[Signature], tick: Tick) -> Iterable[Signature]:
 
 def _later(call: Signature, tick: Tick, delay_ms: int) -> Signature:
     """Return a call that is due so much after its tick, or after its own time; all moves along."""
-    options: dict[str, Any] = dict(getattr(call, "options", {}))
+    options: dict[str, Any] = dict(call.options)
     delay = timedelta(milliseconds=delay_ms)
     eta, countdown, expires = (options.get(key) for key in ("eta", "countdown", "expires"))
     if isinstance(eta, datetime):
@@ -282,6 +296,21 @@ def _later(call: Signature, tick: Tick, delay_ms: int) -> Signature:
     elif isinstance(expires, (int, float)):
         options["expires"] = expires + delay.total_seconds()
     return dataclasses.replace(call, options=options)
+
+
+def _ending(pid: int) -> str | None:
+    """Return in words how a child has ended, None while it runs; it is left to be reaped.
+
+    Not told by the pipe: that may stay open in a process which the producer has started.
+    """
+    try:
+        ended = os.waitid(os.P_PID, pid, _LOOK)
+    except ChildProcessError:
+        return "how is not known: other code of the application has waited for it"
+    if ended is None:
+        return None
+    how = "exit code" if ended.si_code == os.CLD_EXITED else "signal"
+    return f"{how} {ended.si_status}"
 
 
 def _told(process: _Process, order: bytes) -> bool:

@@ -154,7 +154,11 @@ def _moment_ms(at: object, timezone: str) -> int:
         except ValueError:
             raise ConfigError(f"at = {quoted(at)} is no ISO time. {_AT_HINT}") from None
         if moment.utcoffset() is None:
-            return _in_range(instant_ms(moment, timezone), at)
+            try:
+                at_ms = instant_ms(moment, timezone)
+            except OverflowError:  # in the first or the last year there is
+                at_ms = -1
+            return _in_range(at_ms, at)
     if not isinstance(moment, datetime):
         raise ConfigError(f"at = {quoted(at)} is no time. {_AT_HINT}")
     if moment.utcoffset() is None:
@@ -235,7 +239,7 @@ def manner(
                 " out."
             )
         catch_up, catch_up_limit = "all", int(match[1])
-    if catch_up not in {"one", "skip", "all"}:
+    if catch_up not in ("one", "skip", "all"):  # a set would hash what TOML may hold: a list
         raise ConfigError(
             f"{name}: catch_up = {quoted(catch_up)} is not known."
             " Choose one of: one, skip, all, or all(20)."
@@ -245,7 +249,7 @@ def manner(
         raise ConfigError(
             f"{name}: catch_up_limit = {quoted(limit)}. Give a whole number from 1 to 100000."
         )
-    if overlap not in {"allow", "skip"}:
+    if overlap not in ("allow", "skip"):
         raise ConfigError(
             f"{name}: overlap = {quoted(overlap)} is not known. Choose one of: allow, skip."
         )

@@ -542,7 +542,7 @@ def test_a_beat_table_is_an_entry(here, app, task):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("[beat]\nx = 5", r"\[beat.x\] must be a table"),
+        ("[beat]\nx = 5", r"\[beat.x\] must be a table with task= and every=, cron= or at="),
         ("[beat.x]\nevery = 5", r"\[beat.x\] needs task = 'name'"),
         ('[beat.x]\ntask = "add"', r"\[beat.x\]: give one of every=, cron= and at="),
         (

@@ -88,7 +88,24 @@ def test_a_line_that_cannot_be_formatted_is_written_as_it_is_and_raises_nothing(
     logger = get_task_logger("x")
     logger.info("%d pieces", "no number")
     logger.info("%s", Broken())
-    assert [one["event"] for one in events()] == ["%d pieces ('no number',)", "%s <tuple>"]
+    logger.info(Broken())
+    assert [one["event"] for one in events()] == [
+        "%d pieces ('no number',)",
+        "%s <tuple>",
+        "<Broken>",
+    ]
+
+
+def test_what_logging_disables_for_the_whole_process_is_disabled_in_a_worker_too(events):
+    logger = get_task_logger("x")
+    logging.disable(logging.INFO)
+    try:
+        logger.info("not written")
+        logger.warning("written")
+    finally:
+        logging.disable(logging.NOTSET)
+    logger.info("written again")
+    assert [one["event"] for one in events()] == ["written", "written again"]
 
 
 def test_levels_between_and_around_the_known_ones_are_rounded_down(events):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -212,6 +213,23 @@ def test_time_stands_still_until_it_is_advanced(app, testing):
             testing.advance(bad)
 
 
+@pytest.mark.parametrize("bad", ["5", None, [1], b"5"])
+def test_time_is_advanced_by_a_number_or_a_timedelta_only(testing, bad):
+    before = testing.now
+    with pytest.raises(TestingError, match="give seconds as a number, or a timedelta"):
+        testing.advance(bad)
+    assert testing.now == before
+
+
+@pytest.mark.parametrize("far", [3e11, 1e308, timedelta.max, pytest.param(10**400, id="huge")])
+def test_time_does_not_go_beyond_the_last_year(testing, far):
+    testing.advance(timedelta(days=365 * 5000))
+    before = testing.now
+    with pytest.raises(TestingError, match="there is no time after the year 9999"):
+        testing.advance(far)
+    assert testing.now == before
+
+
 def test_a_job_that_is_not_started_in_time_expires(app, testing):
     ran = []
     app.task(name="t")(lambda: ran.append(1))
@@ -354,6 +372,36 @@ def test_a_task_that_drains_fails(app, testing):
     app.send_task("t")
     with pytest.raises(TestingError, match="must not drain"):
         testing.drain()
+
+
+def test_a_drain_within_a_running_loop_is_refused_before_an_async_task_is_claimed(app, testing):
+    @app.task(name="a")
+    async def a():
+        return 7
+
+    job = a.delay()
+
+    async def drain():
+        testing.drain()
+
+    with pytest.raises(TestingError, match=r"running event loop, which the async task 'a' needs"):
+        asyncio.run(drain())
+    assert (job.state, testing.jobs()[0].attempts) == ("pending", 0)
+
+    async def drain_in_a_thread():
+        return await asyncio.to_thread(testing.drain)
+
+    assert [one.result for one in asyncio.run(drain_in_a_thread())] == [7]
+
+
+def test_a_drain_within_a_running_loop_runs_functions(app, testing):
+    app.task(name="t")(lambda: 7)
+    app.send_task("t")
+
+    async def drain():
+        return testing.drain()
+
+    assert [one.result for one in asyncio.run(drain())] == [7]
 
 
 def test_a_clock_cannot_be_put_into_an_open_file(make_app):

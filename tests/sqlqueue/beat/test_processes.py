@@ -13,7 +13,7 @@ from sqlqueue.task import Signature
 from tests.support import is_running, kill, run_python, wait_until
 
 BEAT = """
-    import ctypes, os, subprocess, sys, time
+    import contextlib, ctypes, os, stat, subprocess, sys, time
     from sqlqueue import SqlQueue, log
     from sqlqueue.beat.service import run_beat
 
@@ -70,6 +70,22 @@ BEAT = """
         def forks(tick):
             os.fork()  # the copy comes back, and must not go on as the producer
             yield t.s("forked")
+
+    if "writes to our pipe" in sys.argv:
+        @app.producer(name="bad", every="0.2s")
+        def writes_to_our_pipe(tick):
+            for descriptor in map(int, os.listdir("/proc/self/fd")):
+                with contextlib.suppress(OSError):
+                    if descriptor > 2 and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                        os.write(descriptor, b"{\\xff\\n")
+            yield t.s()
+
+    if "forks and yields" in sys.argv:
+        @app.producer(name="bad", every="0.2s")
+        def forks_and_yields(tick):
+            yield from (t.s(i) for i in range(500))
+            os.fork()
+            yield from (t.s(i) for i in range(500, 1000))
 
     if "closes" in sys.argv:
         @app.producer(name="bad", every="0.2s")
@@ -161,6 +177,7 @@ BAD = {
     "sys.exits": "SystemExit: 3",
     "crashes": "ProducerEnded: it ended its process (signal 11)",
     "closes": "Producer",
+    "writes to our pipe": "ProducerGarbled: something beside its calls was written to its pipe",
 }
 
 
@@ -201,6 +218,14 @@ def test_a_producer_that_forks_enqueues_its_calls_once(app, start):
     assert ended(process)[0] == 0
     assert {jobs for _, jobs in ticks(app, "bad")} == {1}
     assert sum(app.backend.counts().states.values()) == len(ticks(app, "bad"))
+
+
+def test_a_copy_that_goes_on_yielding_adds_nothing_to_its_producers_tick(app, start):
+    process = start("forks and yields")
+    wait_until(lambda: len(ticks(app, "bad")) >= 3, deadline_s=20)
+    process.terminate()
+    assert ended(process)[0] == 0
+    assert {jobs for _, jobs in ticks(app, "bad")} == {1000}
 
 
 @pytest.mark.slow

@@ -441,6 +441,8 @@ def test_a_moment_is_one_instant(at, zone, instant):
         (datetime(2027, 1, 1), "has no time zone"),  # noqa: DTZ001 - the point
         ("1969-12-31T00:00:00Z", "is in no year from 1970"),
         ("9999-06-01T00:00:00Z", "is in no year from 1970"),
+        ("0001-01-01T00:00:00+14:00", "is in no year from 1970"),
+        ("9999-12-31T23:59:59-12:00", "is in no year from 1970"),
     ],
 )
 def test_a_moment_that_is_none_is_refused(at, said):
@@ -531,3 +533,17 @@ def test_an_entry_is_read_back_as_it_was_written(schedule, words):
 def test_a_definition_that_somebody_wrote_by_hand_wrongly_is_an_error_with_its_name(text):
     with pytest.raises(ConfigError, match=r"^schedule entry 'x'"):
         definition.read(text, name="x")
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00", "9999-12-31T23:59:59"])
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+def test_the_ends_of_the_calendar_are_refused_in_every_zone(at, zone):
+    with pytest.raises(ConfigError, match="is in no year from 1970"):
+        when(at=at, timezone=zone)
+
+
+@pytest.mark.parametrize("value", [["one"], {"a": 1}, None, 5])
+@pytest.mark.parametrize("key", ["catch_up", "overlap"])
+def test_a_manner_of_the_wrong_type_is_refused_like_an_unknown_one(key, value):
+    with pytest.raises(ConfigError, match=f"mine: {key} = .* is not known. Choose one of"):
+        manner(**{key: value}, name="mine")
