@@ -10,9 +10,9 @@ import functools
 import os
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sqlqueue.forks import session_of
 from sqlqueue.housekeeping import log_lost
 from sqlqueue.log import get_logger
 from sqlqueue_transport.messages import Fault
@@ -180,7 +180,7 @@ class Enforcer:
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kill(child.pid, signal.SIGKILL)
-        for pid in _session_of(child.pid):  # who has left the process group, as a shell's jobs do
+        for pid in session_of(child.pid):  # who has left the process group, as a shell's jobs do
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -199,15 +199,3 @@ class Enforcer:
 
 def _is_one_of(deliveries: set[tuple[int, int]], note: Note) -> bool:
     return (note.message_id, note.delivery) in deliveries
-
-
-def _session_of(leader: int) -> list[int]:
-    """Return the processes of a session. Elsewhere than on Linux nobody tells: none."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            # proc(5): the name in parentheses may hold anything; the sixth field is the session.
-            fields = stat.read_bytes().rpartition(b")")[2].split()
-            if int(fields[3]) == leader:
-                found.append(int(stat.parent.name))
-    return found

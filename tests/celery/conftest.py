@@ -205,8 +205,9 @@ class Arena:
     def trace(self, **wanted: Any) -> list[dict[str, Any]]:
         """Return the starts and ends that tasks left, in order; only those that match."""
         path = self.directory / "trace.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        found = [json.loads(line) for line in lines]
+        # The last line may be seen while it is written: a reader is not kept out.
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        found = [json.loads(line) for line in whole.splitlines()]
         return [line for line in found if wanted.items() <= line.items()]
 
     def wait_trace(

@@ -190,7 +190,9 @@ class Arena:
     def trace(self) -> list[dict[str, Any]]:
         """Return every start and end the tasks left, in order."""
         path = self.directory / "trace.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        # The last line may be seen while it is written: a reader is not kept out.
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        return [json.loads(line) for line in whole.splitlines()]
 
     def started(self, job_id: str, *, attempt: int = 1, deadline_s: float = 30) -> dict[str, Any]:
         """Wait until an attempt of a job runs and return its trace."""

@@ -151,11 +151,12 @@ def test_a_kill_between_two_chunks_leaves_whole_chunks_and_the_rest_can_follow(a
 
 
 def test_a_broker_without_transactions_gets_them_one_by_one(make_app):
-    app = make_app(broker_url="memory://")
+    # Kombu's queues in memory are the process's: other tests may have left something in the usual one.
+    app = make_app(broker_url="memory://", task_default_queue="one_by_one")
     add = app.task(name="add")(lambda x: x)
     assert add.map(range(5), chunk=2) == 5
     backend = open_backend(app.conf)
-    found, _ = backend.claim(["default"], 10, [])
+    found, _ = backend.claim(["one_by_one"], 10, [])
     assert len(found) == 5
     backend.settle([])
     backend.close()
