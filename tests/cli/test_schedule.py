@@ -70,6 +70,7 @@ def test_what_was_added_is_kept_as_it_was_said(cli, tmp_path, filled):
         (("add", "e", "t", "--cron", "60 * * * *"), 2, "cron = '60 * * * *'"),
         (("add", "e", "t", "--at", "2020-01-01"), 2, "is over already"),
         (("add", "e", "t", *EVERY, "--timezone", "Mars"), 2, "no known time zone"),
+        (("add", "e", "t", *EVERY, "--timezone", "CET"), 2, "means nothing to every="),
         (("add", "e", "t", "--cron", "0 0 * * *", "--timezone", "Mars"), 2, "no known time zone"),
         (("add", "e", "t", "{}", *EVERY), 2, "JSON_ARGS is no JSON list"),
         (("add", "a\nb", "t", *EVERY), 2, "is no entry name"),
@@ -116,6 +117,17 @@ def test_the_next_due_times_are_shown_by_both_clocks(cli, filled):
     found = items(cli, "--next", 5)
     assert [len(found[name]["next"]) for name in ("howe", "broken", "old")] == [5, 0, 0]
     assert (found["howe"]["timezone"], found["broken"]["timezone"]) == ("Australia/Lord_Howe", None)
+
+
+def test_a_one_off_is_shown_by_the_clocks_of_its_zone(cli):
+    at = ("--at", "2030-01-01T08:00:00", "--timezone", "Asia/Tokyo")
+    assert cli("schedule", "add", "e", "t", *at).code == 0
+    item = items(cli, "--next", 1)["e"]
+    assert item["timezone"] == "Asia/Tokyo"
+    assert item["next"] == [
+        {"at": "2029-12-31T23:00:00.000Z", "local": "2030-01-01T08:00:00.000+09:00"}
+    ]
+    assert "08:00:00  Asia/Tokyo" in cli("inspect", "schedule", "--next", 1).out
 
 
 def test_the_doctor_tells_of_entries_that_fail_and_of_those_nobody_runs(cli, filled):
