@@ -42,6 +42,20 @@ def test_an_entry_is_added_shown_paused_resumed_and_removed(cli):
     assert items(cli) == {}
 
 
+def test_resuming_a_one_off_whose_time_came_during_its_pause_says_that_it_is_over(cli, filled):
+    schedules = filled.store.schedules
+    once = {"definition": '{"at": "2020-01-01T00:00:00Z"}', "next_due_ms": 1_577_836_800_000}
+    for name in ("a", "b"):
+        schedules.add(name, description="once", target="t", actor="me", **once)
+        schedules.pause(name, actor="me")
+    said = cli("schedule", "resume", "a").out
+    assert said == (
+        "a: resumed, but over: nothing comes any more. What was due during the pause is given up.\n"
+    )
+    assert cli("schedule", "resume", "b", "--json").json["result"] == "resumed, but over"
+    assert {one["state"] for one in items(cli).values()} == {"over"}
+
+
 def test_what_was_added_is_kept_as_it_was_said(cli, tmp_path, filled):
     cli("schedule", "add", "e", "t", "[1]", *EVERY, "--queue", "q", "--priority", 3)
     [row] = filled.store.schedules.rows()
