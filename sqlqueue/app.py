@@ -312,7 +312,8 @@ class SqlQueue:
         """Have a beat call a function on each tick and enqueue what it yields, tick and calls as one.
 
         every                a duration: ``"5s"``
-        cron, timezone       an expression, or `crontab(…)`, and the zone of its clocks
+        cron, timezone       an expression, or `crontab(…)`, and the zone of its clocks; default:
+                             the setting `timezone`
         at                   once: an aware datetime, or ISO text
         catch_up             about ticks missed: one (default), skip, or all
         catch_up_limit       of all: at most so many, the newest; default 100

@@ -11,7 +11,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.beat import definition
-from sqlqueue.beat.cron import Cron
 from sqlqueue.config import time_zone
 from sqlqueue.errors import ConfigError
 
@@ -47,7 +46,7 @@ class Scheduled:
     @property
     def zone_name(self) -> str:
         """Return the name of the zone whose clocks it goes by."""
-        return self.when.timezone if isinstance(self.when, Cron) else "UTC"
+        return "UTC" if self.when is None else self.when.zone_name
 
     @property
     def problem(self) -> str:
@@ -87,7 +86,7 @@ def scheduled(row: ScheduleRow, *, beats: int) -> Scheduled:
     if row.definition is not None:
         try:
             when = definition.read(row.definition, name=row.entry).when
-            zone = time_zone(when.timezone if isinstance(when, Cron) else "UTC", name="timezone")
+            zone = time_zone(when.zone_name, name="timezone")
         except ConfigError:
             when = None  # the beats say so in its error
     return Scheduled(row, _standing(row, beats), when, zone)

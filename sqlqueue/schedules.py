@@ -119,9 +119,15 @@ class Schedules:
     def resume(self, name: str, *, actor: str | None = None, reason: str | None = None) -> bool:
         """Let an entry go on with its next tick; False when it was not paused.
 
-        What was due during the pause is given up. Raises ScheduleNotFound.
+        What was due during the pause is given up; a one-off of that time is over. Raises
+        ScheduleNotFound.
         """
-        changed = self._app.backend.schedules.resume(name, actor=_named(actor), reason=reason)
+        changed = self._app.backend.schedules.resume(
+            name,
+            next_due=lambda text, now_ms: _next_due_ms(name, text, now_ms),
+            actor=_named(actor),
+            reason=reason,
+        )
         return self._known(changed, name)
 
     def list(self) -> list[ScheduleRow]:
@@ -148,6 +154,13 @@ def stored_entry(app: SqlQueue, name: str, text: str | None) -> Entry[Signature]
         raise ConfigError(f"schedule entry {quoted(name)}: {error}") from None
     fields: dict[str, Any] = found.manner
     return Entry(name, found.when, signature=signature, origin="file", definition=text, **fields)
+
+
+def _next_due_ms(name: str, text: str, now_ms: int) -> int | None:
+    try:
+        return definition.read(text, name=name).when.next_after(now_ms)
+    except ConfigError:
+        return now_ms  # not over: the beats say what is wrong with it
 
 
 def _named(actor: str | None) -> str:

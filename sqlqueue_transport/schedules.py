@@ -23,12 +23,15 @@ from sqlqueue_transport.messages import TickAnswer, storable
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.consumers import Consumers
     from sqlqueue_transport.database import Database
     from sqlqueue_transport.messages import TickOf
     from sqlqueue_transport.wakeup import Bell
+
+    NextDue: TypeAlias = Callable[[str, int], int | None]
 
 # What beats sleep on. No queue can have this name: it has a control character.
 SCHEDULE: Final = "\x01schedule"
@@ -92,10 +95,11 @@ _FORGET_TICKS = "DELETE FROM tick WHERE entry = :entry AND due_ms > :after_ms"
 _PAUSE = """
 UPDATE schedule SET paused_at_ms = :now_ms WHERE entry = :entry AND paused_at_ms IS NULL
 """
-# Ticks of the pause are given up, not caught up: it was meant.
+# Ticks of the pause are given up, not caught up: it was meant. So is one that failed before it; a
+# beat that still cannot run the entry says so again.
 _RESUME = """
 UPDATE schedule
-SET paused_at_ms = NULL, done_ms = :now_ms
+SET paused_at_ms = NULL, done_ms = :now_ms, next_due_ms = :next_due_ms, error = NULL
 WHERE entry = :entry AND paused_at_ms IS NOT NULL
 """
 _SET_ERROR = "UPDATE schedule SET error = :error WHERE entry = :entry"
@@ -103,6 +107,7 @@ _GIVE_UP = """
 UPDATE schedule SET done_ms = :done_ms, next_due_ms = :next_due_ms WHERE entry = :entry
 """
 _ORIGIN = "SELECT origin, definition FROM schedule WHERE entry = :entry"
+_NEXT_DUE = "SELECT definition, next_due_ms FROM schedule WHERE entry = :entry"
 _VERSION = "SELECT value FROM meta WHERE key = 'schedule_version'"
 _RAISE_VERSION = """
 INSERT INTO meta (key, value) VALUES ('schedule_version', '1')
@@ -411,22 +416,40 @@ class Schedules:
 
     def pause(self, entry: str, *, actor: str, reason: str | None = None) -> Changed:
         """Let no tick of an entry be taken from now on, whichever beat asks."""
-        return self._set_paused(entry, _PAUSE, "schedule_pause", actor, reason)
+        values = {"entry": entry, "now_ms": self._clock.wall_ms()}
 
-    def resume(self, entry: str, *, actor: str, reason: str | None = None) -> Changed:
-        """Let an entry go on; what was due during the pause is given up."""
-        return self._set_paused(entry, _RESUME, "schedule_resume", actor, reason)
-
-    def _set_paused(
-        self, entry: str, statement: str, action: str, actor: str, reason: str | None
-    ) -> Changed:
         def work(connection: sqlite3.Connection) -> Changed:
-            values = {"entry": entry, "now_ms": self._clock.wall_ms()}
             if connection.execute(_ORIGIN, values).fetchone() is None:
                 return Changed.UNKNOWN
-            if not connection.execute(statement, values).rowcount:
+            if not connection.execute(_PAUSE, values).rowcount:
                 return Changed.AS_IT_WAS
-            self._note(connection, entry, action, actor, reason)
+            self._note(connection, entry, "schedule_pause", actor, reason)
+            return Changed.DONE
+
+        return self._change(work)
+
+    def resume(
+        self, entry: str, *, next_due: NextDue, actor: str, reason: str | None = None
+    ) -> Changed:
+        """Let an entry go on; what was due during the pause is given up, and its error forgotten.
+
+        `next_due` is called in the transaction with the entry's definition and the time, and
+        returns what comes after that; None: nothing. Of an entry without a definition it is not
+        asked. If the process dies midway the entry rests as before.
+        """
+
+        def work(connection: sqlite3.Connection) -> Changed:
+            row = connection.execute(_NEXT_DUE, {"entry": entry}).fetchone()
+            if row is None:
+                return Changed.UNKNOWN
+            definition, next_due_ms = row
+            now_ms = self._clock.wall_ms()
+            if definition is not None:
+                next_due_ms = next_due(definition, now_ms)
+            values = {"entry": entry, "now_ms": now_ms, "next_due_ms": next_due_ms}
+            if not connection.execute(_RESUME, values).rowcount:
+                return Changed.AS_IT_WAS
+            self._note(connection, entry, "schedule_resume", actor, reason)
             return Changed.DONE
 
         return self._change(work)

@@ -53,15 +53,16 @@ class Cron:
     The syntax is cronsim's: ``*``, lists, ranges, steps, names (MON, JAN), ``L`` for the month's last
     day and ``LW`` for its last weekday, ``MON#2`` for the second Monday, ``5L`` for the last Friday;
     six fields begin with seconds. Where neither day field starts with ``*``, either suffices, as in
-    every cron. Raises ConfigError for what cannot be read, or never comes.
+    every cron. `timezone` None means that it names none: an entry fills in its own, and by itself it
+    goes by UTC. Raises ConfigError for what cannot be read, or never comes.
     """
 
     expression: str
-    timezone: str = "UTC"
+    timezone: str | None = None
 
     def __post_init__(self) -> None:
         """Read the expression once, so that mistakes show where the entry is declared."""
-        time_zone(self.timezone, name="timezone")
+        time_zone(self.zone_name, name="timezone")
         expression: object = self.expression
         shown = quoted(expression)
         if not isinstance(expression, str) or len(expression) > 500:
@@ -78,6 +79,11 @@ class Cron:
     def next_after(self, at_ms: int) -> int | None:
         """Return the first tick after `at_ms`, which may be a tick itself; None: none before 9999."""
         return next(self._ticks_after(at_ms), None)
+
+    @property
+    def zone_name(self) -> str:
+        """Return the name of the zone whose clocks it goes by."""
+        return "UTC" if self.timezone is None else self.timezone
 
     @property
     def follows_time(self) -> bool:
@@ -101,7 +107,7 @@ class Cron:
             window_ms *= 2
 
     def _ticks_after(self, at_ms: int) -> Iterator[int]:
-        zone = time_zone(self.timezone, name="timezone")
+        zone = time_zone(self.zone_name, name="timezone")
         ticks_of = self._by_elapsed_time if self.follows_time else self._by_wall_clock
         try:
             yield from ticks_of(at_ms, zone)
@@ -153,12 +159,13 @@ def crontab(
     day_of_week: _Field = "*",
     day_of_month: _Field = "*",
     month_of_year: _Field = "*",
-    timezone: str = "UTC",
+    timezone: str | None = None,
 ) -> Cron:
     """Return a Cron from Celery's keywords: ``crontab(minute=0, hour="*/3", day_of_week="mon")``.
 
     Celery needs day_of_month *and* day_of_week to match where a cron expression takes either, so
-    both together are refused rather than read in the other way.
+    both together are refused rather than read in the other way. `timezone` as of `Cron`: None goes
+    by the entry's, which is the setting's unless the entry names one.
     """
     if not _is_every(day_of_week) and not _is_every(day_of_month):
         raise ConfigError(

@@ -79,7 +79,7 @@ def read(text: str, *, name: str) -> Definition:
             every=value.get("every"),
             cron=value.get("cron"),
             at=value.get("at"),
-            timezone=value.get("timezone", "UTC"),
+            zone=value.get("timezone", "UTC"),
             name=where,
         ),
         manner(
@@ -97,7 +97,7 @@ def read(text: str, *, name: str) -> Definition:
 def in_words(when: When) -> str:
     """Return when an entry is due, for people: ``every 5s``, ``0 3 * * * Europe/Berlin``."""
     if isinstance(when, Cron):
-        return f"{when.expression} {when.timezone}"
+        return f"{when.expression} {when.zone_name}"
     if isinstance(when, Once):
         return f"once at {_iso(when.at_ms)}"
     return f"every {when.every_ms / 1000:g}s"
@@ -107,8 +107,8 @@ def _when(when: When) -> dict[str, Any]:
     if isinstance(when, Interval):
         return {"every": when.every_ms / 1000}
     if isinstance(when, Once):
-        return {"at": _iso(when.at_ms)}
-    return {"cron": when.expression, "timezone": when.timezone}
+        return {"at": _iso(when.at_ms), "timezone": when.zone_name}
+    return {"cron": when.expression, "timezone": when.zone_name}
 
 
 def _iso(at_ms: int) -> str:

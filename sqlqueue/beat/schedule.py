@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
@@ -80,6 +80,11 @@ class Interval:
             raise ConfigError(f"every = {quoted(self.every_ms)} ms: give a millisecond or more.")
 
     @property
+    def zone_name(self) -> str:
+        """Say that no zone matters to it."""
+        return "UTC"
+
+    @property
     def follows_time(self) -> bool:
         """Say that ticks follow the time that passes."""
         return True
@@ -97,9 +102,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Once:
-    """One moment, in UTC milliseconds: a single tick."""
+    """One moment, in UTC milliseconds: a single tick. `zone_name` is by whose clocks it is shown."""
 
     at_ms: int
+    zone_name: str = "UTC"
 
     @property
     def follows_time(self) -> bool:
@@ -123,27 +129,51 @@ def when(
     every: object = None,
     cron: str | Cron | None = None,
     at: str | datetime | None = None,
-    timezone: str = "UTC",
+    timezone: str | None = None,
+    zone: str = "UTC",
     name: str = "entry",
 ) -> When:
     """Return the schedule of ``every=`` (a duration), ``cron=`` or ``at=``: exactly one is given.
 
-    `at` is an aware datetime, or ISO text. `timezone` is for an expression given as text, and for
-    a text that names no offset. `name` is what an error calls the entry.
+    `at` is an aware datetime, or ISO text. `timezone` is the zone that the entry names, None if it
+    names none; then it is `zone`, the default. It is for an expression that names none itself, and
+    for an `at` without an offset. `name` is what an error calls the entry. Raises ConfigError, also
+    for a zone beside an interval, and for two different ones.
     """
     if sum(each is not None for each in (every, cron, at)) != 1:
         raise ConfigError(f"{name}: give one of every=, cron= and at=, such as every='5s'.")
     try:
-        time_zone(timezone, name="timezone")  # also where nothing goes by it
+        own_zone = zone if timezone is None else timezone
+        time_zone(own_zone, name="timezone")  # also where nothing goes by it
         if at is not None:
-            return Once(_moment_ms(at, timezone))
+            return Once(_moment_ms(at, own_zone), own_zone)
         if isinstance(cron, Cron):
-            return cron
+            return _in_zone(cron, timezone, own_zone)
         if cron is not None:
-            return Cron(cron, timezone)
-        return Interval(round(duration_s(every, name="every") * 1000))
+            return Cron(cron, own_zone)
+        return _interval(every, timezone)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _interval(every: object, timezone: str | None) -> Interval:
+    if timezone is not None:
+        raise ConfigError(
+            f"timezone = {quoted(timezone)} means nothing to every=, which counts from 1970."
+            " Leave it out, or give times of day with cron=."
+        )
+    return Interval(round(duration_s(every, name="every") * 1000))
+
+
+def _in_zone(cron: Cron, timezone: str | None, own_zone: str) -> Cron:
+    if cron.timezone is None:
+        return replace(cron, timezone=own_zone)
+    if timezone is not None and timezone != cron.timezone:
+        raise ConfigError(
+            f"timezone = {quoted(timezone)}, but its cron names {quoted(cron.timezone)}."
+            " Name the zone once."
+        )
+    return cron
 
 
 def _moment_ms(at: object, timezone: str) -> int:
@@ -283,14 +313,13 @@ class EntryOptions(TypedDict, total=False):
 
 
 def timing(options: EntryOptions, *, zone: str, name: str) -> dict[str, Any]:
-    """Return fields of `Entry` for these options, checked; `zone` is for those that name none.
+    """Return fields of `Entry` for these options, checked; `zone` is the default of `timezone`.
 
     Raises ConfigError, and TypeError for an option there is not.
     """
     given: dict[str, Any] = dict(options)
-    due = {key: given.pop(key) for key in ("every", "cron", "at") if key in given}
-    own_zone = given.pop("timezone", None)
-    return {"when": when(**due, timezone=own_zone or zone, name=name), **manner(**given, name=name)}
+    due = {key: given.pop(key) for key in ("every", "cron", "at", "timezone") if key in given}
+    return {"when": when(**due, zone=zone, name=name), **manner(**given, name=name)}
 
 
 def forgotten_after_ms(when: When, now_ms: int) -> int | None:

@@ -276,10 +276,11 @@ class Beat:
             return math.inf
         if self._runs(entry):
             return max(self._producers[entry.name].left_s * 1000, 0)
-        if progress.failures:  # its tick is still due
-            return max(self._rest_ms(entry), 0)
         next_ms = progress.next_of(entry.when)
-        return math.inf if next_ms is None else max(next_ms - self._clock.wall_ms(), 0)
+        if next_ms is None:
+            return math.inf
+        # What failed is still due, unless another beat took it or a pause gave it up: both count.
+        return max(next_ms - self._clock.wall_ms(), self._rest_ms(entry), 0)
 
     def _run_due(self, entry: Entry[Signature], now_ms: int) -> None:
         progress = self._progress[entry.name]
@@ -294,6 +295,7 @@ class Beat:
         late_ms = round(self._app.conf.beat_max_interval * 1000)
         due = due_ticks(entry, last_due_ms=progress.done_ms, now_ms=now_ms, max_late_ms=late_ms)
         if not due:
+            progress.failures = 0
             self._give_up(entry, progress, now_ms)
         for due_ms in due:
             if self.is_over or not self._run_tick(entry, Tick(entry.name, due_ms)):

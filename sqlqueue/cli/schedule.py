@@ -118,7 +118,15 @@ def resume(invocation: Invocation, name: str, reason: str | None) -> None:
     """Let a paused entry go on with its next tick; what it missed is given up."""
     with _opened(invocation) as app:
         is_new = app.schedules.resume(name, actor=actor("cli"), reason=reason)
-    _tell(invocation, name, "resumed" if is_new else "not paused")
+        is_over = any(
+            row.entry == name and row.next_due_ms is None and row.error is None
+            for row in app.schedules.list()
+        )
+    if is_new and is_over:
+        more = "nothing comes any more. What was due during the pause is given up"
+        _tell(invocation, name, "resumed, but over", more)
+    else:
+        _tell(invocation, name, "resumed" if is_new else "not paused")
 
 
 @schedule.command("list")
@@ -151,9 +159,9 @@ def _closing(app: SqlQueue) -> Iterator[None]:
         app.close()
 
 
-def _tell(invocation: Invocation, name: str, what: str) -> None:
+def _tell(invocation: Invocation, name: str, what: str, more: str = "") -> None:
     output = Output(invocation)
     if output.is_table:
-        output.line(f"{name}: {what}.")
+        output.line(f"{name}: {what}{': ' if more else ''}{more}.")
     else:
         output.document({"entry": name, "result": what})

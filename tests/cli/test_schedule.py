@@ -42,6 +42,20 @@ def test_an_entry_is_added_shown_paused_resumed_and_removed(cli):
     assert items(cli) == {}
 
 
+def test_resuming_a_one_off_whose_time_came_during_its_pause_says_that_it_is_over(cli, filled):
+    schedules = filled.store.schedules
+    once = {"definition": '{"at": "2020-01-01T00:00:00Z"}', "next_due_ms": 1_577_836_800_000}
+    for name in ("a", "b"):
+        schedules.add(name, description="once", target="t", actor="me", **once)
+        schedules.pause(name, actor="me")
+    said = cli("schedule", "resume", "a").out
+    assert said == (
+        "a: resumed, but over: nothing comes any more. What was due during the pause is given up.\n"
+    )
+    assert cli("schedule", "resume", "b", "--json").json["result"] == "resumed, but over"
+    assert {one["state"] for one in items(cli).values()} == {"over"}
+
+
 def test_what_was_added_is_kept_as_it_was_said(cli, tmp_path, filled):
     cli("schedule", "add", "e", "t", "[1]", *EVERY, "--queue", "q", "--priority", 3)
     [row] = filled.store.schedules.rows()
@@ -70,6 +84,7 @@ def test_what_was_added_is_kept_as_it_was_said(cli, tmp_path, filled):
         (("add", "e", "t", "--cron", "60 * * * *"), 2, "cron = '60 * * * *'"),
         (("add", "e", "t", "--at", "2020-01-01"), 2, "is over already"),
         (("add", "e", "t", *EVERY, "--timezone", "Mars"), 2, "no known time zone"),
+        (("add", "e", "t", *EVERY, "--timezone", "CET"), 2, "means nothing to every="),
         (("add", "e", "t", "--cron", "0 0 * * *", "--timezone", "Mars"), 2, "no known time zone"),
         (("add", "e", "t", "{}", *EVERY), 2, "JSON_ARGS is no JSON list"),
         (("add", "a\nb", "t", *EVERY), 2, "is no entry name"),
@@ -116,6 +131,17 @@ def test_the_next_due_times_are_shown_by_both_clocks(cli, filled):
     found = items(cli, "--next", 5)
     assert [len(found[name]["next"]) for name in ("howe", "broken", "old")] == [5, 0, 0]
     assert (found["howe"]["timezone"], found["broken"]["timezone"]) == ("Australia/Lord_Howe", None)
+
+
+def test_a_one_off_is_shown_by_the_clocks_of_its_zone(cli):
+    at = ("--at", "2030-01-01T08:00:00", "--timezone", "Asia/Tokyo")
+    assert cli("schedule", "add", "e", "t", *at).code == 0
+    item = items(cli, "--next", 1)["e"]
+    assert item["timezone"] == "Asia/Tokyo"
+    assert item["next"] == [
+        {"at": "2029-12-31T23:00:00.000Z", "local": "2030-01-01T08:00:00.000+09:00"}
+    ]
+    assert "08:00:00  Asia/Tokyo" in cli("inspect", "schedule", "--next", 1).out
 
 
 def test_the_doctor_tells_of_entries_that_fail_and_of_those_nobody_runs(cli, filled):

@@ -483,7 +483,7 @@ def test_producers_and_periodic_calls_are_entries(app, task):
     assert list(entries) == ["produce", "hourly", "nightly"]
     assert entries["produce"].when == Interval(5000)
     assert entries["produce"].produce(Tick("produce", 5)) == [task.s(5)]
-    assert entries["hourly"].when == Cron("0 * * * *")
+    assert entries["hourly"].when == Cron("0 * * * *", "UTC")
     assert (entries["hourly"].catch_up, entries["hourly"].catch_up_limit) == ("all", 7)
     assert entries["nightly"].when == Cron("0 3 * * *", "Europe/Berlin")
     assert entries["nightly"].signature == task.s(1)
@@ -495,7 +495,9 @@ def test_a_cron_without_a_zone_is_in_that_of_the_settings(here, task, app):
         'timezone = "Europe/Berlin"\n[beat.b]\ntask = "add"\nargs = [1]\ncron = "0 3 * * *"\n'
     )
     app.periodic("a", task.s(1), cron="0 3 * * *")
-    assert [one.when.timezone for one in app.entries.values()] == ["Europe/Berlin"] * 2
+    app.periodic("c", task.s(1), cron=crontab(minute=0, hour=3))
+    app.periodic("d", task.s(1), cron=Cron("0 3 * * *"))
+    assert [one.when for one in app.entries.values()] == [Cron("0 3 * * *", "Europe/Berlin")] * 4
 
 
 @pytest.mark.parametrize(
@@ -507,6 +509,8 @@ def test_a_cron_without_a_zone_is_in_that_of_the_settings(here, task, app):
         {"every": 0},
         {"cron": "every day"},
         {"cron": "* * * * *", "timezone": "Mars/Base"},
+        {"cron": crontab(timezone="UTC"), "timezone": "Europe/Berlin"},
+        {"every": "5s", "timezone": "Europe/Berlin"},
         {"every": 1, "catch_up": "two"},
         {"every": 1, "catch_up_limit": 0},
         {"every": 1, "name": ""},

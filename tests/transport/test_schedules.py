@@ -196,6 +196,27 @@ def test_a_name_belongs_to_one_origin(store: Store) -> None:
     assert rows == {"mine": ("file", "{}"), "theirs": ("code", None)}
 
 
+def never(_definition: str, _now_ms: int) -> None:
+    """Tell that an entry is over."""
+
+
+def test_what_comes_after_a_pause_is_told_by_the_definition(store: Store, clock: FakeClock) -> None:
+    describe(store, "without")
+    add(store, "mine", "its definition")
+    before = {row.entry: row.next_due_ms for row in store.schedules.rows()}
+    asked = []
+
+    def next_due(definition: str, now_ms: int) -> None:
+        asked.append((definition, now_ms))
+
+    for name in ("mine", "without"):
+        store.schedules.pause(name, actor="me")
+        store.schedules.resume(name, next_due=next_due, actor="me")
+    assert asked == [("its definition", clock.wall)]
+    after = {row.entry: row.next_due_ms for row in store.schedules.rows()}
+    assert after == {"mine": None, "without": before["without"]}
+
+
 def test_every_change_raises_the_version_and_is_audited(store: Store) -> None:
     schedules = store.schedules
     describe(store, "b")
@@ -203,7 +224,7 @@ def test_every_change_raises_the_version_and_is_audited(store: Store) -> None:
     for changed in (
         lambda: add(store, "a", '{"every": 5}'),
         lambda: schedules.pause("a", actor="me", reason="a fair"),
-        lambda: schedules.resume("a", actor="me"),
+        lambda: schedules.resume("a", next_due=lambda _text, now_ms: now_ms + 5, actor="me"),
         lambda: schedules.remove("a", actor="me"),
     ):
         assert changed() is Changed.DONE
@@ -226,8 +247,9 @@ def test_what_changes_nothing_is_neither_audited_nor_told(store: Store) -> None:
     version = schedules.version()
     assert schedules.pause("a", actor="me") is Changed.AS_IT_WAS
     assert add(store, "a") is Changed.AS_IT_WAS
-    for change in (schedules.pause, schedules.resume, schedules.remove):
+    for change in (schedules.pause, schedules.remove):
         assert change("unknown", actor="me") is Changed.UNKNOWN
+    assert schedules.resume("unknown", next_due=never, actor="me") is Changed.UNKNOWN
     assert schedules.version() == version
     assert rows_of(store, "SELECT count(*) FROM audit") == [(2,)]
 
@@ -253,7 +275,9 @@ def test_a_paused_entry_has_no_tick_and_what_it_missed_is_given_up(
         (0, 0)
     ]
     clock.advance(60)
-    store.schedules.resume("a", actor="me")
+    store.schedules.set_error("a", "boom")
+    store.schedules.resume("a", next_due=never, actor="me")
+    assert store.schedules.rows()[0].error is None
     assert store.schedules.done_ms("a") == clock.wall
     assert store.publish_tick([new()], TickOf("a", clock.wall + 1, "beat")) is TAKEN
 

@@ -299,7 +299,7 @@ def test_a_schedule_is_given_as_an_interval_or_as_a_cron_expression():
     assert when(every="5s") == Interval(5000)
     assert when(every=0.25) == Interval(250)
     assert when(cron="0 3 * * *", timezone="Europe/Berlin") == Cron("0 3 * * *", "Europe/Berlin")
-    assert when(cron=crontab(minute=1)) == Cron("1 * * * *")
+    assert when(cron=crontab(minute=1)) == Cron("1 * * * *", "UTC")
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_all_may_say_its_limit_in_one_word():
 )
 def test_a_moment_is_one_instant(at, zone, instant):
     once = when(at=at, timezone=zone)
-    assert once == Once(ms(instant))
+    assert once == Once(ms(instant), zone)
     assert once.next_after(ms(instant) - 1) == ms(instant)
     assert once.next_after(ms(instant)) is None
     assert once.newest_between(ms(instant) - 1, ms(instant), limit=1) == [ms(instant)]
@@ -448,6 +448,22 @@ def test_a_moment_is_one_instant(at, zone, instant):
 def test_a_moment_that_is_none_is_refused(at, said):
     with pytest.raises(ConfigError, match=f"^mine: at = .*{said}"):
         when(at=at, name="mine")
+
+
+def test_a_cron_that_names_no_zone_goes_by_that_of_its_entry_and_else_by_the_default():
+    for cron in ("0 3 * * *", Cron("0 3 * * *"), crontab(minute=0, hour=3)):
+        assert when(cron=cron, zone="CET") == Cron("0 3 * * *", "CET")
+        assert when(cron=cron, timezone="Asia/Tokyo", zone="CET") == Cron("0 3 * * *", "Asia/Tokyo")
+    tokyo = crontab(minute=0, hour=3, timezone="Asia/Tokyo")
+    assert when(cron=tokyo, zone="CET") == tokyo
+    assert when(cron=tokyo, timezone="Asia/Tokyo", zone="CET") == tokyo
+
+
+def test_a_zone_that_would_be_ignored_is_refused():
+    with pytest.raises(ConfigError, match=r"^mine: .*'CET', but its cron names 'UTC'"):
+        when(cron=Cron("0 3 * * *", "UTC"), timezone="CET", name="mine")
+    with pytest.raises(ConfigError, match=r"^mine: timezone = 'CET' means nothing to every="):
+        when(every="5s", timezone="CET", name="mine")
 
 
 def test_a_missed_moment_is_caught_up_by_the_policy():
@@ -495,6 +511,7 @@ def test_after_a_clock_was_set_back_only_what_follows_time_goes_on_at_once():
         (Cron("0 3 * * MON", "Europe/Berlin"), "0 3 * * MON Europe/Berlin"),
         (Once(1_800_000_000_000), "once at 2027-01-15T08:00:00Z"),
         (Once(1_800_000_000_123), "once at 2027-01-15T08:00:00.123Z"),
+        (Once(1_800_000_000_000, "Asia/Tokyo"), "once at 2027-01-15T08:00:00Z"),
     ],
 )
 def test_an_entry_is_read_back_as_it_was_written(schedule, words):
@@ -510,6 +527,18 @@ def test_an_entry_is_read_back_as_it_was_written(schedule, words):
     }
     assert definition.read(definition.write(some), name="x").call is None
     assert definition.in_words(schedule) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "schedule"),
+    [
+        ('{"every": 5, "timezone": "CET"}', Interval(5000)),
+        ('{"cron": "0 3 * * *"}', Cron("0 3 * * *", "UTC")),
+        ('{"at": "2027-01-15T08:00:00Z"}', Once(1_800_000_000_000)),
+    ],
+)
+def test_a_definition_that_was_stored_before_its_zone_counted_is_read_as_then(text, schedule):
+    assert definition.read(text, name="x").when == schedule
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,24 @@ def test_the_error_of_a_producer_is_shown_until_it_succeeds(clock, app, schedule
     assert schedule.row().last_due_ms == NOON + 1000
 
 
+def test_a_beat_whose_failed_tick_another_one_took_sleeps_until_the_next(clock, app, schedule):
+    failing = [True]
+
+    @app.producer(name="p", every="1h")
+    def produce(tick):
+        if failing:
+            raise ValueError("boom")
+        yield schedule.task.s(tick.due_ms)
+
+    beat = schedule.beat()
+    beat.turn()
+    failing.clear()
+    schedule.beat().turn()
+    assert schedule.enqueued == [NOON]
+    clock.advance(1)
+    assert beat.turn() == 3599.0
+
+
 def test_the_back_off_is_bounded_and_starts_anew_after_a_success(clock, app, schedule, here):
     broken = here / "broken"
     broken.touch()

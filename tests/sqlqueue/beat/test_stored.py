@@ -11,6 +11,7 @@ import pytest
 
 from sqlqueue.beat.schedule import Tick
 from sqlqueue.errors import ConfigError, NotAvailable, ScheduleNotFound
+from sqlqueue.inspection import Inspection
 from sqlqueue.scheduled import Standing
 from sqlqueue.task import Signature
 from sqlqueue_transport.lifecycle import State
@@ -110,6 +111,53 @@ def test_an_entry_of_any_origin_rests_while_it_is_paused_and_catches_nothing_up(
     clock.advance(9)
     look(beat)
     assert schedule.enqueued == ["x", "x"]
+
+
+@pytest.mark.parametrize("origin", ["code", "file"])
+def test_a_one_off_that_was_due_during_a_pause_is_over(clock, app, schedule, origin):
+    at = "2026-11-22T12:00:30Z"
+    if origin == "code":
+        app.periodic("e", schedule.task.s("x"), at=at)
+    else:
+        app.schedules.add("e", schedule.task.s("x"), at=at)
+    app.backend.register(name="b", kind="beat")
+    beat = schedule.beat(worker_id=app.backend.store.consumers.worker_id)
+    look(beat)
+    app.schedules.pause("e")
+    look(beat)
+    clock.advance(60)
+    assert app.schedules.resume("e") is True
+    [found] = Inspection(app.backend).schedule()
+    assert (found.standing, found.row.next_due_ms) == (Standing.OVER, None)
+    assert look(beat) == look(schedule.beat()) == math.inf
+    assert schedule.enqueued == []
+
+
+def test_a_tick_that_failed_before_a_pause_is_given_up_too(clock, app, schedule):
+    @app.producer(name="p", at="2026-11-22T12:00:00Z")
+    def produce(tick):
+        raise ValueError("boom")
+
+    beat = schedule.beat()
+    beat.turn()
+    assert schedule.row().error == "ValueError: boom"
+    app.schedules.pause("p")
+    app.schedules.resume("p")
+    clock.advance(60)
+    assert look(beat) == math.inf
+    [found] = Inspection(app.backend).schedule()
+    assert (found.standing, found.problem) == (Standing.OVER, "")
+
+
+def test_a_definition_that_cannot_be_read_is_not_over_because_it_was_resumed(clock, app, schedule):
+    app.backend.schedules.add(
+        "e", description="?", target="t", definition="{", next_due_ms=NOON, actor="me"
+    )
+    app.schedules.pause("e")
+    app.schedules.resume("e")
+    assert schedule.row("e").next_due_ms == NOON
+    schedule.beat()
+    assert "its definition" in schedule.row("e").error
 
 
 def test_a_producer_that_is_paused_while_it_produces_enqueues_nothing(clock, app, schedule):
@@ -397,8 +445,6 @@ def test_a_tick_that_fell_due_while_its_producer_ran_is_skipped_when_it_overlaps
 
 
 def test_how_an_entry_stands_is_told_from_the_file_alone(clock, app, schedule, make_app):
-    from sqlqueue.inspection import Inspection
-
     app.periodic("code", schedule.task.s(), cron="30 2 * * *", timezone="Europe/Berlin")
     app.periodic("gone", schedule.task.s(), every="10s")
     app.schedules.add("once", schedule.task.s(), at="2026-11-22T12:00:01Z")
