@@ -178,7 +178,7 @@ class ScheduleNotFound(SqlQueueError):
 
     def __init__(self, entry: str, hint: str = "") -> None:
         super().__init__(
-            f"no schedule entry is named {quoted(entry)}.{hint} List them with 'sqlqueue inspect"
+            f"the queue file has no schedule entry named {quoted(entry)}.{hint} List them with 'sqlqueue inspect"
             " schedule'."
         )
         self.entry = entry

@@ -136,8 +136,14 @@ class Schedules:
 
     def _known(self, changed: Changed, name: str) -> bool:
         if changed is Changed.UNKNOWN:
-            names = [row.entry for row in self.list()]
-            raise ScheduleNotFound(name, did_you_mean(name, names))
+            if name in self._app.entries:
+                hint = (
+                    " The code or the settings have an entry of that name, but no beat has described"
+                    " it yet: start one."
+                )
+            else:
+                hint = did_you_mean(name, [row.entry for row in self.list()])
+            raise ScheduleNotFound(name, hint)
         return changed is Changed.DONE
 
 

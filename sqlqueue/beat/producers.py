@@ -145,6 +145,13 @@ class Producer:
             return self._failed(tick, "ProducerTimeout", why)
         return None
 
+    def stopped(self, *, after_s: float) -> Produced | None:
+        """End the process, because the beat was told to stop so long ago; None: no tick ran."""
+        if self.tick is None:
+            return None
+        why = f"it had not ended {after_s:g} s after the beat was told to stop, and was ended by force"
+        return self._failed(self.tick, "ProducerStopped", why)
+
     def end(self) -> None:
         """Kill the process and all in its session; harmless when there is none."""
         process, self._process, self.tick = self._process, None, None

@@ -126,11 +126,16 @@ def _sleep(beat: Beat, backend: Backend, stopping: _Stopping, seconds: float) ->
 
 
 def _finish(beat: Beat, backend: Backend, stopping: _Stopping) -> None:
-    """Let running producers finish, if they are quick about it."""
+    """Let running producers finish, each until its own deadline, and none longer than the grace."""
     until_s = time.monotonic() + _GRACE_S
-    while beat.is_producing and not beat.is_over and time.monotonic() < until_s:
-        stopping.wait(until_s - time.monotonic(), beat.descriptors)
+    beat.is_draining = True
+    while beat.is_producing and not beat.is_over:
+        left_s = until_s - time.monotonic()
         with contextlib.suppress(*backend.connection_errors):
+            if left_s <= 0:
+                beat.stop_producers(after_s=_GRACE_S)
+                return
+            stopping.wait(min(left_s, beat.producers_left_s), beat.descriptors)
             beat.collect()
 
 

@@ -105,6 +105,8 @@ class Beat:
         self._refused: dict[str, str] = {}
         self._version = -1
         self._is_outdated = False
+        self.is_draining = False
+        """Whether it is about to end, so that another try of what fails is the next beat's."""
         self.entries: dict[str, Entry[Signature]] = {}
         self._read_schedule()
 
@@ -117,6 +119,12 @@ class Beat:
     def is_producing(self) -> bool:
         """Say whether a producer runs."""
         return any(one.tick is not None for one in self._producers.values())
+
+    @property
+    def producers_left_s(self) -> float:
+        """Return how long it is until the first deadline of a producer that runs; inf: none does."""
+        left_s = (one.left_s for one in self._producers.values() if one.tick is not None)
+        return max(min(left_s, default=math.inf), 0.0)
 
     @property
     def descriptors(self) -> list[int]:
@@ -165,6 +173,21 @@ class Beat:
                 self._note_failure(entry, produced.tick, produced.fault)
             else:
                 self._enqueue(entry, produced.tick, produced.publications)
+
+    def stop_producers(self, *, after_s: float) -> None:
+        """End the producers that still run so long after the beat was told to stop.
+
+        Their ticks have failed, and stay due. All are ended, also if the store cannot be used: then
+        it raises the transport's errors.
+        """
+        stopped = [
+            (self.entries[name], producer.stopped(after_s=after_s))
+            for name, producer in self._producers.items()
+            if name in self.entries
+        ]
+        for entry, produced in stopped:
+            if produced is not None and produced.fault is not None:
+                self._note_failure(entry, produced.tick, produced.fault)
 
     def close(self) -> None:
         """End the processes of all producers. What they were asked for stays due."""
@@ -391,7 +414,7 @@ class Beat:
             entry=entry.name,
             due=_iso(tick.due_ms),
             error=text,
-            retry_in_s=wait_s,
+            retry_in_s=None if self.is_draining else wait_s,
             **({"traceback": fault.traceback} if fault.traceback else {}),
         )
         self._schedules.set_error(entry.name, text)

@@ -109,6 +109,14 @@ def test_a_name_that_is_taken_or_unknown_is_an_error(cli):
         assert "Did you mean 'nightly'?" in result.err
 
 
+def test_an_entry_of_the_settings_that_no_beat_has_described_yet_is_told_as_such(cli, tmp_path):
+    table = '[beat.nightly]\ntask = "shop.tidy"\nevery = "1d"\n'
+    (tmp_path / "sqlqueue.toml").write_text(table)
+    cli("schedule", "add", "other", "t", *EVERY)
+    result = cli("schedule", "pause", "nightly")
+    assert (result.code, "no beat has described it yet" in result.err) == (3, True)
+
+
 def test_with_the_application_a_task_must_be_known(cli, shop):
     result = cli("schedule", "add", "e", "shop.ad", *EVERY, "-A", shop)
     assert (result.code, "Did you mean 'shop.add'?" in result.err) == (2, True)

@@ -292,4 +292,32 @@ def test_a_producer_that_hangs_keeps_no_beat_from_stopping(app, here):
     assert code == 0
     assert not any(is_running(int(pid)) for pid in (here / "pids").read_text().split())
     assert ticks(app, "bad") == []
-    assert [row.next_due_ms for row in app.schedules.list()] != [None]
+    [row] = app.schedules.list()
+    assert row.next_due_ms is not None
+    said = "ProducerStopped: it had not ended 5 s after the beat was told to stop"
+    assert row.error.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "grace_s", "said"),
+    [
+        (1, 600, "ProducerTimeout: it had not ended after 1 s"),
+        (600, 0.1, "ProducerStopped: it had not ended 0.1 s after the beat was told to stop"),
+    ],
+)
+def test_the_earlier_of_deadline_and_grace_ends_a_producer_and_the_fault_says_which(
+    app, here, limit_s, grace_s, said
+):
+    program = BEAT.replace("beat_producer_timeout=1", f"beat_producer_timeout={limit_s}").replace(
+        "sys.exit(run_beat", f"run_beat.__globals__['_GRACE_S'] = {grace_s}; sys.exit(run_beat"
+    )
+    process = run_python(program, "sleeps", cwd=here)
+    wait_until(lambda: (here / "pids").exists() and (here / "pids").read_text().endswith("\n"))
+    process.terminate()
+    code, log = ended(process)
+    [row] = app.schedules.list()
+    assert (code, row.error[: len(said)]) == (0, said)
+    # Whether the signal comes before a deadline of 1 s is the machine's affair.
+    assert limit_s == 1 or '"retry_in_s": null' in log
+    assert not any(is_running(int(pid)) for pid in (here / "pids").read_text().split())
+    assert ticks(app, "bad") == []

@@ -254,6 +254,17 @@ def test_an_entry_that_is_not_there_is_an_error_with_a_suggestion(clock, app, sc
         assert caught.value.entry == "nightli"
 
 
+def test_an_entry_of_the_code_that_no_beat_has_described_yet_is_told_from_a_wrong_name(
+    clock, app, schedule
+):
+    app.periodic("code", schedule.task.s(), every=5)
+    for act in (app.schedules.pause, app.schedules.resume, app.schedules.remove):
+        with pytest.raises(ScheduleNotFound, match="no beat has described it yet: start one"):
+            act("code")
+    schedule.beat()
+    assert app.schedules.pause("code") is True
+
+
 def test_an_entry_that_a_beat_has_in_its_code_is_not_removed(clock, app, schedule):
     app.periodic("code", schedule.task.s(), every=5)
     backend = app.backend
