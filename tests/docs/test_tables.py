@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sqlqueue import SqlQueue, health
 from sqlqueue.config import Settings, duration_s
+from sqlqueue.inspection import Inspection
+from sqlqueue.log import EVENTS
 from sqlqueue_transport.errors import TransportError
 from sqlqueue_transport.lifecycle import TRANSITIONS, Event, State
 from sqlqueue_transport.options import Options
@@ -71,6 +74,25 @@ def test_the_pages_name_every_state_and_every_error_of_the_transport():
 
     assert [state.value for state in State if f"| `{state.value}` |" not in lifecycle] == []
     assert [kind.__name__ for kind in every(TransportError) if kind.__name__ not in transport] == []
+
+
+def test_the_table_of_events_has_every_event():
+    worker = (ROOT / "docs" / "worker.md").read_text()
+    rows = re.findall(r"^\| (`[a-z_`, ]+)(?: \(debug\))? \|", worker, re.MULTILINE)
+
+    assert [event for event in EVENTS if f"`{event}`" not in " ".join(rows)] == []
+
+
+def test_the_table_of_the_doctors_checks_has_every_check(tmp_path):
+    app = SqlQueue("x", broker_url=f"sqlqueue:///{tmp_path}/queue.db")
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    shown = re.findall(r"^\| ([a-zA-Z -]+) \| ", operations, re.MULTILINE)
+    try:
+        names = [check.name for check in health.examine(Inspection(app.backend))]
+    finally:
+        app.close()
+
+    assert [name for name in names if name not in shown] == []
 
 
 def every(base: type) -> list[type]:
