@@ -195,9 +195,15 @@ def steered(function, error=SoftTimeLimitExceeded):
     async def main():
         interrupt = LoopInterrupt(asyncio.get_running_loop())
         throw = lambda: interrupt.throw(error)  # noqa: E731
-        return await interrupt.steer(function(throw))
+        try:
+            return await interrupt.steer(function(throw)), None
+        except BaseException as raised:  # noqa: BLE001 - asyncio would make another error of it
+            return None, raised
 
-    return asyncio.run(main())
+    result, raised = asyncio.run(main())
+    if raised is not None:
+        raise raised
+    return result
 
 
 def test_at_an_await_the_task_sees_the_error_itself():
@@ -277,13 +283,16 @@ def test_a_semaphore_gets_back_what_it_had_just_given():
             async with semaphore:
                 pass
 
-        waiter = asyncio.ensure_future(interrupt.steer(task()))
+        async def wait():
+            with contextlib.suppress(SoftTimeLimitExceeded):
+                await interrupt.steer(task())
+
+        waiter = asyncio.ensure_future(wait())
         await asyncio.sleep(0.01)
         # Granted and interrupted in the same turn of the loop.
         interrupt.throw(SoftTimeLimitExceeded)
         semaphore.release()
-        with contextlib.suppress(SoftTimeLimitExceeded):
-            await waiter
+        await waiter
         await asyncio.wait_for(semaphore.acquire(), timeout=30)
 
     asyncio.run(main())
