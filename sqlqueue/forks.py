@@ -17,7 +17,13 @@ import threading
 from pathlib import Path
 from typing import Final
 
-__all__ = ["die_with", "end_stray_copy", "flush_output", "give_forks_default_signals", "session_of"]
+__all__ = [
+    "die_with",
+    "end_stray_copy",
+    "flush_output",
+    "give_forks_default_signals",
+    "kill_session",
+]
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -80,7 +86,20 @@ def die_with(parent_pid: int, lifeline: int | None = None) -> None:
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()  # pragma: no cover
 
 
-def session_of(leader: int) -> list[int]:
+def kill_session(leader: int) -> None:
+    """Kill a process and all in its session, also who has left its group, as a shell's jobs do.
+
+    The leader must not have been reaped: until then its number is nobody else's.
+    """
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(leader, signal.SIGKILL)
+    for pid in _session_of(leader):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _session_of(leader: int) -> list[int]:
     """Return the processes of a session. Elsewhere than on Linux nobody tells: none."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):

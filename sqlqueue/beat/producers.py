@@ -18,7 +18,6 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -28,7 +27,7 @@ from sqlqueue.beat.schedule import Tick
 from sqlqueue.envelope import Envelope
 from sqlqueue.errors import SqlQueueError
 from sqlqueue.execute import fault_of
-from sqlqueue.forks import die_with, end_stray_copy, session_of
+from sqlqueue.forks import die_with, end_stray_copy, flush_output, kill_session
 from sqlqueue.task import Signature
 from sqlqueue_transport.messages import Fault
 
@@ -160,12 +159,7 @@ class Producer:
             return
         with contextlib.suppress(ChildProcessError):  # then its number may be another's by now
             os.waitid(os.P_PID, process.pid, _LOOK)
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    kill(process.pid, signal.SIGKILL)
-            for pid in session_of(process.pid):  # who has left the group, as a shell's jobs do
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+            kill_session(process.pid)
             os.waitpid(process.pid, 0)
         for descriptor in (process.orders, process.answers):
             os.close(descriptor)
@@ -195,7 +189,7 @@ class Producer:
     def _forked(self) -> _Process:
         order_reading, order_writing = os.pipe()
         answer_reading, answer_writing = os.pipe()
-        _flush()
+        flush_output()
         parent_pid = os.getpid()
         try:
             pid = os.fork()
@@ -234,7 +228,7 @@ class Producer:
             with contextlib.suppress(Exception):
                 self._app.close()
             try:
-                _flush()
+                flush_output()
             finally:
                 os._exit(code)
 
@@ -340,10 +334,3 @@ def _read(tick: Tick, said: bytes) -> Produced:
         values["envelope"] = Envelope(**values["envelope"])
         found.append(Publication(**values))
     return Produced(tick, found)
-
-
-def _flush() -> None:
-    """Write out what was printed, so that no fork prints it twice."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()

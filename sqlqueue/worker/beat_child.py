@@ -19,6 +19,7 @@ from sqlqueue.forks import die_with
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.worker.child import START_FAILED
+from sqlqueue.worker.places import backoff_s
 from sqlqueue_transport.errors import TransportError
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ log = get_logger(__name__)
 
 # Those that the supervisor heeds and passes on.
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_FIRST_BACKOFF_S: Final = 0.5
-_LONGEST_BACKOFF_S: Final = 30.0
 _YOUNG_S: Final = 10.0
 
 
@@ -98,9 +97,8 @@ class BeatChild:
                 os.kill(self.pid, number)
 
     def _rest(self) -> float:
-        doubled_s = _FIRST_BACKOFF_S * float(2 ** min(self._failures, 16))
-        wait_s = min(doubled_s, _LONGEST_BACKOFF_S)
         self._failures += 1
+        wait_s = backoff_s(self._failures)
         self._not_before_s = time.monotonic() + wait_s
         return wait_s
 

@@ -40,7 +40,6 @@ __all__ = [
     "START_FAILED",
     "TOLD",
     "ChildOrder",
-    "die_with",
     "forked",
 ]
 

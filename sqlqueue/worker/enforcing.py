@@ -12,7 +12,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue.forks import session_of
+from sqlqueue.forks import kill_session
 from sqlqueue.housekeeping import log_lost
 from sqlqueue.log import get_logger
 from sqlqueue_transport.messages import Fault
@@ -177,12 +177,7 @@ class Enforcer:
     def kill(self, child: Child, why: str) -> None:
         """End a child and everything in its session, and wait until it is gone."""
         log.warning("child_killed", worker=child.name, pid=child.pid, why=why)
-        for kill in (os.killpg, os.kill):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(child.pid, signal.SIGKILL)
-        for pid in session_of(child.pid):  # who has left the process group, as a shell's jobs do
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        kill_session(child.pid)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(child.pid, 0)
         self._before_end(child)

@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlqueue_transport.presence import NOTES
 
-__all__ = ["FIRST_WARNING_S", "Child", "Place", "places_for"]
+__all__ = ["FIRST_WARNING_S", "Child", "Place", "backoff_s", "places_for"]
 
 FIRST_WARNING_S: Final = 10.0  # a start that takes longer is told of
 _FIRST_BACKOFF_S: Final = 0.5
@@ -64,10 +64,15 @@ class Place:
         return self._rest(self.failed_starts)
 
     def _rest(self, failures: int) -> float:
-        doubled_s = _FIRST_BACKOFF_S * float(2 ** min(failures - 1, 16)) if failures else 0.0
-        wait_s = min(doubled_s, _LONGEST_BACKOFF_S)
+        wait_s = backoff_s(failures)
         self.not_before_s = time.monotonic() + wait_s
         return wait_s
+
+
+def backoff_s(failures: int) -> float:
+    """Return how long to wait after so many failures in a row: not at all after none, then doubling."""
+    doubled_s = _FIRST_BACKOFF_S * float(2 ** min(failures - 1, 16)) if failures else 0.0
+    return min(doubled_s, _LONGEST_BACKOFF_S)
 
 
 def places_for(concurrency: int, max_jobs: int | None, *, threads: bool) -> list[Place]:

@@ -1,7 +1,8 @@
 """A worker of one process and one thread: for any broker, for debugging, for a single-task box.
 
 There is no supervisor, so nothing ends a job by force: time limits are raised in the task, which may
-ignore them, and the grace time does not end. Leases are extended, and the dead swept after, by a thread of this process.
+ignore them, and the grace time does not end. Leases are extended, and the dead swept
+after, by a thread of this process.
 """
 
 from __future__ import annotations
