@@ -10,6 +10,7 @@
     │ └ UndecodableMessage          ends in the dead letters with its .reason
     ├ UnknownTask                 a message names a task this worker has not got
     ├ NotAvailable                this broker cannot do that
+    ├ BrokerUnavailable           a broker that is no file cannot be reached, or its package is missing
     ├ JobNotFound                 no job has this id
     ├ QueueNotFound               no queue has this name
     ├ ScheduleNotFound            no schedule entry has this name
@@ -38,6 +39,7 @@ from sqlqueue.text import quoted
 
 __all__ = [
     "AppImportError",
+    "BrokerUnavailable",
     "BulkStopped",
     "ConfigError",
     "EnvelopeError",
@@ -135,6 +137,17 @@ class NotAvailable(SqlQueueError):
     def __init__(self, feature: str = "this") -> None:
         super().__init__(f"{feature}: not available on this broker")
         self.feature = feature
+
+
+class BrokerUnavailable(SqlQueueError):
+    """A broker that is no file cannot be reached, or the package that speaks to it is missing."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(
+            f"cannot use the broker {url}: {why}. Is it running, and is its package installed?"
+            " sqlqueue:///queue.db is a file here."
+        )
+        self.url = url
 
 
 class JobNotFound(SqlQueueError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "escaped", "quoted"]
+__all__ = ["did_you_mean", "escaped", "quoted", "without_passwords"]
 
 # What moves a cursor, forges a line, hides, or turns text around when it is shown:
 #   C0, DEL, C1                      ESC starts a terminal command, CR LF a new line
@@ -72,3 +72,8 @@ def _spelled(match: re.Match[str]) -> str:
     if code <= 0xFF:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def without_passwords(url: str) -> str:
+    """Return a broker URL that can be shown."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:**@", url)

@@ -16,10 +16,10 @@ from sqlqueue.actor import actor
 from sqlqueue.cli import documents, showing
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import filter_options, job_filter
-from sqlqueue.cli.formats import number
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
+from sqlqueue.formats import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -27,10 +27,10 @@ from sqlqueue.cli.demo_processes import Processes
 from sqlqueue.cli.demo_progress import STAMP_TASK, Progress, Seen
 from sqlqueue.cli.demo_view import LiveView, PlainView, View, place
 from sqlqueue.cli.failures import CommandFailed, ExitCode
-from sqlqueue.cli.formats import number, took
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
 from sqlqueue.cli.output import Output, dumped
 from sqlqueue.errors import ConfigError
+from sqlqueue.formats import number, took
 from sqlqueue.text import escaped, quoted
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
-from sqlqueue.cli.formats import number, took
 from sqlqueue.cli.output import console_for
-from sqlqueue.cli.palette import HEADING, MUTED, STATES, TITLES
+from sqlqueue.formats import number, took
+from sqlqueue.palette import HEADING, MUTED, STATES, TITLES
 from sqlqueue.text import escaped
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlqueue.cli.formats import iso
+from sqlqueue.formats import iso
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

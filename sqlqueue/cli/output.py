@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sqlqueue.cli.palette import HEADING, MUTED
+from sqlqueue.palette import HEADING, MUTED
 from sqlqueue.text import escaped
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sqlqueue.cli.formats import took
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation, size
-from sqlqueue.cli.opening import apply_command_line, load, without_passwords
+from sqlqueue.cli.opening import apply_command_line, load
 from sqlqueue.cli.output import is_colored
+from sqlqueue.formats import took
 from sqlqueue.notify import Notifier
-from sqlqueue.text import escaped, quoted
+from sqlqueue.text import escaped, quoted, without_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue.cli.formats import ago, at, number, took
 from sqlqueue.cli.output import Cell, Column
-from sqlqueue.cli.palette import HEADING, LEVELS, MUTED, STATES
+from sqlqueue.formats import ago, at, number, took
+from sqlqueue.palette import HEADING, LEVELS, MUTED, STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

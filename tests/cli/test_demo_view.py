@@ -13,8 +13,8 @@ from sqlqueue.cli.demo import Plan
 from sqlqueue.cli.demo_progress import Progress, Running, Seen, Stamped
 from sqlqueue.cli.demo_view import LiveView, PlainView
 from sqlqueue.cli.invocation import Invocation
-from sqlqueue.cli.palette import STATES
 from sqlqueue.inspection import Inspection, State
+from sqlqueue.palette import STATES
 from tests.cli.filling import HOSTILE, RAW
 
 PLAN = Plan(

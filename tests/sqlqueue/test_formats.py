@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sqlqueue.cli.formats import ago, at, iso, number, took
+from sqlqueue.formats import ago, at, iso, number, took
 
 NOW_MS = 1_700_000_000_000
 

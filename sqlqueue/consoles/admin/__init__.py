@@ -1,0 +1,1 @@
+"""The admin console: find jobs, understand them, act on them."""
