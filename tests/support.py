@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -190,6 +191,14 @@ def _die_at_statement(number: int) -> None:
         return connection
 
     sqlite3.connect = traced  # type: ignore[assignment]
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def is_running(pid: int) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.error
 import urllib.request
 
 import pytest
 
 from tests.celery.conftest import Arena, Program, ours_only
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -19,9 +18,7 @@ class Flower:
     """Be a running Flower, and what its pages say."""
 
     def __init__(self, arena: Arena) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.program: Program = arena.celery(
             "flower",
             *("flower", "--address=127.0.0.1", f"--port={self.port}"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ import redis as redis_client
 from kombu.transport import memory
 
 import sqlqueue_transport  # registers the scheme
-from tests.support import end_processes, kill, read_line, run_python, say, wait_until
+from tests.support import end_processes, free_port, kill, read_line, run_python, say, wait_until
 
 assert sqlqueue_transport
 
@@ -77,7 +76,7 @@ def in_memory() -> Iterator[Broker]:
 def redis_server() -> Iterator[int]:
     """Be the port of a Redis that keeps nothing on the disk."""
     directory = tempfile.mkdtemp(prefix="redis-")
-    port = _free_port()
+    port = free_port()
     command = (
         f"redis-server --port {port} --bind 127.0.0.1 --appendonly no --dir {directory} --save"
     )
@@ -89,13 +88,6 @@ def redis_server() -> Iterator[int]:
         server.terminate()
         server.wait(timeout=30)
         shutil.rmtree(directory)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

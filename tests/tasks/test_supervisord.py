@@ -11,17 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import xmlrpc.client
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.support import free_port
+
 pytest.importorskip("sqlqueue.cli")
 pytest.importorskip("supervisor")
 
 CHECKOUT = Path(__file__).parents[2]
-PROGRAMS = ["producer:producer", "worker:worker-1", "worker:worker-2"]
+CONSOLES = ["console-admin:console-admin", "console-ops:console-ops"]
+PROGRAMS = [*CONSOLES, "producer:producer", "worker:worker-1", "worker:worker-2"]
 STAMP = re.compile(
     r"^\S+Z job=(?P<job>\S+) attempt=\d+ duration_s=\d+\.\d{3} worker=(?P<worker>\S+)$",
     re.MULTILINE,
@@ -106,6 +110,7 @@ def installation():
     with tempfile.TemporaryDirectory(prefix="sqlqueue-") as name:
         directory = Path(name).resolve()
         shutil.copytree(CHECKOUT / "conf", directory / "conf")
+        move_consoles(directory / "conf" / "supervisord.conf")
         (directory / "tasks").symlink_to(CHECKOUT / "tasks")
         environment = {
             key: value for key, value in os.environ.items() if not key.startswith("SQLQUEUE_")
@@ -139,6 +144,27 @@ def installation():
                 process.wait(10)
 
 
+def move_consoles(configuration: Path) -> None:
+    """Give the consoles ports that are free: those in the file may be somebody's."""
+    text = configuration.read_text()
+    for port in ("8501", "8502"):
+        assert text.count(f"--port {port}") == 1
+        text = text.replace(f"--port {port}", f"--port {free_port()}")
+    configuration.write_text(text)
+
+
+def answers(installation, program: str) -> bool:
+    """Say whether a console serves its page to who has the link that it printed."""
+    printed, *_ = installation.call("tailProcessStdoutLog", program, 0, 3000)
+    links = re.findall(r"^http://localhost:\d+/\?token=\S+$", printed, re.MULTILINE)
+    if not links:
+        return False
+    jar = urllib.request.HTTPCookieProcessor()
+    with contextlib.suppress(OSError), urllib.request.build_opener(jar).open(links[-1]) as page:
+        return page.status == 200 and b"token" not in page.geturl().encode()
+    return False
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -168,11 +194,13 @@ def kill_and_see_back_at_work(installation, program) -> None:
 
 
 def test_each_program_is_killed_and_comes_back_to_work_and_all_stop_cleanly(installation):
-    installation.wait(lambda: sorted(installation.running()) == PROGRAMS, "three programs run")
+    installation.wait(lambda: sorted(installation.running()) == PROGRAMS, "five programs run")
     installation.wait(lambda: installation.stamped_by("worker-1"), "worker-1 stamps files")
     installation.wait(lambda: installation.stamped_by("worker-2"), "worker-2 stamps files")
 
-    for program in PROGRAMS:
+    for console in CONSOLES:
+        installation.wait(lambda console=console: answers(installation, console), "it answers")
+    for program in PROGRAMS[len(CONSOLES) :]:
         kill_and_see_back_at_work(installation, program)
 
     # No more jobs; those there are, the ones of killed workers among them, get done.
@@ -195,7 +223,7 @@ def test_each_program_is_killed_and_comes_back_to_work_and_all_stop_cleanly(inst
     assert installation.process.wait(60) == 0
     assert not any(is_alive(pid) for pid in installation.seen_pids)
     log = (installation.directory / "supervisord.log").read_text()
-    for program in ("producer", "worker-1", "worker-2"):
+    for program in ("console-admin", "console-ops", "producer", "worker-1", "worker-2"):
         # The last end of each: by SIGTERM, drained, with exit code 0.
         [*_, ending] = re.findall(rf"(?:stopped|exited): {program} \((.*)\)", log)
         assert ending == "exit status 0", log
