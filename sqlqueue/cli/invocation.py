@@ -232,7 +232,8 @@ def _format_options(
     own: list[tuple[str, str]] = []
     shared: list[tuple[str, str]] = []
     for param in command.get_params(ctx):
-        record = param.get_help_record(ctx)
+        # click 8.5 has a record for arguments, too: they stand in the line of usage.
+        record = None if isinstance(param, click.Argument) else param.get_help_record(ctx)
         if record is not None:
             (shared if param.name in _SHARED else own).append(record)
     for title, records in (("Options", own), ("Shared options", shared)):

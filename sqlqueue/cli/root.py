@@ -21,6 +21,7 @@ __all__ = ["main", "root"]
 
 _HOMES: Final = {
     "demo": "sqlqueue.cli.demo:demo",
+    "init": "sqlqueue.cli.init:init",
     "worker": "sqlqueue.cli.processes:worker",
     "beat": "sqlqueue.cli.processes:beat",
     "call": "sqlqueue.cli.call:call",
@@ -45,8 +46,8 @@ _HOMES: Final = {
 def root() -> None:
     """Run jobs from one SQLite file, without a server.
 
-    Start with 'sqlqueue demo'. Every option can also be set in the environment, as SQLQUEUE_ and
-    the names of command and option: SQLQUEUE_INSPECT_JOBS_LIMIT=10.
+    Start with 'sqlqueue demo' or 'sqlqueue init'. Every option can also be set in the environment,
+    as SQLQUEUE_ and the names of command and option: SQLQUEUE_INSPECT_JOBS_LIMIT=10.
     """
 
 
