@@ -91,7 +91,7 @@ def _make(where: Path) -> None:
 
 
 def _text_of(template: str) -> str:
-    text = files("sqlqueue").joinpath("templates", template).read_text(encoding="utf-8")
+    text = (files("sqlqueue") / "templates" / template).read_text(encoding="utf-8")
     # supervisord reads % as the beginning of a name.
     return text.replace("@BIN@", str(Path(sys.executable).parent).replace("%", "%%"))
 

@@ -12,6 +12,7 @@ from sqlqueue.cli.filters import filter_options, job_filter
 from sqlqueue.cli.invocation import Group, Invocation, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
+from sqlqueue.cli.watching import watchable
 
 if TYPE_CHECKING:
     from sqlqueue.inspection import Inspection, JobFilter
@@ -26,6 +27,7 @@ def inspect() -> None:
 
 @inspect.command()
 @pass_invocation
+@watchable
 def stats(invocation: Invocation) -> None:
     """Count jobs by state, and who works on them."""
     output = Output(invocation)
@@ -44,6 +46,7 @@ def stats(invocation: Invocation) -> None:
 )
 @click.option("--cursor", help="Go on where a page ended: the 'next' of its JSON.")
 @pass_invocation
+@watchable
 def jobs(invocation: Invocation, /, *, limit: int, cursor: str | None, **filters: Any) -> None:
     """List jobs, newest first."""
     _list_jobs(invocation, job_filter(**filters), limit=limit, cursor=cursor)
@@ -60,6 +63,7 @@ def jobs(invocation: Invocation, /, *, limit: int, cursor: str | None, **filters
 )
 @click.option("--cursor", help="Go on where a page ended: the 'next' of its JSON.")
 @pass_invocation
+@watchable
 def dead(
     invocation: Invocation,
     /,
@@ -135,6 +139,7 @@ def job(invocation: Invocation, job_id: str, tracebacks: str) -> None:
 
 @inspect.command()
 @pass_invocation
+@watchable
 def queues(invocation: Invocation) -> None:
     """List queues: how deep, how old, and who serves them."""
     output = Output(invocation)
@@ -150,6 +155,7 @@ def queues(invocation: Invocation) -> None:
 
 @inspect.command()
 @pass_invocation
+@watchable
 def workers(invocation: Invocation) -> None:
     """List the living processes, and what each of them runs."""
     output = Output(invocation)
@@ -171,6 +177,7 @@ def workers(invocation: Invocation) -> None:
     help="Show the next so many due times of each entry, by its own clocks and in UTC.",
 )
 @pass_invocation
+@watchable
 def schedule(invocation: Invocation, count: int | None) -> None:
     """List the schedule's entries: what they enqueue, how they stand, last and next time."""
     list_schedule(invocation, count)

@@ -28,6 +28,7 @@ class Invocation:
     """Be what the shared options said. None and empty mean not given.
 
     `db` is a path or a URL. `output` is table, json or jsonl. `arguments` is the whole line.
+    `is_watching` says that the command prints again and again.
     """
 
     app: str | None = None
@@ -39,6 +40,7 @@ class Invocation:
     no_color: bool = False
     utc: bool = False
     arguments: tuple[str, ...] = ()
+    is_watching: bool = False
 
 
 pass_invocation = click.make_pass_decorator(Invocation)

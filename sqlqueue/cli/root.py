@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -37,8 +37,20 @@ _HOMES: Final = {
 }
 
 
+class _PipeClosed(Exception):
+    """Nobody reads on what a command prints."""
+
+
+class _Root(Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would make exit code 1 of it
+            raise _PipeClosed from error
+
+
 @click.group(
-    cls=Group,
+    cls=_Root,
     homes=_HOMES,
     is_root=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -92,7 +104,7 @@ def _open_missing_streams() -> None:
 
 
 def _told(error: BaseException, invocation: Invocation) -> int:
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError | _PipeClosed):
         # `sqlqueue inspect jobs | head` has what it wants. The interpreter would complain when it
         # flushes at exit, so there is nothing left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
