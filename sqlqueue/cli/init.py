@@ -15,6 +15,7 @@ from typing import Final
 
 import click
 
+from sqlqueue.cli.completing import directories
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.invocation import Command, Invocation, pass_invocation
 from sqlqueue.cli.output import Output
@@ -46,7 +47,7 @@ _NEXT: Final = (
 
 
 @click.command(cls=Command)
-@click.argument("directory", metavar="[DIR]", default=".")
+@click.argument("directory", metavar="[DIR]", default=".", shell_complete=directories)
 @pass_invocation
 def init(invocation: Invocation, directory: str) -> None:
     """Write the first files of a project into DIR, ready to run.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sqlqueue.cli import documents, showing
+from sqlqueue.cli.completing import queue_names, task_names
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import filter_options, job_filter
 from sqlqueue.cli.invocation import Group, Invocation, pass_invocation
@@ -54,8 +55,8 @@ def jobs(invocation: Invocation, /, *, limit: int, cursor: str | None, **filters
 
 @inspect.command()
 @click.option("--by", type=click.Choice(["error"]), help="Group them by their error.")
-@click.option("--task", help="Jobs of this task.")
-@click.option("--queue", help="Jobs in this queue.")
+@click.option("--task", help="Jobs of this task.", shell_complete=task_names)
+@click.option("--queue", help="Jobs in this queue.", shell_complete=queue_names)
 @click.option("--error", help="Jobs whose newest error, 'Type: message', contains this.")
 @click.option("--since", help="Jobs that ended since: 1h ago, or an ISO time.")
 @click.option(

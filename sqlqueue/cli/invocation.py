@@ -98,6 +98,8 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or suggest one; click itself knows only those already imported."""
         command = self.get_command(ctx, args[0])
+        if command is None and ctx.resilient_parsing:  # somebody is typing it, and pressed TAB
+            return None, None, []
         if command is None:
             near = did_you_mean(args[0], self.list_commands(ctx))
             raise click.UsageError(f"no command {quoted(args[0])}.{near}", ctx)
@@ -204,7 +206,8 @@ def _shared_options(*, with_environment: bool) -> list[click.Parameter]:
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if not value or ctx.resilient_parsing:
+    # Also with ctx.resilient_parsing: which file was named counts for completions, too.
+    if not value:
         return
     invocation = ctx.find_object(Invocation)
     if invocation is None:  # a test that calls a command alone
