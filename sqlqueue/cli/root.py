@@ -34,6 +34,7 @@ _HOMES: Final = {
     "schedule": "sqlqueue.cli.schedule:schedule",
     "doctor": "sqlqueue.cli.doctor:doctor",
     "config": "sqlqueue.cli.configuration:config",
+    "bench": "sqlqueue.cli.bench:bench",
     "completion": "sqlqueue.cli.completion:completion",
 }
 

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import io
 import os
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -26,10 +25,10 @@ from sqlqueue.cli.failures import ExitCode, explain, one_line
 from sqlqueue.cli.invocation import duration
 from sqlqueue.cli.output import console_for
 from sqlqueue.cli.palette import LEVELS, MUTED
+from sqlqueue.cli.unwinding import ended_in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Callable
 
     from rich.text import Text
 
@@ -81,27 +80,12 @@ def _watch(invocation: Invocation, look: Callable[[], Any], every_s: float) -> i
     """
     invocation.is_watching = True
     on_screen = invocation.output == "table" and sys.stdout.isatty()
-    with contextlib.suppress(KeyboardInterrupt), _terminated_in_order():
+    with contextlib.suppress(KeyboardInterrupt), ended_in_order():
         if on_screen:
             _draw(invocation, look, every_s)
         else:
             _print(look, every_s, is_table=invocation.output == "table")
     return ExitCode.OK
-
-
-@contextlib.contextmanager
-def _terminated_in_order() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind, so that the terminal gets its ordinary screen back."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {each: signal.signal(each, leave) for each in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _error_line(error: Exception) -> str:
