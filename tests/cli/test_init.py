@@ -165,7 +165,8 @@ def test_written_supervisord_conf_runs_beat_and_worker_and_stops_them(run):
                 *("-c", str(directory / "supervisord.conf")),
             ],
             cwd="/",
-            env={**environment, "PYTHONPATH": str(ROOT)},
+            # The command is found by what is in the file, and by nothing else.
+            env={**environment, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
