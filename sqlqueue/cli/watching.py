@@ -79,12 +79,15 @@ def _watch(invocation: Invocation, look: Callable[[], Any], every_s: float) -> i
     and it is tried again. Raises what is a bug, and BrokenPipeError where nobody reads on.
     """
     invocation.is_watching = True
-    on_screen = invocation.output == "table" and sys.stdout.isatty()
+    is_table = invocation.output == "table"
+    on_screen = is_table and sys.stdout.isatty()
+    if on_screen:  # and one that can put its cursor somewhere
+        on_screen = not console_for(sys.stdout, invocation).is_dumb_terminal
     with contextlib.suppress(KeyboardInterrupt), ended_in_order():
         if on_screen:
             _draw(invocation, look, every_s)
         else:
-            _print(look, every_s, is_table=invocation.output == "table")
+            _print(look, every_s, is_table=is_table)
     return ExitCode.OK
 
 
@@ -110,7 +113,6 @@ def _print(look: Callable[[], Any], every_s: float, *, is_table: bool) -> None:
             if is_first:
                 raise
             click.echo(_error_line(error), err=True)
-        sys.stdout.flush()
         is_first = False
         time.sleep(every_s)
 

@@ -45,6 +45,12 @@ def test_init_a_second_time_has_nothing_to_do(cli):
     assert result.out.startswith("Nothing to do: sqlqueue.toml, tasks.py, ")
 
 
+def test_path_of_the_command_is_written_as_supervisord_reads_it(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/50% shop/bin/python3")
+    cli("init")
+    assert ":/opt/50%% shop/bin:" in (tmp_path / "supervisord.conf").read_text()
+
+
 def test_init_leaves_every_file_that_exists_as_it_is(cli, tmp_path):
     (tmp_path / "tasks.py").write_text("mine = 1\n")
     (tmp_path / "supervisord.conf").symlink_to("nowhere")

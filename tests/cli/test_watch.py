@@ -27,11 +27,11 @@ COMMANDS = ["stats", "jobs", "queues", "workers", "schedule", "dead"]
 class Terminal:
     """A program on a terminal of its own, and what stands there now."""
 
-    def __init__(self, *arguments, cwd, columns=100, lines=30) -> None:
+    def __init__(self, *arguments, cwd, columns=100, lines=30, kind="xterm-256color") -> None:
         self.ours, theirs = pty.openpty()
         self.resize(columns, lines)
         # xdist sets COLUMNS, which would count for more than the terminal.
-        env = {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
+        env = {"TERM": kind, "COLUMNS": "", "LINES": ""}
         self.process = program(*arguments, cwd=cwd, stdout=theirs, stderr=theirs, env=env)
         os.close(theirs)
         self.said = ""
@@ -161,6 +161,15 @@ def test_terminated_watch_gives_the_ordinary_screen_back(filled, terminal):
     assert code == 128 + signal.SIGTERM
     assert watched.said.count(ORDINARY) == 1
     assert "pending" in left
+
+
+def test_terminal_that_cannot_move_its_cursor_gets_a_table_after_the_other(filled, terminal):
+    filled.publish(task="shop.first")
+    filled.close()
+    watched = terminal("inspect", "jobs", "--watch", "0.2", kind="dumb")
+    wait_until(lambda: watched.read().count("shop.first") > 2, deadline_s=30, what="three looks")
+    assert watched.ended()[0] == 0
+    assert "\x1b" not in watched.said.replace("\x1b[0m", "").replace("\x1b[1m", "")
 
 
 def test_text_of_strangers_cannot_move_the_watched_terminal(filled, terminal):
