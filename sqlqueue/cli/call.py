@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sqlqueue.cli import documents
+from sqlqueue.cli.completing import queue_names, task_names
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import moment_ms
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
@@ -28,10 +29,10 @@ _LONGEST_PAUSE_S: Final = 0.2
 
 
 @click.command(cls=Command)
-@click.argument("task")
+@click.argument("task", shell_complete=task_names)
 @click.argument("args", required=False, metavar="[JSON_ARGS]")
 @click.option("--kwargs", metavar="JSON", help="""Keyword arguments: '{"name": "a"}'.""")
-@click.option("--queue", help="Default: the task's own queue.")
+@click.option("--queue", help="Default: the task's own queue.", shell_complete=queue_names)
 @click.option("--countdown", type=duration, help="Start no sooner than in 10m.")
 @click.option("--eta", metavar="TIME", help="Start no sooner than at this ISO time.")
 @click.option("--expires", type=duration, help="Do not start later than in 1h.")

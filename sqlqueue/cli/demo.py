@@ -212,7 +212,7 @@ class _Demo:
         self._output = Output(invocation)
         self._plan = plan
         self._progress = Progress(inspection, plan.directory)
-        self._processes = Processes(plan.logs, plan.environment)
+        self._processes = Processes(plan.logs, plan.environment, of="the demo")
         self._verbosely = ["-v"] if invocation.verbose else []
         self._signals = 0
         self._view = _view(invocation, plan)

@@ -1,4 +1,4 @@
-"""The demo's beat and worker: started, stopped and buried as processes of their own."""
+"""The processes of demo and bench: started, stopped and buried as processes of their own."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _TAIL_BYTES: Final = 8192
 class Processes:
     """Keep a few `sqlqueue` processes by name."""
 
-    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
-        """Remember where logs go, and the environment they get."""
+    def __init__(self, logs: Path, environment: Mapping[str, str], *, of: str) -> None:
+        """Remember where logs go, the environment they get, and whose they are in error messages."""
+        self._of = of
         self._logs = logs
         self._environment = dict(environment)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -70,7 +71,7 @@ class Processes:
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise CommandFailed(
-                f"the demo's {name} {how}. Its log, {self._files[name]}, ends with:",
+                f"{self._of}'s {name} {how}. Its log, {self._files[name]}, ends with:",
                 details=self._tail(name) or ["(nothing)"],
             )
 

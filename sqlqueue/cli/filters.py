@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sqlqueue.cli.completing import queue_names, state_names, task_names
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import did_you_mean, quoted
 
@@ -59,10 +60,11 @@ _OPTIONS: Final = (
         type=states,
         multiple=True,
         metavar="STATE[,STATE]",
+        shell_complete=state_names,
         help=f"Jobs in these states: {', '.join((*STATE_NAMES, STALLED))}.",
     ),
-    click.option("--task", help="Jobs of this task."),
-    click.option("--queue", help="Jobs in this queue."),
+    click.option("--task", help="Jobs of this task.", shell_complete=task_names),
+    click.option("--queue", help="Jobs in this queue.", shell_complete=queue_names),
     click.option("--error", help="Jobs whose newest error, 'Type: message', contains this."),
     click.option(
         "--since", help="Jobs that ended (or started, or came) since: 1h ago, or an ISO time."

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sqlqueue.cli import documents, showing
+from sqlqueue.cli.completing import queue_names, task_names
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import filter_options, job_filter
 from sqlqueue.cli.invocation import Group, Invocation, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
+from sqlqueue.cli.watching import watchable
 
 if TYPE_CHECKING:
     from sqlqueue.inspection import Inspection, JobFilter
@@ -26,6 +28,7 @@ def inspect() -> None:
 
 @inspect.command()
 @pass_invocation
+@watchable
 def stats(invocation: Invocation) -> None:
     """Count jobs by state, and who works on them."""
     output = Output(invocation)
@@ -44,6 +47,7 @@ def stats(invocation: Invocation) -> None:
 )
 @click.option("--cursor", help="Go on where a page ended: the 'next' of its JSON.")
 @pass_invocation
+@watchable
 def jobs(invocation: Invocation, /, *, limit: int, cursor: str | None, **filters: Any) -> None:
     """List jobs, newest first."""
     _list_jobs(invocation, job_filter(**filters), limit=limit, cursor=cursor)
@@ -51,8 +55,8 @@ def jobs(invocation: Invocation, /, *, limit: int, cursor: str | None, **filters
 
 @inspect.command()
 @click.option("--by", type=click.Choice(["error"]), help="Group them by their error.")
-@click.option("--task", help="Jobs of this task.")
-@click.option("--queue", help="Jobs in this queue.")
+@click.option("--task", help="Jobs of this task.", shell_complete=task_names)
+@click.option("--queue", help="Jobs in this queue.", shell_complete=queue_names)
 @click.option("--error", help="Jobs whose newest error, 'Type: message', contains this.")
 @click.option("--since", help="Jobs that ended since: 1h ago, or an ISO time.")
 @click.option(
@@ -60,6 +64,7 @@ def jobs(invocation: Invocation, /, *, limit: int, cursor: str | None, **filters
 )
 @click.option("--cursor", help="Go on where a page ended: the 'next' of its JSON.")
 @pass_invocation
+@watchable
 def dead(
     invocation: Invocation,
     /,
@@ -135,6 +140,7 @@ def job(invocation: Invocation, job_id: str, tracebacks: str) -> None:
 
 @inspect.command()
 @pass_invocation
+@watchable
 def queues(invocation: Invocation) -> None:
     """List queues: how deep, how old, and who serves them."""
     output = Output(invocation)
@@ -150,6 +156,7 @@ def queues(invocation: Invocation) -> None:
 
 @inspect.command()
 @pass_invocation
+@watchable
 def workers(invocation: Invocation) -> None:
     """List the living processes, and what each of them runs."""
     output = Output(invocation)
@@ -171,6 +178,7 @@ def workers(invocation: Invocation) -> None:
     help="Show the next so many due times of each entry, by its own clocks and in UTC.",
 )
 @pass_invocation
+@watchable
 def schedule(invocation: Invocation, count: int | None) -> None:
     """List the schedule's entries: what they enqueue, how they stand, last and next time."""
     list_schedule(invocation, count)

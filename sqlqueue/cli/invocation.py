@@ -28,6 +28,7 @@ class Invocation:
     """Be what the shared options said. None and empty mean not given.
 
     `db` is a path or a URL. `output` is table, json or jsonl. `arguments` is the whole line.
+    `is_watching` says that the command prints again and again.
     """
 
     app: str | None = None
@@ -39,6 +40,7 @@ class Invocation:
     no_color: bool = False
     utc: bool = False
     arguments: tuple[str, ...] = ()
+    is_watching: bool = False
 
 
 pass_invocation = click.make_pass_decorator(Invocation)
@@ -96,6 +98,8 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or suggest one; click itself knows only those already imported."""
         command = self.get_command(ctx, args[0])
+        if command is None and ctx.resilient_parsing:  # somebody is typing it, and pressed TAB
+            return None, None, []
         if command is None:
             near = did_you_mean(args[0], self.list_commands(ctx))
             raise click.UsageError(f"no command {quoted(args[0])}.{near}", ctx)
@@ -202,7 +206,8 @@ def _shared_options(*, with_environment: bool) -> list[click.Parameter]:
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if not value or ctx.resilient_parsing:
+    # Also with ctx.resilient_parsing: which file was named counts for completions, too.
+    if not value:
         return
     invocation = ctx.find_object(Invocation)
     if invocation is None:  # a test that calls a command alone
@@ -232,7 +237,8 @@ def _format_options(
     own: list[tuple[str, str]] = []
     shared: list[tuple[str, str]] = []
     for param in command.get_params(ctx):
-        record = param.get_help_record(ctx)
+        # click 8.5 has a record for arguments, too: they stand in the line of usage.
+        record = None if isinstance(param, click.Argument) else param.get_help_record(ctx)
         if record is not None:
             (shared if param.name in _SHARED else own).append(record)
     for title, records in (("Options", own), ("Shared options", shared)):

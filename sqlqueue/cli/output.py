@@ -68,12 +68,16 @@ class Output:
 
     def document(self, document: dict[str, Any]) -> None:
         """Print one JSON document: on one line, or indented for eyes on a terminal."""
-        indent = self._invocation.output == "json" and sys.stdout.isatty()
+        is_for_eyes = self._invocation.output == "json" and not self._invocation.is_watching
+        indent = is_for_eyes and sys.stdout.isatty()
         click.echo(dumped({"schema": 1, **document}, indent=indent))
 
     def items(self, items: Iterable[dict[str, Any]], *, following: str | None = None) -> None:
-        """Print a list: one document with a cursor, or a line each for ``-o jsonl``."""
-        if self._invocation.output == "jsonl":
+        """Print a list: one document with a cursor, or a line each for ``-o jsonl``.
+
+        While watching it is always a document: nobody could tell where the next look begins.
+        """
+        if self._invocation.output == "jsonl" and not self._invocation.is_watching:
             for item in items:
                 click.echo(dumped(item))
             return

@@ -8,6 +8,7 @@ import click
 
 from sqlqueue.actor import actor
 from sqlqueue.cli import documents
+from sqlqueue.cli.completing import queue_names
 from sqlqueue.cli.invocation import Command, Invocation, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
@@ -21,7 +22,9 @@ __all__ = ["pause", "resume"]
 def _on_queues(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what the two commands have in common."""
     function = click.option("--reason", help="Why; kept in the audit table.")(function)
-    return click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")(function)
+    return click.argument(
+        "queues", nargs=-1, required=True, metavar="QUEUE...", shell_complete=queue_names
+    )(function)
 
 
 @click.command(cls=Command)

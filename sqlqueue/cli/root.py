@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -21,6 +21,7 @@ __all__ = ["main", "root"]
 
 _HOMES: Final = {
     "demo": "sqlqueue.cli.demo:demo",
+    "init": "sqlqueue.cli.init:init",
     "worker": "sqlqueue.cli.processes:worker",
     "beat": "sqlqueue.cli.processes:beat",
     "call": "sqlqueue.cli.call:call",
@@ -34,11 +35,25 @@ _HOMES: Final = {
     "doctor": "sqlqueue.cli.doctor:doctor",
     "console": "sqlqueue.cli.console:console",
     "config": "sqlqueue.cli.configuration:config",
+    "bench": "sqlqueue.cli.bench:bench",
+    "completion": "sqlqueue.cli.completion:completion",
 }
 
 
+class _PipeClosed(Exception):
+    """Nobody reads on what a command prints."""
+
+
+class _Root(Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would make exit code 1 of it
+            raise _PipeClosed from error
+
+
 @click.group(
-    cls=Group,
+    cls=_Root,
     homes=_HOMES,
     is_root=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -46,8 +61,8 @@ _HOMES: Final = {
 def root() -> None:
     """Run jobs from one SQLite file, without a server.
 
-    Start with 'sqlqueue demo'. Every option can also be set in the environment, as SQLQUEUE_ and
-    the names of command and option: SQLQUEUE_INSPECT_JOBS_LIMIT=10.
+    Start with 'sqlqueue demo' or 'sqlqueue init'. Every option can also be set in the environment,
+    as SQLQUEUE_ and the names of command and option: SQLQUEUE_INSPECT_JOBS_LIMIT=10.
     """
 
 
@@ -92,7 +107,7 @@ def _open_missing_streams() -> None:
 
 
 def _told(error: BaseException, invocation: Invocation) -> int:
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError | _PipeClosed):
         # `sqlqueue inspect jobs | head` has what it wants. The interpreter would complain when it
         # flushes at exit, so there is nothing left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

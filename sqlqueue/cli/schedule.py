@@ -12,6 +12,7 @@ import click
 
 from sqlqueue.actor import actor
 from sqlqueue.cli.call import application, read_json
+from sqlqueue.cli.completing import queue_names, task_names
 from sqlqueue.cli.inspect import list_schedule
 from sqlqueue.cli.invocation import Group, Invocation, duration, pass_invocation
 from sqlqueue.cli.opening import apply_command_line, inspecting, load
@@ -32,7 +33,7 @@ def schedule() -> None:
 
 @schedule.command()
 @click.argument("name")
-@click.argument("task")
+@click.argument("task", shell_complete=task_names)
 @click.argument("args", required=False, metavar="[JSON_ARGS]")
 @click.option("--kwargs", metavar="JSON", help="""Keyword arguments: '{"name": "a"}'.""")
 @click.option("--every", metavar="DURATION", help="Each 5s, 10m, 7d, counted from 1970.")
@@ -46,7 +47,7 @@ def schedule() -> None:
     type=click.Choice(["allow", "skip"]),
     help="skip: nothing while jobs of the last tick are unfinished.",
 )
-@click.option("--queue", help="Default: the task's own queue.")
+@click.option("--queue", help="Default: the task's own queue.", shell_complete=queue_names)
 @click.option("--expires", type=duration, help="Do not start later than 1h after its time.")
 @click.option("--priority", type=click.IntRange(0, 9), help="9 goes first; default: the task's.")
 @click.option("--force", is_flag=True, help="Take a task that the application does not have.")

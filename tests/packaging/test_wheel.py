@@ -131,6 +131,7 @@ def test_repository_holds_no_second_copy_of_the_demo_job() -> None:
     "name",
     [
         "sqlqueue/py.typed",
+        *(f"sqlqueue/templates/{file.name}" for file in (ROOT / "sqlqueue/templates").iterdir()),
         "sqlqueue_transport/py.typed",
         "sqlqueue_transport/schema.sql",
         "sqlqueue_transport/schema-2.sql",
