@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +61,55 @@ def cli(capfd) -> Callable[..., Result]:
         sys.stderr.flush()
         out, err = capfd.readouterr()
         return Result(code, out, err)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What a terminal was sent, output and errors alike, and the exit code."""
+
+    code: int
+    text: str
+
+    @property
+    def words(self) -> str:
+        """Return the text without its colours."""
+        return COLORS.sub("", self.text)
+
+
+# What rich and click send to a terminal on purpose: select graphic rendition, and nothing else.
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def screen(monkeypatch) -> Callable[..., Screen]:
+    """Call the command line in this process, on a terminal of its own."""
+
+    def call(*arguments: object, columns: int = 200) -> Screen:
+        ours, theirs = pty.openpty()
+        said: list[bytes] = []
+
+        def read() -> None:
+            # Linux raises when nobody has the other end any more.
+            with contextlib.suppress(OSError):
+                while piece := os.read(ours, 65_536):
+                    said.append(piece)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with monkeypatch.context() as patch:
+            patch.setenv("TERM", "xterm-256color")
+            patch.setenv("COLUMNS", str(columns))
+            with contextlib.ExitStack() as streams:
+                for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+                    stream = streams.enter_context(os.fdopen(os.dup(theirs), mode))
+                    patch.setattr(sys, name, stream)
+                code = main([str(argument) for argument in arguments])
+                os.close(theirs)
+        reader.join()
+        os.close(ours)
+        return Screen(code, b"".join(said).decode().replace("\r\n", "\n"))
 
     return call
 
