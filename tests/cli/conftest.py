@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -19,6 +20,7 @@ import pytest
 
 from sqlqueue import config
 from sqlqueue.cli import main
+from tests.cli import everything
 from tests.cli.filling import Filled
 from tests.support import ROOT
 
@@ -190,3 +192,16 @@ def shop(tmp_path) -> str:
     name = f"shop_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(APP)
     return f"{name}:app"
+
+
+@pytest.fixture
+def queue(filled, cli) -> everything.Queue:
+    """Give a queue.db with something of everything, one job of it running."""
+    everything.fill(filled)
+    return everything.Queue(filled, cli)
+
+
+@pytest.fixture
+def line(shop) -> Callable[..., list[str]]:
+    """Give a way to try each command: `line("inspect job", "--json")` returns its words."""
+    return functools.partial(everything.line, app=shop)

@@ -2,7 +2,8 @@
 
 Each row is a command line and what must come of it. `test_no_option_is_without_a_row` compares the
 rows with the command tree: who adds an option adds a row. The options that every command has are
-tried on every command, in the second half; `LINES` has a line for each of them to be tried with.
+tried on every command, in the second half; `everything.LINES`
+has a line for each of them to be tried with.
 """
 
 from __future__ import annotations
@@ -18,48 +19,10 @@ from typing import Any
 import click
 import pytest
 
-from sqlqueue_transport.schedules import Described
-from tests.cli.conftest import Result, program
-from tests.cli.filling import Filled
+from tests.cli.conftest import program
+from tests.cli.everything import OF_PROCESSES, UNHEALTHY, WITHOUT_APPLICATION, WITHOUT_FILE, Queue
 from tests.cli.tree import COMMANDS, LEAVES, options_of
 from tests.support import wait_until
-
-LONG_AGO_MS = 1_577_836_800_000  # 2020
-
-
-class Queue:
-    """A queue with a job for each filter to find, and what a command line has made of it."""
-
-    def __init__(self, filled: Filled, cli: Callable[..., Result]) -> None:
-        self.directory = filled.path.parent
-        self.filled = filled
-        self._cli = cli
-        self.before = self.states()
-
-    def states(self) -> dict[str, str]:
-        """Return the state of each job by its id."""
-        items = self._cli("inspect", "jobs", "--json", "--limit", 1000).json["items"]
-        return {item["id"]: item["state"] for item in items}
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job's document."""
-        document: dict[str, Any] = self._cli("inspect", "job", job_id, "--json").json
-        return document
-
-    def entry(self, name: str) -> dict[str, Any]:
-        """Return an entry of the schedule."""
-        items = self._cli("inspect", "schedule", "--json").json["items"]
-        [found] = [item for item in items if item["entry"] == name]
-        return dict(found)
-
-    def definition(self, name: str) -> dict[str, Any]:
-        """Return how an entry is written down in the file."""
-        [[text]] = self.filled.store.database.read(
-            lambda c: c.execute(
-                "SELECT definition FROM schedule WHERE entry = ?", (name,)
-            ).fetchall()
-        )
-        return dict(json.loads(text))
 
 
 @dataclass(frozen=True)
@@ -499,40 +462,6 @@ DEMO = {
 
 
 @pytest.fixture
-def queue(filled, cli) -> Queue:
-    """Give a queue with a job for each filter to find, one of them running."""
-    before = Filled(filled.path)
-    before.dead(job_id="old")
-    before.dead("OSError", "disk full", job_id="mail", task="tasks.mail", queue="mail")
-    before.close()
-    filled.store.consumers.register(name="w/1", kind="child")
-    filled.dead(job_id="dead")
-    filled.done(5, job_id="done")
-    filled.failed(job_id="failed")
-    filled.publish(job_id="running")
-    filled.claim()
-    filled.publish(job_id="waiting")
-    filled.publish(job_id="letter", task="tasks.mail", queue="mail")
-    filled.publish(job_id="stale")
-    for job_id, status in (("dead", "FAILURE"), ("failed", "RETRY")):
-        value = json.dumps({"status": status, "result": None}).encode()
-        filled.store.results.store(f"celery-task-meta-{job_id}", status, value, expires_s=None)
-    filled.store.database.write(
-        lambda connection: (
-            connection.execute(
-                "UPDATE message SET enqueued_at_ms = :at, started_at_ms = NULL,"
-                " finished_at_ms = iif(finished_at_ms IS NULL, NULL, :at)"
-                " WHERE job_id IN ('old', 'stale')",
-                {"at": LONG_AGO_MS},
-            ).rowcount
-        )
-    )
-    tidy = Described("tidy", "every 5s", "t", next_due_ms=LONG_AGO_MS, definition='{"every": 5}')
-    filled.store.schedules.describe([tidy])
-    return Queue(filled, cli)
-
-
-@pytest.fixture
 def waiting(filled, cli) -> Queue:
     """Give a queue with three jobs that the application below knows, and write that down."""
     for _ in range(3):
@@ -599,41 +528,7 @@ def test_no_option_is_without_a_row():
 
 # -- what every command understands ---------------------------------------------------------------------
 
-# A line for each command that needs more than its name; `{app}` as above.
-LINES = {
-    "call": "t",
-    "cancel": "waiting --dry-run",
-    "demo": "--count 1 --every 0.1s --min-seconds 0 --max-seconds 0.1s",
-    "fail": "waiting --dry-run",
-    "inspect job": "dead",
-    "pause": "mail",
-    "requeue": "dead --dry-run",
-    "resume": "mail",
-    "schedule add": "e t --every 5s",
-    "schedule pause": "tidy",
-    "schedule remove": "tidy",
-    "schedule resume": "tidy",
-    "worker": "-A {app} --burst -P solo",
-    "beat": "-A {app} --max-ticks 1",
-}
-# They start processes, bring or need an application, and tell what they do in their logs.
-OF_PROCESSES = {"beat", "demo", "worker"}
-WITHOUT_APPLICATION = {"demo"}
-WITHOUT_FILE = {"config show"}
-UNHEALTHY = {"doctor": 1, "inspect ping": 1}  # nobody works here
-
 every_command = pytest.mark.parametrize("command", LEAVES)
-
-
-@pytest.fixture
-def line(queue, shop) -> Callable[..., list[str]]:
-    """Return the words of a command's line, with more behind them."""
-
-    def words(command: str, *more: str) -> list[str]:
-        rest = LINES.get(command, "").replace("{app}", shop)
-        return [*command.split(), *shlex.split(rest), *more]
-
-    return words
 
 
 @every_command
@@ -654,7 +549,7 @@ def test_version_is_told_and_nothing_done(cli, queue, line, command):
 
 
 @every_command
-def test_app_is_imported_and_one_that_is_not_there_is_exit_2(cli, line, command):
+def test_app_is_imported_and_one_that_is_not_there_is_exit_2(cli, queue, line, command):
     if command in WITHOUT_APPLICATION:
         return
     for option in ("-A", "--app"):
@@ -664,7 +559,7 @@ def test_app_is_imported_and_one_that_is_not_there_is_exit_2(cli, line, command)
 
 
 @every_command
-def test_db_is_the_file_that_is_used(cli, run, line, command):
+def test_db_is_the_file_that_is_used(cli, run, queue, line, command):
     call = run if command in OF_PROCESSES else cli
     result = call(*line(command, "--db", "missing/other.db"))
     if command in WITHOUT_FILE:
@@ -675,7 +570,7 @@ def test_db_is_the_file_that_is_used(cli, run, line, command):
 
 
 @every_command
-def test_config_is_the_settings_file_that_is_read(cli, line, command):
+def test_config_is_the_settings_file_that_is_read(cli, queue, line, command):
     result = cli(*line(command, "--config", "nope.toml"))
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("error: no settings file at 'nope.toml'")
@@ -683,7 +578,7 @@ def test_config_is_the_settings_file_that_is_read(cli, line, command):
 
 @every_command
 @pytest.mark.parametrize("option", ["-o json", "--output json", "--json", "-o jsonl"])
-def test_output_is_json_where_it_is_asked_for(cli, line, command, option):
+def test_output_is_json_where_it_is_asked_for(cli, queue, line, command, option):
     if command in OF_PROCESSES:
         return  # worker and beat print nothing; the demo's document is tested with its options
     result = cli(*line(command, *option.split()))
@@ -699,7 +594,7 @@ def test_output_is_json_where_it_is_asked_for(cli, line, command, option):
 
 @every_command
 @pytest.mark.parametrize("option", ["-q", "--quiet"])
-def test_quiet_leaves_only_data_and_errors(cli, line, command, option):
+def test_quiet_leaves_only_data_and_errors(cli, queue, line, command, option):
     if command in OF_PROCESSES:
         return
     result = cli(*line(command, option))
@@ -709,7 +604,7 @@ def test_quiet_leaves_only_data_and_errors(cli, line, command, option):
 
 @every_command
 @pytest.mark.parametrize("option", ["-v", "--verbose"])
-def test_verbose_shows_where_an_error_comes_from(cli, line, command, option):
+def test_verbose_shows_where_an_error_comes_from(cli, queue, line, command, option):
     result = cli(*line(command, "--config", "nope.toml", option))
     assert result.code == 2
     assert result.err.startswith("Traceback (most recent call last):\n")
@@ -717,7 +612,7 @@ def test_verbose_shows_where_an_error_comes_from(cli, line, command, option):
 
 
 @every_command
-def test_no_color_leaves_a_terminal_its_own(screen, line, command):
+def test_no_color_leaves_a_terminal_its_own(screen, queue, line, command):
     if command not in OF_PROCESSES:
         plain = screen(*line(command, "--no-color"))
         assert plain.code == UNHEALTHY.get(command, 0)
@@ -729,7 +624,7 @@ def test_no_color_leaves_a_terminal_its_own(screen, line, command):
 
 
 @every_command
-def test_utc_is_understood_and_marks_the_times_of_a_job(cli, line, command):
+def test_utc_is_understood_and_marks_the_times_of_a_job(cli, queue, line, command):
     if command in OF_PROCESSES:
         return
     result = cli(*line(command, "--utc"))
