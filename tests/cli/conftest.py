@@ -88,8 +88,9 @@ COLORS = re.compile(r"\x1b\[[0-9;]*m")
 def screen(monkeypatch) -> Callable[..., Screen]:
     """Call the command line in this process, on a terminal of its own."""
 
-    def call(*arguments: object, columns: int = 200) -> Screen:
+    def call(*arguments: object, columns: int = 200, answer: str = "") -> Screen:
         ours, theirs = pty.openpty()
+        os.write(ours, answer.encode())  # typed ahead
         said: list[bytes] = []
 
         def read() -> None:
