@@ -9,7 +9,7 @@ import click
 import pytest
 
 from sqlqueue import config
-from sqlqueue.cli.invocation import Invocation
+from sqlqueue.cli.invocation import Invocation, variable_of
 from tests.cli.tree import COMMANDS
 from tests.support import ROOT
 
@@ -99,6 +99,16 @@ def test_options_of_commands_can_come_from_the_environment(cli, filled, monkeypa
     assert len(cli("inspect", "jobs", "--json", "--limit", "1").json["items"]) == 1
 
 
+def test_a_variable_is_named_after_what_is_typed(cli, filled, monkeypatch):
+    filled.done(job_id="done")
+    filled.publish()
+    filled.close()
+    monkeypatch.setenv("SQLQUEUE_INSPECT_JOBS_STATE", "done")
+    [item] = cli("inspect", "jobs", "--json").json["items"]
+    assert item["id"] == "done"
+    assert {"SQLQUEUE_DEMO_DIR", "SQLQUEUE_WORKER_BEAT"} < set(variables())
+
+
 def variables():
     """Return every environment variable that click reads for an option of ours."""
     found = set()
@@ -109,7 +119,7 @@ def variables():
             if param.envvar:
                 found.add(param.envvar)
             elif param.allow_from_autoenv and param.name != "help":
-                found.add("_".join(["SQLQUEUE", *path.split(), param.name]).upper())
+                found.add(variable_of(param, "_".join(["sqlqueue", *path.split()])))
     return sorted(found)
 
 
