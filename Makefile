@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # with -j, two pips would install into one environment at once
-.PHONY: help setup demo test test-all check lint type imports bench soak clean
+.PHONY: help setup demo test test-all check lint type imports docs bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,9 @@ type: $(DEV) ## check the types (mypy --strict)
 
 imports: $(DEV) ## check who imports whom (import-linter)
 	$(BIN)/lint-imports
+
+docs: $(RUNTIME) ## write docs/commands.md anew, from the help of the commands
+	$(BIN)/python tools/commands_page.py
 
 bench: $(TEST) ## measure: latency, CPU, throughput
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -67,20 +67,24 @@ def _checks(invocation: Invocation, *, strict: bool) -> Iterator[Check]:
                 inspection, strict=strict, app_checks=None if app is None else app.checks
             )
     except Exception as error:
-        known = explain(error)
         # A file that is not there, is busy, or is of another version is told as by every command;
         # a file that cannot be used is what a doctor was called for.
-        if known is None or known[0] not in _PATIENTS or not _is_of_the_file(error):
+        name = _ailment(error)
+        known = explain(error)
+        if name is None or known is None:
             raise
-        yield health.Check("database", health.Level.FAIL, known[1])
+        yield health.Check(name, health.Level.FAIL, known[1])
 
 
-_PATIENTS = frozenset({ExitCode.FAILED, ExitCode.USAGE})
-
-
-def _is_of_the_file(error: Exception) -> bool:
+def _ailment(error: Exception) -> str | None:
+    """Return the check that would have found what keeps the file from being opened; None: no check."""
     from sqlqueue_transport import errors
 
-    return isinstance(
-        error, errors.UnsafeFile | errors.ForeignDatabase | errors.DiskFault | errors.FileReplaced
+    if isinstance(error, errors.NetworkFilesystem):
+        return "filesystem"
+    if isinstance(error, errors.SqliteTooOld):
+        return "sqlite"
+    of_the_file = (
+        errors.UnsafeFile | errors.ForeignDatabase | errors.DiskFault | errors.FileReplaced
     )
+    return "database" if isinstance(error, of_the_file) else None

@@ -20,7 +20,15 @@ from sqlqueue.text import did_you_mean, quoted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Command", "Group", "Invocation", "duration", "pass_invocation", "size"]
+__all__ = [
+    "Command",
+    "Group",
+    "Invocation",
+    "duration",
+    "pass_invocation",
+    "size",
+    "variable_of",
+]
 
 
 @dataclass(slots=True)
@@ -52,6 +60,13 @@ class Command(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _shared_options(with_environment=False)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; variables are named after what is typed, where click takes the parameter's name."""
+        for param in self.params:
+            if isinstance(param, click.Option) and param.allow_from_autoenv and not param.envvar:
+                param.envvar = variable_of(param, str(ctx.auto_envvar_prefix))
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options first."""
@@ -109,6 +124,15 @@ class Group(click.Group):
         """Write the commands first, then the shared options."""
         self.format_commands(ctx, formatter)
         _format_options(self, ctx, formatter)
+
+
+def variable_of(option: click.Option, prefix: str) -> str:
+    """Return the environment variable of an option: ``SQLQUEUE_INSPECT_JOBS_STATE`` of ``--state``.
+
+    `prefix` is the command's path, ``sqlqueue_inspect_jobs``.
+    """
+    typed = next(name for name in option.opts if name.startswith("--"))
+    return f"{prefix}_{typed[2:]}".replace("-", "_").upper()
 
 
 def duration(text: str) -> float:

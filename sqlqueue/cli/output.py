@@ -168,8 +168,8 @@ def console_for(stream: Any, invocation: Invocation) -> Console:
 
 def dumped(document: object, *, indent: bool = False) -> str:
     """Return JSON in plain ASCII: harmless on a terminal, and the same on every one."""
-    text = json.dumps(document, allow_nan=False, indent=2 if indent else None)
-    return text.replace("\x7f", "\\u007f")  # DEL is ASCII, and no letter
+    # json escapes whatever is not between space and tilde, DEL as well.
+    return json.dumps(document, allow_nan=False, indent=2 if indent else None)
 
 
 def _as_cell(given: Cell | str) -> Cell:

@@ -76,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # Nobody's job should be impossible to look at because a terminal speaks Latin-1.
             stream.reconfigure(errors="backslashreplace")
-    invocation = Invocation(arguments=tuple(sys.argv[1:] if arguments is None else arguments))
+    words = tuple(sys.argv[1:] if arguments is None else arguments)
+    # Looked for beforehand: what is wrong with a word before it is told without colours, too.
+    invocation = Invocation(arguments=words, no_color="--no-color" in words)
     try:
         code = root.main(
             args=None if arguments is None else list(arguments),

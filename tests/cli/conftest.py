@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +20,7 @@ import pytest
 
 from sqlqueue import config
 from sqlqueue.cli import main
+from tests.cli import everything
 from tests.cli.filling import Filled
 from tests.support import ROOT
 
@@ -57,6 +63,56 @@ def cli(capfd) -> Callable[..., Result]:
         sys.stderr.flush()
         out, err = capfd.readouterr()
         return Result(code, out, err)
+
+    return call
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What a terminal was sent, output and errors alike, and the exit code."""
+
+    code: int
+    text: str
+
+    @property
+    def words(self) -> str:
+        """Return the text without its colours."""
+        return COLORS.sub("", self.text)
+
+
+# What rich and click send to a terminal on purpose: select graphic rendition, and nothing else.
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def screen(monkeypatch) -> Callable[..., Screen]:
+    """Call the command line in this process, on a terminal of its own."""
+
+    def call(*arguments: object, columns: int = 200, answer: str = "") -> Screen:
+        ours, theirs = pty.openpty()
+        os.write(ours, answer.encode())  # typed ahead
+        said: list[bytes] = []
+
+        def read() -> None:
+            # Linux raises when nobody has the other end any more.
+            with contextlib.suppress(OSError):
+                while piece := os.read(ours, 65_536):
+                    said.append(piece)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with monkeypatch.context() as patch:
+            patch.setenv("TERM", "xterm-256color")
+            patch.setenv("COLUMNS", str(columns))
+            with contextlib.ExitStack() as streams:
+                for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+                    stream = streams.enter_context(os.fdopen(os.dup(theirs), mode))
+                    patch.setattr(sys, name, stream)
+                code = main([str(argument) for argument in arguments])
+                os.close(theirs)
+        reader.join()
+        os.close(ours)
+        return Screen(code, b"".join(said).decode().replace("\r\n", "\n"))
 
     return call
 
@@ -137,3 +193,16 @@ def shop(tmp_path) -> str:
     name = f"shop_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(APP)
     return f"{name}:app"
+
+
+@pytest.fixture
+def queue(filled, cli) -> everything.Queue:
+    """Give a queue.db with something of everything, one job of it running."""
+    everything.fill(filled)
+    return everything.Queue(filled, cli)
+
+
+@pytest.fixture
+def line(shop) -> Callable[..., list[str]]:
+    """Give a way to try each command: `line("inspect job", "--json")` returns its words."""
+    return functools.partial(everything.line, app=shop)

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.cli import schemas
 from tests.cli.conftest import program
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}\n")
@@ -92,6 +93,7 @@ def test_waiting_prints_the_result(cli, run, shop, tmp_path):
         assert value == "5"
         document = run("call", "shop.add", "[2, 3]", "-A", shop, "--wait", "--json").json
         assert (document["state"], document["result"]) == ("done", 5)
+        schemas.check("job", document)
         failed = run("call", "shop.fail", "-A", shop, "--wait")
         assert failed.code == 1
         assert "ended permanently_failed: ValueError: broken. See 'sqlqueue inspect" in failed.err

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import schemas
 from tests.cli.conftest import program
 from tests.support import wait_until
 
@@ -66,7 +67,7 @@ def test_so_many_files_are_made_each_stamped_once(run, tmp_path):
     result = run("demo", "--count", 6, *QUICK, "--json")
     assert result.code == 0, result.err
     summary = json.loads(result.out.splitlines()[-1])
-    assert list(summary) == ["schema", "done", "failed", "permanently_failed", "seconds"]
+    schemas.check("demo", summary)
     assert (summary["schema"], summary["done"]) == (1, 6)
     assert (summary["failed"], summary["permanently_failed"]) == (0, 0)
     assert 0 < summary["seconds"] < 60

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 
-import click
 import pytest
 
 from sqlqueue.cli.failures import ExitCode
-from sqlqueue.cli.invocation import Group
-from sqlqueue.cli.root import root
 from sqlqueue.operations import Action
+from tests.cli.tree import COMMANDS
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
@@ -23,29 +21,6 @@ def rows(heading: str) -> list[list[str]]:
     assert table is not None
     lines = table[0].replace(r"\|", "¦").splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-def test_every_command_is_in_the_tree():
-    tree = PAGE.partition("```text\n")[2].partition("```")[0]
-    context = click.Context(root)
-    for name in root.list_commands(context):
-        assert re.search(rf"^[├└] {name} ", tree, re.MULTILINE), name
-        command = root.get_command(context, name)
-        if isinstance(command, Group):
-            for below in command.list_commands(click.Context(command)):
-                assert re.search(rf"\b{below}\b", tree), below
-
-
-def test_every_shared_option_is_in_the_table_with_its_variable():
-    shown = {row[0]: row[1] for row in rows("What every command understands")}
-    for param in root.params:
-        if param.name == "help":
-            continue
-        [variables] = [
-            shown[first] for first in shown if {*param.opts} & {*re.findall(r"-[\w-]+", first)}
-        ]
-        for variable in re.findall(r"\[(SQLQUEUE_\w+)\]", str(param.help)):
-            assert f"`{variable}`" in variables
 
 
 def test_every_exit_code_is_in_the_table():
@@ -68,12 +43,6 @@ def test_states_that_actions_take_are_in_the_table(action):
 
 @pytest.mark.parametrize("option", re.findall(r"`(--[a-z][a-z-]*)", PAGE))
 def test_every_option_the_page_names_exists(option):
-    def options(command):
-        for param in command.params:
-            yield from param.opts
-        if isinstance(command, Group):
-            context = click.Context(command)
-            for name in command.list_commands(context):
-                yield from options(command.get_command(context, name))
-
-    assert option in options(root)
+    assert option in {
+        name for command in COMMANDS.values() for param in command.params for name in param.opts
+    }

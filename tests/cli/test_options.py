@@ -9,24 +9,12 @@ import click
 import pytest
 
 from sqlqueue import config
-from sqlqueue.cli.invocation import Group, Invocation
-from sqlqueue.cli.root import root
+from sqlqueue.cli.invocation import Invocation, variable_of
+from tests.cli.tree import COMMANDS
 from tests.support import ROOT
 
 
-def commands(group=root, path=()):
-    """Yield (path, command) of every command and group."""
-    yield path, group
-    if isinstance(group, Group):
-        context = click.Context(group)
-        for name in group.list_commands(context):
-            yield from commands(group.get_command(context, name), (*path, name))
-
-
-ALL = {" ".join(path): command for path, command in commands()}
-
-
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_the_shared_options(cli, name):
     result = cli(*name.split(), "--help")
     assert result.code == 0
@@ -35,9 +23,9 @@ def test_every_command_has_help_and_the_shared_options(cli, name):
         assert option in result.out
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_line_of_help(name):
-    for param in ALL[name].params:
+    for param in COMMANDS[name].params:
         if isinstance(param, click.Option) and not param.hidden:
             assert param.help, param.name
 
@@ -111,17 +99,27 @@ def test_options_of_commands_can_come_from_the_environment(cli, filled, monkeypa
     assert len(cli("inspect", "jobs", "--json", "--limit", "1").json["items"]) == 1
 
 
+def test_a_variable_is_named_after_what_is_typed(cli, filled, monkeypatch):
+    filled.done(job_id="done")
+    filled.publish()
+    filled.close()
+    monkeypatch.setenv("SQLQUEUE_INSPECT_JOBS_STATE", "done")
+    [item] = cli("inspect", "jobs", "--json").json["items"]
+    assert item["id"] == "done"
+    assert {"SQLQUEUE_DEMO_DIR", "SQLQUEUE_WORKER_BEAT"} < set(variables())
+
+
 def variables():
     """Return every environment variable that click reads for an option of ours."""
     found = set()
-    for path, command in ALL.items():
+    for path, command in COMMANDS.items():
         for param in command.params:
             if not isinstance(param, click.Option):
                 continue
             if param.envvar:
                 found.add(param.envvar)
             elif param.allow_from_autoenv and param.name != "help":
-                found.add("_".join(["SQLQUEUE", *path.split(), param.name]).upper())
+                found.add(variable_of(param, "_".join(["sqlqueue", *path.split()])))
     return sorted(found)
 
 
