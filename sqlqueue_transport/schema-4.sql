@@ -12,7 +12,7 @@ CREATE TABLE tally (
   state    TEXT NOT NULL,
   is_job   INTEGER NOT NULL,
   block    INTEGER NOT NULL,               -- message id / 16384
-  messages INTEGER NOT NULL CHECK (messages >= 0),
+  messages INTEGER NOT NULL,               -- no CHECK: a wrong count must not stop a job
   PRIMARY KEY (queue, state, is_job, block)
 ) STRICT, WITHOUT ROWID;
 
