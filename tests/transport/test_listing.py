@@ -252,7 +252,7 @@ def test_a_wrong_tally_stops_no_job(small: Store) -> None:
 # -- plans ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chosen", FILTERS, ids=str)
+@pytest.mark.parametrize("chosen", [*FILTERS, JobFilter(stalled=True)], ids=str)
 @pytest.mark.parametrize("clause", [listing._IN_BLOCK, " AND m.id IN (:id)"])
 def test_a_portion_is_found_by_its_ids_and_by_nothing_else(
     store: Store, chosen: JobFilter, clause: str
