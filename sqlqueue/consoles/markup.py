@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final, NewType
 from urllib.parse import urlencode
 
+from sqlqueue.consoles.look import ACCENT
 from sqlqueue.palette import LEVELS, MUTED
 from sqlqueue.text import escaped
 
@@ -26,6 +27,7 @@ __all__ = [
     "bar",
     "dotted",
     "facts",
+    "heading",
     "joined",
     "link",
     "muted",
@@ -40,21 +42,30 @@ NOTHING: Final = Html("")
 
 # Facts stand in equal cells, so that those of one row lie below those of the row before.
 STYLE: Final = f"""<style>
-.sq-facts {{ display: grid; gap: .35rem 1rem; align-items: start; margin: 0;
+.sq-facts {{ display: grid; gap: .35rem 1rem; align-items: start; margin: 0; padding: 0;
   grid-template-columns: minmax(12rem, 2.2fr) repeat(auto-fit, minmax(5.5rem, 1fr)); }}
 .sq-facts.sq-even {{ grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }}
 .sq-facts > div {{ min-width: 0; }}
 .sq-facts dt, .sq-table th {{ color: {MUTED}; font-size: .8rem; font-weight: 400; text-align: left; }}
 .sq-facts dd {{ margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
-.sq-wide {{ grid-column: 1 / -1; overflow-wrap: anywhere; }}
+.sq-note {{ display: flex; align-items: baseline; gap: .4em; }}
+.sq-note::before {{ content: ""; flex: none; width: .6em; height: .6em; border-radius: 50%;
+  background: var(--sq, {MUTED}); }}
+.sq-title {{ display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1rem; margin: 0; }}
+.sq-title h2, .sq-title h3 {{ font-size: 1.35rem; font-weight: 600; margin: 0; padding: 0; }}
+.sq-title h3 {{ font-size: 1.05rem; }}
+.sq-below {{ margin-top: .35rem; overflow-wrap: anywhere; }}
 .sq-strong {{ font-weight: 600; overflow-wrap: anywhere; }}
 .sq-scroll {{ overflow-x: auto; }}
-.sq-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-.sq-table th, .sq-table td {{ padding: .3rem .75rem .3rem 0; vertical-align: top; }}
+.sq-table {{ border-collapse: collapse; width: 100%; table-layout: fixed;
+  font-variant-numeric: tabular-nums; }}
+.sq-table th, .sq-table td {{ padding: .3rem .75rem; vertical-align: top; }}
+.sq-table tr > :first-child {{ padding-left: 0; }}
+.sq-table tr > :last-child {{ padding-right: 0; }}
+.sq-table a, .sq-facts a {{ color: color-mix(in srgb, {ACCENT} 75%, currentColor); }}
 .sq-table td {{ border-top: 1px solid color-mix(in srgb, {MUTED} 30%, transparent);
   overflow-wrap: anywhere; }}
-.sq-table .sq-right {{ text-align: right; white-space: nowrap; }}
-.sq-table .sq-tight {{ white-space: nowrap; }}
+.sq-table .sq-right {{ text-align: right; }}
 .sq-table code, .sq-facts code {{ font-size: .85em; }}
 .sq-bar {{ display: inline-block; width: 5rem; height: .5rem; border-radius: .25rem;
   background: color-mix(in srgb, {MUTED} 30%, transparent); overflow: hidden;
@@ -72,17 +83,14 @@ STYLE: Final = f"""<style>
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Be a column of a table; `right` for numbers, `tight` for what must not be broken."""
+    """Be a column of a table: `right` for numbers, `share` of the width next to the other columns.
+
+    Widths are fixed, so that nothing moves when what stands in a cell gets longer.
+    """
 
     title: str
+    share: int = 1
     right: bool = False
-    tight: bool = False
-
-    @property
-    def classes(self) -> str:
-        """Return its cells' attribute, with the blank before it."""
-        names = ["sq-right"] * self.right + ["sq-tight"] * self.tight
-        return f' class="{" ".join(names)}"' if names else ""
 
 
 def text(value: str) -> Html:
@@ -108,8 +116,14 @@ def warned(value: str, level: str = "warn") -> Html:
 def dotted(value: str, colour: str) -> Html:
     """Return text with a dot of a colour before it, as states have."""
     return Html(
-        f'<span class="sq-badge" style="--sq:{escape(colour)}"><span>{text(value)}</span></span>'
+        f'<span class="sq-note" style="--sq:{escape(colour)}"><span>{text(value)}</span></span>'
     )
+
+
+def heading(title: str, *said: str, small: bool = False) -> Html:
+    """Return a heading with a line about what is below it; `small` for a part of a page."""
+    shown, level = "".join(muted(one) for one in said), "h3" if small else "h2"
+    return Html(f'<div class="sq-title"><{level}>{text(title)}</{level}>{shown}</div>')
 
 
 def link(label: str, page: str, query: Mapping[str, str], *, title: str = "") -> Html:
@@ -147,20 +161,27 @@ def facts(
     `below` are lines under it over its whole width; `even` makes all cells alike.
     """
     cells = "".join(f"<div><dt>{text(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
-    lines = "".join(f'<dd class="sq-wide">{line}</dd>' for line in below if line)
-    return Html(f'<dl class="sq-facts{" sq-even" if even else ""}">{cells}{lines}</dl>')
+    # Below the grid and not in it: what spans its columns would keep the empty ones open.
+    lines = "".join(f'<div class="sq-below">{line}</div>' for line in below if line)
+    return Html(f'<dl class="sq-facts{" sq-even" if even else ""}">{cells}</dl>{lines}')
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Html]]) -> Html:
     """Return a table that scrolls sideways where it is too wide."""
-    head = "".join(f"<th{one.classes}>{text(one.title)}</th>" for one in columns)
+    whole = sum(one.share for one in columns)
+    widths = "".join(f'<col style="width:{one.share / whole:.2%}">' for one in columns)
+    head = "".join(f"<th{_side(one)}>{text(one.title)}</th>" for one in columns)
     body = "".join(
         "<tr>"
-        + "".join(f"<td{one.classes}>{cell}</td>" for one, cell in zip(columns, row, strict=True))
+        + "".join(f"<td{_side(one)}>{cell}</td>" for one, cell in zip(columns, row, strict=True))
         + "</tr>"
         for row in rows
     )
     return Html(
-        f'<div class="sq-scroll"><table class="sq-table"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="sq-scroll"><table class="sq-table"><colgroup>{widths}</colgroup>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _side(column: Column) -> str:
+    return ' class="sq-right"' if column.right else ""

@@ -8,7 +8,7 @@ what is new comes last, and nothing moves.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -18,18 +18,18 @@ __all__ = ["Numbers"]
 T = TypeVar("T")
 
 
-class Numbers(Generic[T]):
+class Numbers:
     """Number things by what names them; one object belongs to one session and one kind of thing."""
 
-    def __init__(self, name_of: Callable[[T], Hashable]) -> None:
-        """Know things by `name_of`."""
-        self._name_of = name_of
+    def __init__(self) -> None:
+        """Know nothing yet."""
         self._numbers: dict[Hashable, int] = {}
 
-    def ordered(self, things: Iterable[T]) -> list[tuple[int, T]]:
+    def ordered(
+        self, things: Iterable[T], name_of: Callable[[T], Hashable]
+    ) -> list[tuple[int, T]]:
         """Return the things with their numbers, lowest first; new ones in the order they come."""
         numbered = [
-            (self._numbers.setdefault(self._name_of(one), len(self._numbers)), one)
-            for one in things
+            (self._numbers.setdefault(name_of(one), len(self._numbers)), one) for one in things
         ]
         return sorted(numbered, key=lambda pair: pair[0])

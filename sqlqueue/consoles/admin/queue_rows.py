@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlqueue.consoles import markup
+from sqlqueue.consoles.admin.questions import Question
 from sqlqueue.formats import ago, number, took
 
 if TYPE_CHECKING:
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
     from sqlqueue.consoles.markup import Html
     from sqlqueue.inspection import Queue
 
-__all__ = ["EMPTY", "MOST", "chosen", "facts", "is_mailbox", "summary", "waiting"]
+__all__ = [
+    "EMPTY",
+    "MOST",
+    "chosen",
+    "facts",
+    "is_mailbox",
+    "pause_question",
+    "purge_question",
+    "resume_question",
+    "summary",
+    "waiting",
+]
 
 MOST = 100  # of queues on the page; the box above finds the others
 EMPTY = "No queues yet. The first job, or the first worker, makes one."
@@ -71,6 +83,39 @@ def summary(queues: Sequence[Queue]) -> str:
     if unserved:
         said.append(f"{unserved} served by nobody")
     return ", ".join(said)
+
+
+def pause_question(name: str) -> Question:
+    """Return what to ask before a queue is paused."""
+    return Question(
+        title=f"Pause queue {name}",
+        label="Pause",
+        lines=("No worker takes anything from it until it is resumed. What runs may finish.",),
+    )
+
+
+def resume_question(name: str) -> Question:
+    """Return what to ask before a queue is resumed."""
+    return Question(
+        title=f"Resume queue {name}",
+        label="Resume",
+        lines=("Workers take from it again at once.",),
+    )
+
+
+def purge_question(name: str, count: int) -> Question:
+    """Return what to ask before what waits in a queue is deleted: always its name."""
+    return Question(
+        title=f"Purge queue {name}",
+        label=f"Delete {number(count, 'message')}",
+        lines=(
+            f"{number(count, 'message')} {'is' if count == 1 else 'are'} deleted for good: what is"
+            " pending, scheduled, or waits for another attempt. What runs goes on, and the history"
+            " stays.",
+        ),
+        typed=name,
+        typed_label=f"Type the queue’s name, {name}, to confirm",
+    )
 
 
 def _pause(queue: Queue, now_ms: int) -> Html:

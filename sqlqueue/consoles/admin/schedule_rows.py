@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.consoles import markup
+from sqlqueue.consoles.admin.questions import Question
 from sqlqueue.consoles.markup import Column
 from sqlqueue.formats import ago, at, number, took
 from sqlqueue.palette import LEVELS, MUTED
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from sqlqueue.inspection import Scheduled
     from sqlqueue_transport.schedules import TickRow
 
-__all__ = ["EMPTY", "facts", "is_paused", "summary", "ticks"]
+__all__ = ["EMPTY", "facts", "is_paused", "pause_question", "resume_question", "summary", "ticks"]
 
 EMPTY: Final = (
     "No schedule yet. A beat writes it down: sqlqueue beat -A MODULE:ATTR; or add an entry:"
@@ -73,16 +74,15 @@ def summary(found: Sequence[Scheduled], newest: Sequence[TickRow], *, now_ms: in
 
 def ticks(found: Sequence[TickRow], *, now_ms: int, utc: bool, most: int) -> Html:
     """Return the newest ticks of all entries as a table."""
-    newest = sorted(found, key=lambda one: (-one.due_ms, one.entry))[:most]
     return markup.table(
         [
-            Column("Due", tight=True),
-            Column("Entry"),
-            Column("Enqueued", right=True),
-            Column("Late", right=True),
+            Column("Due", 4),
+            Column("Entry", 4),
+            Column("Enqueued", 2, right=True),
+            Column("Late", 2, right=True),
             Column("Jobs", right=True),
-            Column("Beat"),
-            Column("Left out"),
+            Column("Beat", 4),
+            Column("Left out", 3),
         ],
         [
             [
@@ -94,8 +94,26 @@ def ticks(found: Sequence[TickRow], *, now_ms: int, utc: bool, most: int) -> Htm
                 markup.text(one.beat),
                 markup.warned(one.skipped or ""),
             ]
-            for one in newest
+            for one in found[:most]
         ],
+    )
+
+
+def pause_question(name: str) -> Question:
+    """Return what to ask before an entry is paused."""
+    return Question(
+        title=f"Pause entry {name}",
+        label="Pause",
+        lines=("No beat enqueues for it until it is resumed. What is enqueued already runs.",),
+    )
+
+
+def resume_question(name: str) -> Question:
+    """Return what to ask before an entry is resumed."""
+    return Question(
+        title=f"Resume entry {name}",
+        label="Resume",
+        lines=("It goes on with its next tick. What was due meanwhile is given up.",),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlqueue.consoles import markup
 from sqlqueue.consoles.markup import Column
-from sqlqueue.formats import number, took
+from sqlqueue.formats import number, short, took
 from sqlqueue.palette import STATES
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ __all__ = ["EMPTY", "Family", "card", "families", "summary"]
 
 EMPTY: Final = "No worker is running. Start one: sqlqueue worker -A MODULE:ATTR"
 _COLUMNS: Final = (
-    Column("Process"),
-    Column("Sign of life", tight=True),
-    Column("Job"),
-    Column("Task"),
-    Column("Runs for", right=True),
-    Column("Lease left", right=True),
+    Column("Process", 4),
+    Column("Sign of life", 3),
+    Column("Job", 7),
+    Column("Task", 5),
+    Column("Runs for", 2, right=True),
+    Column("Lease left", 2, right=True),
 )
 _KINDS: Final = {"client": "other program"}
 
@@ -37,6 +37,11 @@ class Family:
 
     head: Worker
     children: tuple[Worker, ...]
+
+    @property
+    def is_worker(self) -> bool:
+        """Say whether it works on queues: a worker of ours, or a program such as Celery's worker."""
+        return self.head.row.is_serving
 
     @property
     def members(self) -> tuple[Worker, ...]:
@@ -60,6 +65,8 @@ def families(workers: Sequence[Worker]) -> list[Family]:
     for one in workers:
         if one.row.parent_id in known:
             children.setdefault(one.row.parent_id, []).append(one)
+    for some in children.values():  # main/2 before main/10
+        some.sort(key=lambda one: (len(one.row.name), one.row.name))
     order = {"worker": 0, "child": 1, "beat": 2}
     return [
         Family(one, tuple(children.get(one.row.id, ())))
@@ -91,7 +98,7 @@ def card(family: Family, *, now_ms: int, silent_after_s: float) -> Html:
         (_KINDS.get(row.kind, row.kind).capitalize(), markup.strong(row.name)),
         ("Process", markup.joined([markup.text(str(row.pid)), markup.muted(f"on {row.host}")])),
         ("Slots in use", _slots(family)),
-        ("Up", markup.text(took(max(now_ms - row.started_at_ms, 0) / 1000))),
+        ("Up", markup.text(short(max(now_ms - row.started_at_ms, 0) / 1000))),
         ("Sign of life", _sign_of_life(family.head, silent_after_s)),
         ("Queues", markup.text(", ".join(row.queues) or "–")),
     ]
@@ -118,7 +125,7 @@ def _sign_of_life(worker: Worker, silent_after_s: float) -> Html:
     age_s = worker.row.heartbeat_age_s
     if not worker.row.is_known_alive or age_s is None:
         return markup.warned("unknown: the presence file was lost")
-    said = f"{took(max(age_s, 0))} ago"
+    said = f"{short(age_s)} ago" if age_s >= 1 else "now"
     if age_s > silent_after_s:
         return markup.warned(f"silent, {said}", "fail")
     return markup.text(said)
