@@ -26,9 +26,11 @@ __all__ = [
     "Html",
     "bar",
     "dotted",
+    "example",
     "facts",
     "heading",
     "joined",
+    "lines",
     "link",
     "muted",
     "strong",
@@ -137,6 +139,21 @@ def link(label: str, page: str, query: Mapping[str, str], *, title: str = "") ->
 def _link(label: Html, address: str, title: str) -> Html:
     shown = f' title="{text(title)}"' if title else ""
     return Html(f'<a href="{escape(address)}" target="_self"{shown}>{label}</a>')
+
+
+def example(name: str, target: str = "") -> Html:
+    """Return a link to a job with its id cut short, whole where the pointer rests on it.
+
+    `target` is what the Job page is asked for, when it is not the id.
+    """
+    # A whole id is 36 characters: its end tells the jobs of one hour apart, its beginning does not.
+    shown = name if len(name) <= 13 else f"…{name[-12:]}"
+    return link(shown, "job", {"id": target or name}, title=name)
+
+
+def lines(parts: Sequence[Html]) -> Html:
+    """Return the parts below one another."""
+    return Html("".join(f"<div>{part}</div>" for part in parts if part))
 
 
 def joined(parts: Sequence[Html], separator: str = " ") -> Html:

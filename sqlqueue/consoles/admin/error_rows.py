@@ -64,7 +64,7 @@ def facts(group: DeadGroup, *, now_ms: int) -> Html:
             ("Jobs", markup.link(number(group.count), JOBS, link_of(group), title="Show them")),
             ("Newest", markup.text(ago(group.newest_at_ms, now_ms))),
             ("Task", markup.text(", ".join(filter(None, group.tasks)) or "–")),
-            ("Example", _example(group.example)),
+            ("Example", markup.example(group.example)),
         ]
     )
 
@@ -75,9 +75,16 @@ def summary(groups: Sequence[DeadGroup]) -> str:
     return f"{dead} in {number(len(groups), 'group')}" if groups else ""
 
 
-def nothing_dead(*, done: int) -> str:
-    """Return what to say when there is no dead letter; `done` are the jobs that are kept as done."""
-    return f"No dead letters. {number(done)} done." if done else "No dead letters."
+def nothing_dead(*, done: int, kept_s: float) -> str:
+    """Return what to say when there is no dead letter.
+
+    `done` are the jobs that are, and `kept_s` how long these are kept, 0 for ever.
+    """
+    if not done:
+        return "No dead letters."
+    return (
+        f"No dead letters. {number(done)} done{f' in the last {short(kept_s)}' if kept_s else ''}."
+    )
 
 
 def nothing_failed(window_s: float) -> str:
@@ -99,14 +106,8 @@ def recent(groups: Sequence[ErrorGroup], *, now_ms: int) -> Html:
                 markup.text(number(group.count)),
                 markup.text(ago(group.newest_at_ms, now_ms)),
                 markup.text(error_of(group.type, group.text)),
-                _example(group.example),
+                markup.example(group.example),
             ]
             for group in groups
         ],
     )
-
-
-def _example(name: str) -> Html:
-    # A whole id is 36 characters: its end tells jobs of one hour apart, its beginning does not.
-    shown = name if len(name) <= 13 else f"…{name[-12:]}"
-    return markup.link(shown, "job", {"id": name}, title=name)

@@ -37,7 +37,8 @@ def _dead() -> None:
         now_ms = inspection.now_ms
         heading("Dead letters", error_rows.summary(found), now_ms=now_ms)
         if not found:
-            st.info(error_rows.nothing_dead(done=inspection.stats().states[State.DONE]))
+            done = inspection.stats().states[State.DONE]
+            st.info(error_rows.nothing_dead(done=done, kept_s=inspection.settings.retention_done))
         ordered = numbers("groups").ordered(found[: error_rows.MOST], error_rows.key_of)
         for place, group in ordered:
             with st.container(border=True, horizontal=True, vertical_alignment="center"):

@@ -109,9 +109,9 @@ def purge_question(name: str, count: int) -> Question:
         title=f"Purge queue {name}",
         label=f"Delete {number(count, 'message')}",
         lines=(
-            f"{number(count, 'message')} {'is' if count == 1 else 'are'} deleted for good: what is"
-            " pending, scheduled, or waits for another attempt. What runs goes on, and the history"
-            " stays.",
+            f"{number(count, 'message')} {'is' if count == 1 else 'are'} deleted for good.",
+            "That is what is pending, scheduled, or waits for another attempt.",
+            "What runs goes on, and the history stays.",
         ),
         typed=name,
         typed_label=f"Type the queue’s name, {name}, to confirm",

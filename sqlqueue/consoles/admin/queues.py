@@ -88,3 +88,11 @@ def _ask_resume(name: str) -> None:
         return f"Queue {name} runs{' again' if change.changed else ', as it did before'}."
 
     acting.ask(queue_rows.resume_question(name), do)
+
+
+def _ask_purge(queue: Queue) -> None:
+    def do(operations: Operations, answer: Answer) -> str:
+        deleted = operations.purge(queue.name, actor=answer.actor, reason=answer.reason)
+        return f"Queue {queue.name} is purged: {number(deleted, 'message')} deleted."
+
+    acting.ask(queue_rows.purge_question(queue.name, queue_rows.waiting(queue)), do)
