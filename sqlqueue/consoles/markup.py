@@ -44,12 +44,14 @@ NOTHING: Final = Html("")
 
 # Facts stand in equal cells, so that those of one row lie below those of the row before.
 STYLE: Final = f"""<style>
-.sq-facts {{ display: grid; gap: .35rem 1rem; align-items: start; margin: 0; padding: 0;
+[data-testid="stHtml"] dl.sq-facts {{ margin: 0; padding: 0; }}
+.sq-facts {{ display: grid; gap: .35rem 1rem; align-items: start;
   grid-template-columns: minmax(12rem, 2.2fr) repeat(auto-fit, minmax(5.5rem, 1fr)); }}
 .sq-facts.sq-even {{ grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }}
 .sq-facts > div {{ min-width: 0; }}
 .sq-facts dt, .sq-table th {{ color: {MUTED}; font-size: .8rem; font-weight: 400; text-align: left; }}
-.sq-facts dd {{ margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
+[data-testid="stHtml"] .sq-facts dd {{ margin: 0; padding: 0; }}
+.sq-facts dd {{ font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
 .sq-note {{ display: flex; align-items: baseline; gap: .4em; }}
 .sq-note::before {{ content: ""; flex: none; width: .6em; height: .6em; border-radius: 50%;
   background: var(--sq, {MUTED}); }}
@@ -59,6 +61,7 @@ STYLE: Final = f"""<style>
 .sq-below {{ margin-top: .35rem; overflow-wrap: anywhere; }}
 .sq-strong {{ font-weight: 600; overflow-wrap: anywhere; }}
 .sq-scroll {{ overflow-x: auto; }}
+.sq-facts ~ .sq-scroll {{ margin-top: .75rem; }}
 .sq-table {{ border-collapse: collapse; width: 100%; table-layout: fixed;
   font-variant-numeric: tabular-nums; }}
 .sq-table th, .sq-table td {{ padding: .3rem .75rem; vertical-align: top; }}
@@ -78,7 +81,8 @@ STYLE: Final = f"""<style>
   .sq-facts > div:first-child {{ grid-column: 1 / -1; }}
   .sq-facts.sq-even {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }}
   .sq-facts.sq-even > div:first-child {{ grid-column: auto; }}
-  .sq-table {{ min-width: 38rem; }}
+  .sq-table {{ min-width: 36rem; }}
+  .sq-bar {{ width: 2.5rem; }}
 }}
 </style>"""
 

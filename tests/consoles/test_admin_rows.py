@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sqlqueue.backend import WorkerRow
 from sqlqueue.consoles.admin import (
     error_rows,
     maintenance_rows,
@@ -19,7 +21,6 @@ from sqlqueue.inspection import DeadGroup, Inspection, JobFilter, Queue, State, 
 from sqlqueue_transport.lifecycle import State as Stored
 from sqlqueue_transport.reading import JobRow, Pause
 from sqlqueue_transport.schedules import Described, TickRow
-from sqlqueue.backend import WorkerRow
 from tests.cli.filling import Filled
 from tests.consoles.test_markup import Seen
 from tests.support import FakeClock
@@ -176,8 +177,8 @@ def test_a_card_says_what_runs_for_how_long_and_how_much_lease_is_left() -> None
     idle = worker(3, name="w1/2", kind="child", parent_id=1)
     text = card(worker(1), child, idle)
     assert "1 of 2" in text
-    assert "a-job tasks.add 4.0s 56.0s" in text
-    assert text.endswith("w1/2 1003 now idle")
+    assert "w1/1 1002 a-job tasks.add 4.0s 56.0s now" in text
+    assert text.endswith("w1/2 1003 idle now")
     html = worker_rows.card(
         worker_rows.families([worker(1), child])[0], now_ms=NOW_MS, silent_after_s=60
     )
@@ -232,17 +233,19 @@ def filled(tmp_path: Path, clock: FakeClock):
     opened.close()
 
 
-def inspection(filled: Filled) -> Inspection:
-    return Inspection(filled.backend(), clock=filled.store.clock)
+@pytest.fixture
+def look(filled: Filled, clock: FakeClock) -> Iterator[Inspection]:
+    backend = filled.backend()
+    yield Inspection(backend, clock=clock)
+    backend.close()
 
 
 def describe(filled: Filled, name: str = "every", next_due_ms: int | None = NOW_MS + 5000) -> None:
     filled.store.schedules.describe([Described(name, "every 5s", "tasks.add", next_due_ms)])
 
 
-def test_an_entry_says_when_it_came_last_and_comes_next(filled: Filled, clock: FakeClock) -> None:
+def test_an_entry_says_when_it_came_last_and_comes_next(filled, clock, look) -> None:
     describe(filled)
-    look = inspection(filled)
     [entry] = look.schedule()
     text = said(schedule_rows.facts(entry, now_ms=look.now_ms))
     assert "every 5s" in text
@@ -254,12 +257,12 @@ def test_an_entry_says_when_it_came_last_and_comes_next(filled: Filled, clock: F
 
 
 def test_an_entry_that_fails_says_why_and_a_paused_one_that_ticks_are_given_up(
-    filled: Filled,
+    filled, look
 ) -> None:
     describe(filled)
     filled.store.schedules.set_error("every", "OSError: <b>no</b> space\nTraceback …")
     filled.store.schedules.pause("every", actor="me")
-    [entry] = inspection(filled).schedule()
+    [entry] = look.schedule()
     assert schedule_rows.is_paused(entry)
     text = said(schedule_rows.facts(entry, now_ms=NOW_MS + 60_000))
     assert "OSError: <b>no</b> space" in text
@@ -314,11 +317,10 @@ def test_a_groups_link_finds_all_its_jobs(kind, text, error) -> None:
     assert query["state"] == "permanently_failed"
 
 
-def test_a_groups_link_finds_its_jobs_in_a_real_file(filled: Filled) -> None:
+def test_a_groups_link_finds_its_jobs_in_a_real_file(filled, look) -> None:
     for number in range(3):
         filled.dead("OSError", f"no such file 'job-{number}.txt' in 0x{number}f")
     filled.dead("ValueError", "no such file")
-    look = inspection(filled)
     [largest, _] = look.dead_groups()
     query = error_rows.link_of(largest)
     wanted = JobFilter(states=(State.PERMANENTLY_FAILED,), error=query["error"])

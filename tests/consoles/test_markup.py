@@ -97,6 +97,6 @@ def test_what_is_empty_takes_no_room() -> None:
 
 def test_columns_have_fixed_shares_of_the_width() -> None:
     html = markup.table([Column("a"), Column("b", 3, right=True)], [[markup.text("1")] * 2])
-    assert 'width:25.00%' in html
-    assert 'width:75.00%' in html
+    assert "width:25.00%" in html
+    assert "width:75.00%" in html
     assert html.count('class="sq-right"') == 2

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from sqlqueue.inspection import Queue
 
 __all__ = [
-    "EMPTY",
     "MOST",
     "chosen",
     "facts",
     "is_mailbox",
+    "nothing",
     "pause_question",
     "purge_question",
     "resume_question",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 MOST = 100  # of queues on the page; the box above finds the others
-EMPTY = "No queues yet. The first job, or the first worker, makes one."
+_EMPTY = "No queues yet. The first job, or the first worker, makes one."
 
 
 def is_mailbox(name: str) -> bool:
@@ -83,6 +83,11 @@ def summary(queues: Sequence[Queue]) -> str:
     if unserved:
         said.append(f"{unserved} served by nobody")
     return ", ".join(said)
+
+
+def nothing(containing: str) -> str:
+    """Return what to say when no queue is shown."""
+    return "No queue has that in its name." if containing.strip() else _EMPTY
 
 
 def pause_question(name: str) -> Question:

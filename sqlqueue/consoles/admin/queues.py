@@ -25,35 +25,39 @@ _BUTTON_PX = 96  # Pause and Resume take turns at one place
 def show() -> None:
     """Show the page."""
     st.html(markup.STYLE)
-    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        st.text_input(
-            "Find a queue",
-            key="queue-find",
-            placeholder="Find a queue",
-            label_visibility="collapsed",
-            width=280,
-        )
-        st.toggle("Mailboxes, too", key="queue-mailboxes", help="Queues of Celery's own talk")
     _queues()
 
 
 @st.fragment(run_every=REFRESH_S)
 def _queues() -> None:
     with shielded(), source.chosen().opened() as inspection:
-        found = queue_rows.chosen(
-            inspection.queues(),
-            containing=st.session_state.get("queue-find", ""),
-            mailboxes=st.session_state.get("queue-mailboxes", False),
-        )
-        now_ms = inspection.now_ms
-        heading("Queues", queue_rows.summary(found), now_ms=now_ms)
+        everything, now_ms = inspection.queues(), inspection.now_ms
+        usual = queue_rows.chosen(everything, containing="", mailboxes=False)
+        heading("Queues", queue_rows.summary(usual), now_ms=now_ms)
+        containing, mailboxes = _controls()
+        found = queue_rows.chosen(everything, containing=containing, mailboxes=mailboxes)
         if not found:
-            st.info(queue_rows.EMPTY)
+            st.info(queue_rows.nothing(containing))
         ordered = numbers("queues").ordered(found, lambda one: one.name)
         for place, queue in ordered[: queue_rows.MOST]:
             _row(place, queue, now_ms)
         if len(found) > queue_rows.MOST:
             st.caption(f"{number(len(found) - queue_rows.MOST)} more: find them by name.")
+
+
+def _controls() -> tuple[str, bool]:
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        containing = st.text_input(
+            "Find a queue",
+            key="queue-find",
+            placeholder="Find a queue",
+            label_visibility="collapsed",
+            width=280,
+        )
+        mailboxes = st.toggle(
+            "Mailboxes, too", key="queue-mailboxes", help="Queues of Celery's own talk"
+        )
+    return containing, mailboxes
 
 
 def _row(place: int, queue: Queue, now_ms: int) -> None:
