@@ -70,7 +70,8 @@ STYLE: Final = f"""<style>
 .sq-table a, .sq-facts a {{ color: color-mix(in srgb, {ACCENT} 75%, currentColor); }}
 .sq-table td {{ border-top: 1px solid color-mix(in srgb, {MUTED} 30%, transparent);
   overflow-wrap: anywhere; }}
-.sq-table .sq-right {{ text-align: right; }}
+.sq-table .sq-right {{ text-align: right; white-space: nowrap; }}
+.sq-table a {{ white-space: nowrap; }}
 .sq-table code, .sq-facts code {{ font-size: .85em; }}
 .sq-bar {{ display: inline-block; width: 5rem; height: .5rem; border-radius: .25rem;
   background: color-mix(in srgb, {MUTED} 30%, transparent); overflow: hidden;
@@ -81,7 +82,7 @@ STYLE: Final = f"""<style>
   .sq-facts > div:first-child {{ grid-column: 1 / -1; }}
   .sq-facts.sq-even {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }}
   .sq-facts.sq-even > div:first-child {{ grid-column: auto; }}
-  .sq-table {{ min-width: 36rem; }}
+  .sq-table {{ min-width: 46rem; }}
   .sq-bar {{ width: 2.5rem; }}
 }}
 </style>"""
