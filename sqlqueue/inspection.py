@@ -80,6 +80,15 @@ class Page:
 
     items: tuple[JobRow, ...]
     next: str | None
+    is_complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Be how many jobs match; not complete: at least so many."""
+
+    count: int
+    is_complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +249,44 @@ class Inspection:
             paused=self.backend.paused(),
         )
 
-    def jobs(self, chosen: JobFilter, *, limit: int = 50, cursor: str | None = None) -> Page:
+    def again(self, message_ids: Sequence[int]) -> tuple[JobRow, ...]:
+        """Return these jobs as they are now; gone ones are left out."""
+        if not message_ids:
+            return ()
+        found = {
+            row.message_id: row
+            for row in self.every_job(JobFilter(message_ids=tuple(message_ids)))
+        }
+        return tuple(found[one] for one in message_ids if one in found)
+
+    def count(
+        self, chosen: JobFilter, *, most: int = 100_000, budget_s: float | None = None
+    ) -> Counted:
+        """Count the jobs of a filter."""
+        count = 0
+        for _ in self.every_job(chosen):
+            count += 1
+            if count >= most:
+                return Counted(count, is_complete=False)
+        return Counted(count, is_complete=True)
+
+    def newer(self, chosen: JobFilter, than: int, *, most: int = 1000) -> int:
+        """Count the jobs of a filter that came after a message."""
+        count = 0
+        for row in self.every_job(chosen):
+            if row.message_id <= than or count >= most:
+                break
+            count += 1
+        return count
+
+    def jobs(
+        self,
+        chosen: JobFilter,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        budget_s: float | None = None,
+    ) -> Page:
         """List jobs newest first, at most `limit` (1 to 1000).
 
         Raises ValueError for a cursor that no page gave out.

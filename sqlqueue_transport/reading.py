@@ -75,6 +75,11 @@ _BY_TEXT = {
     "task": "m.task = :task",
     "worker": "(w.name = :worker OR substr(w.name, 1, length(:worker) + 1) = :worker || '/')",
     "error": "instr(m.error_type || ': ' || m.error_message, :error) > 0",
+    "search": """(
+      m.job_id = :search OR '#' || m.id = :search
+      OR substr(m.job_id, 1, length(:search)) = :search OR instr(m.task, :search) > 0
+      OR instr(m.body, CAST(:search AS BLOB)) > 0
+    )""",
     "celery_state": """EXISTS (
       SELECT 1 FROM result AS r
       WHERE r.key = 'celery-task-meta-' || m.job_id AND r.status = :celery_state
@@ -168,6 +173,8 @@ class JobFilter:
     message_ids: tuple[int, ...] = ()
     stalled: bool = False
     celery_state: str | None = None
+    search: str | None = None
+    until_ms: int | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -478,6 +485,9 @@ def _where(chosen: JobFilter, lease_now_ms: int) -> tuple[str, dict[str, object]
     if chosen.since_ms is not None:
         clauses.append("coalesce(m.finished_at_ms, m.started_at_ms, m.enqueued_at_ms) >= :since_ms")
         values["since_ms"] = chosen.since_ms
+    if chosen.until_ms is not None:
+        clauses.append("coalesce(m.finished_at_ms, m.started_at_ms, m.enqueued_at_ms) < :until_ms")
+        values["until_ms"] = chosen.until_ms
     if chosen.job_ids:
         job_ids = [storable(one) for one in chosen.job_ids]
         clauses.append("m.job_id IN (" + _bind_each(values, "job", job_ids) + ")")
