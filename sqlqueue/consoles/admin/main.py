@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sqlqueue.consoles import look
-from sqlqueue.consoles.admin import acting
+from sqlqueue.consoles.admin import acting, style
 from sqlqueue.consoles.shield import shielded
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def page_of(module: str) -> Callable[[], None]:
 
 st.set_page_config(page_title="sqlqueue admin", layout="wide", initial_sidebar_state="collapsed")
 st.html(look.STYLE)
+st.html(style.STYLE)
 page = st.navigation(
     [
         st.Page(page_of("jobs"), title="Jobs", url_path="jobs", default=True),

@@ -36,12 +36,12 @@ class Sheet:
     generation: int
     view: View
     chosen: JobFilter
-    cursor: str | None
-    before: tuple[str | None, ...]
-    ids: tuple[int, ...]
-    next: str | None
-    newest: int
-    is_complete: bool
+    cursor: str | None = None
+    before: tuple[str | None, ...] = ()
+    ids: tuple[int, ...] = ()
+    next: str | None = None
+    newest: int = 0
+    is_complete: bool = True
 
     @property
     def number(self) -> int:
@@ -52,7 +52,7 @@ class Sheet:
 def first(inspection: Inspection, view: View, *, generation: int) -> Sheet:
     """List the newest jobs of a view."""
     chosen = view.chosen(inspection.now_ms)
-    sheet = _read(inspection, Sheet(generation, view, chosen, None, (), (), None, 0, True))
+    sheet = _read(inspection, Sheet(generation, view, chosen))
     return dataclasses.replace(sheet, newest=sheet.ids[0] if sheet.ids else 0)
 
 
