@@ -254,8 +254,7 @@ class Inspection:
         if not message_ids:
             return ()
         found = {
-            row.message_id: row
-            for row in self.every_job(JobFilter(message_ids=tuple(message_ids)))
+            row.message_id: row for row in self.every_job(JobFilter(message_ids=tuple(message_ids)))
         }
         return tuple(found[one] for one in message_ids if one in found)
 
@@ -366,7 +365,9 @@ class Inspection:
         """
         details = map(self.backend.job, message_ids)
         return {
-            detail.row.message_id: self._arguments(detail) for detail in details if detail is not None
+            detail.row.message_id: self._arguments(detail)
+            for detail in details
+            if detail is not None
         }
 
     def max_attempts_of(self, row: JobRow) -> int:

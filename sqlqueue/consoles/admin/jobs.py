@@ -16,13 +16,12 @@ import streamlit as st
 
 from sqlqueue.consoles import look, source
 from sqlqueue.consoles.admin import acting, rows, sheet
-from sqlqueue.consoles.admin.questions import LABELS, choice_of, why_not
+from sqlqueue.consoles.admin.questions import ICONS, LABELS, choice_of, why_not
 from sqlqueue.consoles.admin.rows import COLUMNS
 from sqlqueue.consoles.admin.view import CUSTOM, STALLED, WINDOWS, View
 from sqlqueue.consoles.shield import shielded
 from sqlqueue.formats import number
 from sqlqueue.inspection import State
-from sqlqueue.operations import Action
 from sqlqueue.palette import MUTED, STATES, TITLES
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.consoles.admin.sheet import Sheet
     from sqlqueue.inspection import Counted, Inspection, Stats
+    from sqlqueue.operations import Action
     from sqlqueue_transport.reading import JobRow
 
 __all__ = ["show"]
@@ -41,12 +41,6 @@ _COUNT_S: Final = 0.3  # of counting what no index knows, at each refresh
 _DESK: Final = "jobs-desk"
 _ROW_PX: Final = 33
 _TILES: Final = (*(state.value for state in State), STALLED)
-_ICONS: Final = {
-    Action.REQUEUE: ":material/replay:",
-    Action.FAIL: ":material/report:",
-    Action.CANCEL: ":material/block:",
-    Action.TERMINATE: ":material/stop_circle:",
-}
 _FILTERS: Final = ("queue", "task", "worker", "error", "search", "window")
 # Widths in pixels: with them no column moves as texts come and go. The last one takes the rest.
 _WIDTHS: Final = {
@@ -321,7 +315,6 @@ def _head(inspection: Inspection, shown: Sheet, counted: Counted) -> None:
             type="primary" if arrived else "tertiary",
             on_click=_turn,
             args=(_list_anew,),
-            width=210,
         )
 
 
@@ -422,7 +415,7 @@ def _bar(desk: _Desk, now: Sequence[JobRow | None], counted: Counted) -> None:
             if st.button(
                 LABELS[action],
                 key=f"action-{action.value}",
-                icon=_ICONS[action],
+                icon=ICONS[action],
                 disabled=bool(refusal),
                 help=refusal or None,
                 on_click=_note_action,
