@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.reading import JobRow
 
 __all__ = [
+    "ICONS",
     "LABELS",
     "MOST_WITHOUT_TYPING",
     "Question",
@@ -43,6 +44,12 @@ LABELS: Final = {
     Action.FAIL: "Mark as failed",
     Action.CANCEL: "Cancel",
     Action.TERMINATE: "Terminate",
+}
+ICONS: Final = {
+    Action.REQUEUE: ":material/replay:",
+    Action.FAIL: ":material/report:",
+    Action.CANCEL: ":material/block:",
+    Action.TERMINATE: ":material/stop_circle:",
 }
 _WHAT_COMES: Final = {
     Action.REQUEUE: "They go back to pending and run again, with their attempts counted anew.",
