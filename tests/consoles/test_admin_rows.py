@@ -16,8 +16,9 @@ from sqlqueue.consoles.admin import (
     worker_rows,
 )
 from sqlqueue.consoles.admin.numbers import Numbers
+from sqlqueue.consoles.admin.view import View
 from sqlqueue.health import Check, Level
-from sqlqueue.inspection import DeadGroup, Inspection, JobFilter, Queue, State, Worker
+from sqlqueue.inspection import DeadGroup, Inspection, Queue, State, Worker
 from sqlqueue_transport.lifecycle import State as Stored
 from sqlqueue_transport.reading import JobRow, Pause
 from sqlqueue_transport.schedules import Described, TickRow
@@ -323,8 +324,7 @@ def test_a_groups_link_finds_its_jobs_in_a_real_file(filled, look) -> None:
     filled.dead("ValueError", "no such file")
     [largest, _] = look.dead_groups()
     query = error_rows.link_of(largest)
-    wanted = JobFilter(states=(State.PERMANENTLY_FAILED,), error=query["error"])
-    found = look.jobs(wanted).items
+    found = look.jobs(View.read(query).chosen(look.now_ms)).items
     assert len(found) == largest.count == 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.consoles import markup
+from sqlqueue.consoles.admin.view import View
 from sqlqueue.consoles.markup import Column
 from sqlqueue.formats import ago, number, short
 from sqlqueue.inspection import State
@@ -52,8 +53,7 @@ def link_of(group: DeadGroup) -> dict[str, str]:
     """
     literal = group.text.partition(_LEFT_OUT)[0]
     error = f"{group.type}: {literal}" if literal and group.type else group.type or literal
-    query = {"state": State.PERMANENTLY_FAILED.value, "error": error.strip()}
-    return {name: value for name, value in query.items() if value}
+    return View(states=(State.PERMANENTLY_FAILED.value,), error=error.strip()).params()
 
 
 def facts(group: DeadGroup, *, now_ms: int) -> Html:
