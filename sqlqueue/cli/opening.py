@@ -49,18 +49,23 @@ def resolved(app: SqlQueue | None) -> Resolved:
 
 @contextlib.contextmanager
 def inspecting(
-    invocation: Invocation, *, app: SqlQueue | None = None, wait_s: float | None = None
+    invocation: Invocation,
+    *,
+    app: SqlQueue | None = None,
+    wait_s: float | None = None,
+    read_only: bool = False,
 ) -> Iterator[Inspection]:
     """Open the queue for looking and acting; a missing file is an error and is not made.
 
-    `wait_s` bounds the wait for the writer lock; None is the transport's own 30 s.
+    `wait_s` bounds the wait for the writer lock; None is the transport's own 30 s. With `read_only`
+    a file is opened for looking only: nothing is waited for, migrated, or can be written.
     """
     from sqlqueue.inspection import Inspection
 
     apply_command_line(invocation)
     app = app or load(invocation)
     settings = resolved(app).settings
-    backend = _open(settings, wait_s=wait_s)
+    backend = _open(settings, wait_s=wait_s, read_only=read_only)
     try:
         yield Inspection(backend, settings=settings, max_attempts=_max_attempts(app))
     finally:
@@ -78,7 +83,7 @@ def _max_attempts(app: SqlQueue | None) -> dict[str, int]:
     return {name: app.policy_of(task).most_attempts for name, task in app.tasks.items()}
 
 
-def _open(settings: Settings, *, wait_s: float | None) -> Backend:
+def _open(settings: Settings, *, wait_s: float | None, read_only: bool) -> Backend:
     from sqlqueue.backend import open_backend
 
     options = dict(settings.transport_options)
@@ -86,7 +91,7 @@ def _open(settings: Settings, *, wait_s: float | None) -> Backend:
         options["busy_timeout"] = wait_s
     settings = dataclasses.replace(settings, transport_options=options)
     if settings.broker_url.startswith("sqlqueue://"):
-        return open_backend(settings, create=False)
+        return open_backend(settings, create=False, read_only=read_only)
     try:
         return open_backend(settings, create=False)
     except Exception as error:
