@@ -10,6 +10,7 @@ two modules knows which one it talks to.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -19,16 +20,19 @@ import kombu
 from sqlqueue import envelope
 from sqlqueue.errors import NotAvailable
 from sqlqueue.housekeeping import log_lost, log_turn
-from sqlqueue_transport import log_guard
+from sqlqueue_transport import checking, log_guard
+from sqlqueue_transport.backup import back_up
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
 from sqlqueue_transport.messages import Outcome, TickAnswer, TickOf
 from sqlqueue_transport.pruning import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from sqlqueue.config import Settings
     from sqlqueue_transport.acting import Acted
+    from sqlqueue_transport.backup import BackupReport
     from sqlqueue_transport.lifecycle import Event, State
     from sqlqueue_transport.reading import Counts, JobDetail, JobFilter, JobRow, QueueRow
     from sqlqueue_transport.schedules import Schedules
@@ -272,6 +276,20 @@ class Inspecting(Protocol):
     def resume(self, queue: str, *, actor: str, reason: str | None = None) -> bool:
         """Let a queue be claimed from again; False when it ran. Audited."""
 
+    def check(
+        self, *, full: bool = False, tell: Callable[[float | None], None] | None = None
+    ) -> tuple[str, ...]:
+        """Return what SQLite complains of in the file; see `checking.damage`. Reads only."""
+
+    def backup(
+        self,
+        destination: Path,
+        *,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Copy the file while it is in use; see `backup.back_up`. Reads only, of the queue."""
+
 
 class Backend(Running, Inspecting, Protocol):
     """Be a broker, as the framework sees it."""
@@ -388,6 +406,8 @@ class SqliteBackend:
         self.act = self.store.acting.act
         self.pause = self.store.pausing.pause
         self.resume = self.store.pausing.resume
+        self.check = functools.partial(checking.damage, self.store.path)
+        self.backup = functools.partial(back_up, self.store.path)
         self.leave = self.store.consumers.leave
         self.note_end = self.store.consumers.note_end
         self.beat = self.store.consumers.beat

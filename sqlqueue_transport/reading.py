@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sqlqueue_transport.checking import complaints
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.messages import LARGEST_ID, storable
 from sqlqueue_transport.pausing import pause_action
@@ -429,17 +430,7 @@ class Reading:
 
         They see almost no bit rot inside of values (sqlite.org/pragma.html#pragma_quick_check).
         """
-        check = "PRAGMA integrity_check" if full else "PRAGMA quick_check"
-
-        def work(connection: sqlite3.Connection) -> list[str]:
-            found = [text for (text,) in connection.execute(check).fetchall() if text != "ok"]
-            found += [
-                f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}"
-                for row in connection.execute("PRAGMA foreign_key_check").fetchall()
-            ]
-            return found
-
-        return self._database.read(work)
+        return self._database.read(lambda c: complaints(c, full=full))
 
     def _job_rows(self, rows: Sequence[tuple[Any, ...]]) -> list[JobRow]:
         lease_now_ms = self._clock.lease_ms()

@@ -32,6 +32,7 @@ _HOMES: Final = {
     "resume": "sqlqueue.cli.queues:resume",
     "schedule": "sqlqueue.cli.schedule:schedule",
     "doctor": "sqlqueue.cli.doctor:doctor",
+    "db": "sqlqueue.cli.database:db",
     "config": "sqlqueue.cli.configuration:config",
 }
 
