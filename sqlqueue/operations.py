@@ -19,16 +19,30 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue.errors import JobNotFound, QueueNotFound, ScheduleNotFound
 from sqlqueue.schedules import next_due_ms_of
 from sqlqueue.text import did_you_mean
+from sqlqueue_transport import migrations, opening
+from sqlqueue_transport.backup import BackupReport
 from sqlqueue_transport.lifecycle import Event, State, sources
 from sqlqueue_transport.schedules import Changed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from sqlqueue.inspection import Inspection
     from sqlqueue_transport.reading import JobFilter
 
-__all__ = ["Action", "Change", "Choice", "Operations", "QueueChange", "Report", "Target"]
+__all__ = [
+    "Action",
+    "BackupReport",
+    "Change",
+    "Choice",
+    "Migration",
+    "Operations",
+    "QueueChange",
+    "Report",
+    "Target",
+    "migration_of",
+]
 
 NO_REASON: Final = "no reason given"
 
@@ -148,6 +162,35 @@ class QueueChange:
 
     queue: str
     changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Be what opening a file for writing would do, or did, to its schema.
+
+    `backup` is where the file of before is kept; None when nothing has to be done.
+    """
+
+    path: Path
+    from_version: int
+    to_version: int
+    backup: Path | None
+
+    @property
+    def is_needed(self) -> bool:
+        """Say whether the file is of an older version than this software."""
+        return self.from_version < self.to_version
+
+
+def migration_of(path: Path) -> Migration:
+    """Say what opening the file for writing would migrate. Changes nothing.
+
+    Raises a CannotOpen of the transport, SchemaTooNew among them.
+    """
+    version = opening.version_at(path)
+    backup = migrations.backup_path_of(path, version)
+    is_needed = version < migrations.SCHEMA_VERSION
+    return Migration(path, version, migrations.SCHEMA_VERSION, backup if is_needed else None)
 
 
 class Operations:
@@ -285,6 +328,33 @@ class Operations:
             known = [one.row.entry for one in self._inspection.schedule()]
             raise ScheduleNotFound(name, did_you_mean(name, known))
         return changed is Changed.DONE
+
+    def check(
+        self, *, full: bool = False, tell: Callable[[float | None], None] | None = None
+    ) -> tuple[str, ...]:
+        """Have SQLite examine the file and return what it complains of; empty when all is well.
+
+        `full` also compares every index with its table. `tell` is called now and then in this thread,
+        with how much is done, or None where that is not known; what it raises ends the check. Changes
+        nothing, and no writer waits.
+        """
+        return self._inspection.backend.check(full=full, tell=tell)
+
+    def backup(
+        self,
+        destination: Path,
+        *,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Copy the file while it is in use; return when the copy is examined and on the disk.
+
+        `tell` is called in this thread with the bytes copied so far and those of all; what it raises
+        ends the backup. Raises the transport's BackupRefused for a destination that exists (unless
+        `force`) or cannot be one, and DiskFault. If the process dies midway there is nothing by the
+        name of the destination that was not there before.
+        """
+        return self._inspection.backend.backup(destination, force=force, tell=tell)
 
     def _refuse_unknown(self, queues: Sequence[str]) -> None:
         known = {row.name for row in self._inspection.backend.queues()}
