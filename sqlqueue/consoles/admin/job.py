@@ -37,7 +37,7 @@ _TEXT_PX: Final = 360  # of arguments, results and files: what is longer scrolls
 def show() -> None:
     """Show the job that the link names."""
     name = st.query_params.get("id", "").strip()
-    with shielded(), source.chosen().opened() as inspection:
+    with source.chosen().opened() as inspection:
         job = _found(inspection, name)
         if job is None:
             _nothing(name)
@@ -56,7 +56,7 @@ def _found(inspection: Inspection, name: str) -> Job | None:
 
 
 def _nothing(name: str) -> None:
-    with st.container(key="nothing", border=True):
+    with st.container(key="no-job", border=True):
         if name:
             st.markdown(f"**No job has the id {look.safe(name)}.**")
             st.markdown(
@@ -87,7 +87,7 @@ def _body(name: str, was_ended: bool) -> None:  # noqa: FBT001 - a fragment's ar
         _progress(job.row)
         found = details.attempts(job, now_ms=now_ms, utc=utc)
         if found:
-            st.subheader("Attempts", anchor=False)
+            st.markdown("**Attempts**")
             st.html(details.timeline_html(found))
 
 
