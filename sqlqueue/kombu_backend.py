@@ -71,6 +71,8 @@ class KombuBackend:
     act = _not_available("changing stored jobs")
     pause = _not_available("pausing a queue")
     resume = _not_available("resuming a queue")
+    check = _not_available("examining a file")
+    backup = _not_available("a backup")
 
     def __init__(self, connection: kombu.Connection) -> None:
         """Take a connected Kombu connection."""

@@ -1,4 +1,4 @@
-"""What operators may do: requeue, cancel, terminate and fail jobs; pause and resume queues.
+"""What operators may do: requeue, cancel, terminate and fail jobs; pause and resume queues and entries.
 
 The one way for command line and consoles.
 
@@ -16,18 +16,34 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue.errors import JobNotFound, QueueNotFound
+from sqlqueue.errors import JobNotFound, QueueNotFound, ScheduleNotFound
+from sqlqueue.schedules import next_due_ms_of
 from sqlqueue.text import did_you_mean
+from sqlqueue_transport import migrations, opening
+from sqlqueue_transport.backup import BackupReport
 from sqlqueue_transport.lifecycle import Event, State, sources
+from sqlqueue_transport.schedules import Changed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from sqlqueue.failure_groups import DeadGroup
     from sqlqueue.inspection import Inspection
     from sqlqueue_transport.reading import JobFilter, JobRow
 
-__all__ = ["Action", "Change", "Choice", "Operations", "QueueChange", "Report", "Target"]
+__all__ = [
+    "Action",
+    "BackupReport",
+    "Change",
+    "Choice",
+    "Migration",
+    "Operations",
+    "QueueChange",
+    "Report",
+    "Target",
+    "migration_of",
+]
 
 NO_REASON: Final = "no reason given"
 
@@ -149,6 +165,35 @@ class QueueChange:
     changed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Be what opening a file for writing would do, or did, to its schema.
+
+    `backup` is where the file of before is kept; None when nothing has to be done.
+    """
+
+    path: Path
+    from_version: int
+    to_version: int
+    backup: Path | None
+
+    @property
+    def is_needed(self) -> bool:
+        """Say whether the file is of an older version than this software."""
+        return self.from_version < self.to_version
+
+
+def migration_of(path: Path) -> Migration:
+    """Say what opening the file for writing would migrate. Changes nothing.
+
+    Raises a CannotOpen of the transport, SchemaTooNew among them.
+    """
+    version = opening.version_at(path)
+    backup = migrations.backup_path_of(path, version)
+    is_needed = version < migrations.SCHEMA_VERSION
+    return Migration(path, version, migrations.SCHEMA_VERSION, backup if is_needed else None)
+
+
 class Operations:
     """Act on jobs and queues through the backend that an inspection reads; one thread at a time."""
 
@@ -259,6 +304,61 @@ class Operations:
         self._refuse_unknown(queues)
         resume = self._inspection.backend.resume
         return [QueueChange(one, resume(one, actor=actor, reason=reason)) for one in queues]
+
+    def pause_entry(self, name: str, *, actor: str, reason: str | None = None) -> bool:
+        """Let a schedule entry rest until it is resumed; False when it rested already.
+
+        Raises ScheduleNotFound, and NotAvailable on a broker that keeps no schedule. If the process
+        dies midway it is paused and audited, or neither.
+        """
+        schedules = self._inspection.backend.schedules
+        return self._known(schedules.pause(name, actor=actor, reason=reason), name)
+
+    def resume_entry(self, name: str, *, actor: str, reason: str | None = None) -> bool:
+        """Let a schedule entry go on with its next tick; False when it was not paused.
+
+        What was due meanwhile is given up. Raises, and dies, as `pause_entry` does.
+        """
+        changed = self._inspection.backend.schedules.resume(
+            name,
+            next_due=lambda text, now_ms: next_due_ms_of(name, text, now_ms),
+            actor=actor,
+            reason=reason,
+        )
+        return self._known(changed, name)
+
+    def _known(self, changed: Changed, name: str) -> bool:
+        if changed is Changed.UNKNOWN:
+            known = [one.row.entry for one in self._inspection.schedule()]
+            raise ScheduleNotFound(name, did_you_mean(name, known))
+        return changed is Changed.DONE
+
+    def check(
+        self, *, full: bool = False, tell: Callable[[float | None], None] | None = None
+    ) -> tuple[str, ...]:
+        """Have SQLite examine the file and return what it complains of; empty when all is well.
+
+        `full` also compares every index with its table. `tell` is called now and then in this thread,
+        with how much is done, or None where that is not known; what it raises ends the check. Changes
+        nothing, and no writer waits.
+        """
+        return self._inspection.backend.check(full=full, tell=tell)
+
+    def backup(
+        self,
+        destination: Path,
+        *,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Copy the file while it is in use; return when the copy is examined and on the disk.
+
+        `tell` is called in this thread with the bytes copied so far and those of all; what it raises
+        ends the backup. Raises the transport's BackupRefused for a destination that exists (unless
+        `force`) or cannot be one, and DiskFault. If the process dies midway there is nothing by the
+        name of the destination that was not there before.
+        """
+        return self._inspection.backend.backup(destination, force=force, tell=tell)
 
     def _refuse_unknown(self, queues: Sequence[str]) -> None:
         known = {row.name for row in self._inspection.backend.queues()}

@@ -34,6 +34,7 @@ _HOMES: Final = {
     "schedule": "sqlqueue.cli.schedule:schedule",
     "doctor": "sqlqueue.cli.doctor:doctor",
     "console": "sqlqueue.cli.console:console",
+    "db": "sqlqueue.cli.database:db",
     "config": "sqlqueue.cli.configuration:config",
     "bench": "sqlqueue.cli.bench:bench",
     "completion": "sqlqueue.cli.completion:completion",

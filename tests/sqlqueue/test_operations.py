@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sqlqueue.errors import QueueNotFound
+from sqlqueue.errors import QueueNotFound, ScheduleNotFound
 from sqlqueue.inspection import Inspection, JobFilter
 from sqlqueue.operations import Action, Operations, QueueChange
 from sqlqueue_transport import Outcome
 from sqlqueue_transport.lifecycle import State
+from sqlqueue_transport.schedules import Described
 from tests.cli.filling import Filled
 from tests.support import FakeClock
 
@@ -247,3 +248,25 @@ def test_group_of_dead_letters_is_requeued_and_nothing_else(filled, operations, 
     narrowed = operations.choose(Action.REQUEUE, chosen=JobFilter(queue="x"), group=group)
     assert narrowed.targets == ()
     assert inspection.job(other).row.state is State.PERMANENTLY_FAILED
+
+
+def test_an_entry_is_paused_and_resumed_once_and_both_are_audited(filled, inspection, operations):
+    filled.store.schedules.describe([Described("every", "every 5s", "tasks.add", 5000)])
+    assert operations.pause_entry("every", actor="anna", reason="quiet hours")
+    assert not operations.pause_entry("every", actor="anna")
+    assert inspection.schedule()[0].row.paused_at_ms is not None
+    assert operations.resume_entry("every", actor="bert")
+    assert not operations.resume_entry("every", actor="bert")
+    assert inspection.schedule()[0].row.paused_at_ms is None
+    told = [(one.actor, one.action, one.reason) for one in inspection.audit().items]
+    assert told == [
+        ("bert", "schedule_resume", None),
+        ("anna", "schedule_pause", "quiet hours"),
+    ]
+
+
+def test_an_entry_that_is_not_there_is_told_with_the_nearest_name(filled, operations):
+    filled.store.schedules.describe([Described("nightly", "cron", "tasks.add", 5000)])
+    for act in (operations.pause_entry, operations.resume_entry):
+        with pytest.raises(ScheduleNotFound, match="Did you mean 'nightly'"):
+            act("nightl", actor="anna")

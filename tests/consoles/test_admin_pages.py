@@ -1,0 +1,193 @@
+"""The admin console's pages, run by Streamlit without a browser, on real files and on another broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from sqlqueue.config import Settings
+from sqlqueue.consoles import source
+from sqlqueue.consoles.admin import acting
+from sqlqueue.consoles.admin.acting import Answer
+from sqlqueue.consoles.admin.questions import Question
+from sqlqueue.consoles.source import Source
+from sqlqueue.operations import Operations
+from sqlqueue_transport.schedules import Described
+from tests.cli.filling import HOSTILE, RAW, Filled
+
+PAGES = ["errors", "queues", "workers", "schedule", "maintenance"]
+Look = Callable[..., AppTest]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture
+def look() -> Iterator[Look]:
+    """Show a page of a queue, as the frame would; called again, of another."""
+
+    def look_at(page: str, broker: Path | str) -> AppTest:
+        url = broker if isinstance(broker, str) else f"sqlqueue:///{broker}"
+        source.choose(Source(Settings(broker_url=url), utc=True))
+        test = AppTest.from_string(
+            f"""
+            from sqlqueue.consoles.admin import acting, {page}
+            from sqlqueue.consoles.shield import shielded
+
+            with shielded():
+                {page}.show()
+            acting.show_report()
+            """,
+            default_timeout=30,
+        )
+        return test.run()
+
+    yield look_at
+    source._chosen.clear()
+
+
+def seen(page: AppTest) -> str:
+    """Return all that a page shows as one text."""
+    assert not page.exception, page.exception
+    found = [element.proto.body for element in page.get("html")]
+    found += [str(one.value) for kind in ("info", "warning", "caption") for one in page.get(kind)]
+    found += [str(one.value) for one in page.markdown]
+    return "\n".join(found)
+
+
+def fill(path: Path) -> None:
+    """Make a file in which every page has something to show, strangers' text as well."""
+    filled = Filled(path)
+    filled.store.consumers.register(name="w1", kind="worker", queues=["default"], slots=2)
+    for number in range(3):
+        filled.dead("OSError", f"no such file 'job-{number}'")
+    filled.dead("Evil", f"<script>x()</script>{HOSTILE}", task="<b>tasks</b>")
+    filled.publish(queue="mail")
+    filled.publish(queue="celeryev.1")
+    filled.publish(queue="<i>odd</i>")
+    filled.store.schedules.describe([Described("every", "every 5s", "tasks.add", 5000)])
+    filled.store.pausing.pause("mail", actor="anna", reason=HOSTILE)
+    filled.close()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_of_a_filled_file_shows_strangers_text_as_text(page, path, look) -> None:
+    fill(path)
+    text = seen(look(page, path))
+    assert "<script>" not in text
+    assert "<b>tasks" not in text
+    assert "<i>odd" not in text
+    assert not any(one in text for one in RAW)
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("errors", "No dead letters."),
+        ("queues", "No queues yet."),
+        ("workers", "sqlqueue worker -A"),
+        ("schedule", "sqlqueue beat -A"),
+        ("maintenance", "Nothing yet."),
+    ],
+)
+def test_a_page_of_an_empty_file_says_something_useful(page, said, path, look) -> None:
+    Filled(path).close()
+    assert said in seen(look(page, path)).replace("\\", "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_another_broker_is_no_error(page, look) -> None:
+    test = look(page, "memory://")
+    assert "This broker cannot tell." in seen(test)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_missing_file_is_told_and_is_not_made(page, path, look) -> None:
+    assert "There is no queue file yet." in seen(look(page, path))
+    assert not path.exists()
+
+
+@pytest.fixture
+def confirmed(monkeypatch) -> Callable[..., str]:
+    """Confirm the newest dialog, for what AppTest does not do: it runs no dialog on its own.
+
+    The dialog itself is tried in a browser; here the question and the deed are.
+    """
+    asked: list[tuple[Question, Callable[[Operations, Answer], str]]] = []
+    monkeypatch.setattr(acting, "ask", lambda question, do, done=None: asked.append((question, do)))
+
+    def confirm(reason: str | None = None, *, typed: str = "") -> str:
+        [(question, do)] = asked
+        asked.clear()
+        assert question.is_answered_by(typed)
+        answer = Answer("anna via admin console", reason, None, lambda part: None)
+        with source.chosen().opened() as inspection:
+            return do(Operations(inspection), answer)
+
+    return confirm
+
+
+def test_a_queue_is_paused_and_resumed_with_a_reason(path, look, confirmed) -> None:
+    filled = Filled(path)
+    filled.publish(queue="mail")
+    filled.close()
+    page = look("queues", path)
+    page.button(key="queue-pause-0").click().run()
+    assert confirmed("disk is full") == "Queue mail is paused."
+    assert "by anna via admin console: disk is full" in seen(page.run())
+    page.button(key="queue-resume-0").click().run()
+    assert confirmed() == "Queue mail runs again."
+    assert "Paused" not in seen(page.run())
+
+
+def test_a_group_of_dead_letters_is_requeued_and_no_other(path, look, confirmed) -> None:
+    fill(path)
+    page = look("errors", path)
+    page.button(key="group-requeue-0").click().run()
+    assert confirmed() == "3 requeued."
+    page.run()
+    keys = [one.key for one in page.button]
+    assert "group-requeue-0" not in keys
+    assert "group-requeue-1" in keys
+    assert "1 job in 1 group" in seen(page)
+
+
+def test_an_entry_is_paused_and_resumed(path, look, confirmed) -> None:
+    fill(path)
+    page = look("schedule", path)
+    page.button(key="schedule-pause-0").click().run()
+    assert confirmed() == "Entry every is paused."
+    assert "Paused now" in seen(page.run())
+    page.button(key="schedule-resume-0").click().run()
+    assert confirmed() == "Entry every goes on with its next tick."
+    assert "Paused" not in seen(page.run())
+
+
+def test_a_click_means_the_queue_that_was_under_it_though_another_came_before_it(
+    path, look, confirmed
+) -> None:
+    filled = Filled(path)
+    filled.publish(queue="mail")
+    page = look("queues", path)
+    filled.publish(queue="alpha")  # by name it would stand where mail stood
+    filled.close()
+    page.button(key="queue-pause-0").click().run()
+    assert confirmed() == "Queue mail is paused."
+
+
+def test_mailboxes_are_shown_when_asked_for_and_queues_found_by_name(path, look) -> None:
+    fill(path)
+    page = look("queues", path)
+    assert "celeryev.1" not in seen(page)
+    page.toggle(key="queue-mailboxes").set_value(True).run()
+    assert "celeryev.1" in seen(page)
+    page.text_input(key="queue-find").set_value("odd").run()
+    assert "celeryev.1" not in seen(page)
+    assert "&lt;i&gt;odd" in seen(page)
+    page.text_input(key="queue-find").set_value("nowhere").run()
+    assert "No queue has that in its name" in seen(page)
