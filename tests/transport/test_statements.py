@@ -11,6 +11,7 @@ import pytest
 from sqlqueue_transport import (
     acting,
     chords,
+    deleting,
     pausing,
     pruning,
     reading,
@@ -52,6 +53,7 @@ MODULES = (
     topology,
     schedules,
     reading,
+    deleting,
     pruning,
     results,
     chords,
@@ -270,6 +272,10 @@ PLANS = {
         "SEARCH body USING INTEGER PRIMARY KEY",
         "SEARCH progress USING INTEGER PRIMARY KEY",
     ],
+    "pruning._COUNT_ENDED": [
+        "SEARCH message USING INDEX message_history (state=? AND finished_at_ms<?)"
+    ],
+    "deleting._LATER_COUNT": ["SEARCH message USING INDEX message_later (queue=?)"],
     "pruning._NEXT_ENTRY": ["SEARCH tick USING PRIMARY KEY (entry=?)", "(entry>?)"],
     "pruning._PRUNE_TICKS": ["SEARCH tick USING PRIMARY KEY (entry=? AND due_ms"],
     "pruning._AUDIT_AFTER": ["SEARCH audit USING INTEGER PRIMARY KEY (rowid>?)"],
