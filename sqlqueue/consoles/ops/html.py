@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue.palette import LEVELS, MUTED, STATES
+from sqlqueue.palette import LEVELS, MUTED
 from sqlqueue.text import escaped
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ ROW_HEIGHT: Final = 31  # pixels, of a row of a table
 # height is fixed, so that nothing moves when a value comes, goes or grows.
 STYLE: Final = f"""<style>
 .ops {{ --line: color-mix(in srgb, currentColor 14%, transparent);
-  --soft: color-mix(in srgb, currentColor 4%, transparent); font-variant-numeric: tabular-nums; }}
+  --soft: color-mix(in srgb, currentColor 4%, transparent);
+  --bar: color-mix(in srgb, currentColor 45%, transparent); font-variant-numeric: tabular-nums; }}
 .ops-warn {{ --level: {LEVELS["warn"]}; }}
 .ops-fail {{ --level: {LEVELS["fail"]}; }}
 .ops-ok {{ --level: {LEVELS["ok"]}; }}
@@ -71,9 +72,9 @@ STYLE: Final = f"""<style>
 .ops-sheet td.ops-warn, .ops-sheet td.ops-fail {{ color: var(--level); font-weight: 600; }}
 .ops-sheet tr:last-child td {{ border-bottom-color: transparent; }}
 .ops-bar {{ display: block; border-radius: .25rem; padding: 0 .35rem; margin: 0 -.1rem;
-  background: linear-gradient({STATES["processing"]}, {STATES["processing"]}) no-repeat
-    left bottom / var(--part) 3px, linear-gradient(var(--line), var(--line)) no-repeat
-    left bottom / 100% 3px; overflow: hidden; text-overflow: ellipsis; }}
+  background: linear-gradient(var(--bar), var(--bar)) no-repeat left bottom / var(--part) 3px,
+    linear-gradient(var(--line), var(--line)) no-repeat left bottom / 100% 3px;
+  overflow: hidden; text-overflow: ellipsis; }}
 @container (max-width: 640px) {{ .ops-sheet .rank2 {{ display: none; }} }}
 @container (max-width: 430px) {{ .ops-sheet .rank1 {{ display: none; }} }}
 .ops-facts {{ display: flex; flex-wrap: wrap; gap: .25rem 1.75rem; font-size: .8438rem;

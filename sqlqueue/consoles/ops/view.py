@@ -22,14 +22,14 @@ class Window:
         return self.seconds / self.buckets
 
 
-# Buckets of 15 s, 1, 5 and 15 minutes: round by the clock, and 60 to 96 bars fit a chart.
+# Buckets of 15 s, 1, 5 and 10 minutes: round by the clock, and as many bars as fit a chart.
 WINDOWS: Final = {
     one.name: one
     for one in (
         Window("15m", 900, 60),
         Window("1h", 3600, 60),
         Window("6h", 21_600, 72),
-        Window("24h", 86_400, 96),
+        Window("24h", 86_400, 144),
     )
 }
 USUAL_WINDOW: Final = "1h"
