@@ -22,7 +22,7 @@ def seen(tmp_path):
 
 
 def throughput(seen, window="1h"):
-    return charts.throughput(seen.look(window).activity, offset_ms=0).to_dict()
+    return charts.throughput(seen.look(window).activity, offset_ms=0)
 
 
 def bars(chart):
@@ -91,8 +91,8 @@ def test_the_axis_is_that_of_the_window_whatever_happened(seen, name):
 
 def test_the_axis_goes_by_the_clocks_of_the_page(seen):
     activity = seen.look().activity
-    plain = charts.throughput(activity, offset_ms=0).to_dict()
-    shifted = charts.throughput(activity, offset_ms=3_600_000).to_dict()
+    plain = charts.throughput(activity, offset_ms=0)
+    shifted = charts.throughput(activity, offset_ms=3_600_000)
 
     before, after = (one["encoding"]["x"]["scale"]["domain"][0] for one in (plain, shifted))
     assert after - before == 3_600_000
@@ -126,7 +126,7 @@ def test_run_times_are_bins_of_equal_width_with_their_seconds_below(seen):
     seen.clock.advance(600)
     activity = seen.look("24h").activity
 
-    chart = charts.durations(activity.durations).to_dict()
+    chart = charts.durations(activity.durations)
 
     assert sum(bar["jobs"] for bar in bars(chart)) == 30
     assert {round(bar["to"] - bar["from"], 6) for bar in bars(chart)} == {0.86}
@@ -137,6 +137,6 @@ def test_one_single_run_time_makes_a_chart_too(seen):
     seen.done()
     seen.clock.advance(60)
 
-    [bar] = bars(charts.durations(seen.look().activity.durations).to_dict())
+    [bar] = bars(charts.durations(seen.look().activity.durations))
 
     assert (bar["jobs"], bar["when"]) == (1, "2.0s to 2.0s")

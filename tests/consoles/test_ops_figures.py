@@ -109,7 +109,14 @@ def test_dead_letters_are_red_while_new_ones_are_in_the_window(seen):
 
 @pytest.mark.parametrize(
     ("part", "shown"),
-    [(0.0, "0%"), (0.000001, "0.01%"), (0.0123, "1.23%"), (0.5, "50.0%"), (0.99999, "99.9%"), (1.0, "100%")],
+    [
+        (0.0, "0%"),
+        (0.000001, "0.01%"),
+        (0.0123, "1.23%"),
+        (0.5, "50.0%"),
+        (0.99999, "99.9%"),
+        (1.0, "100%"),
+    ],
 )
 def test_only_nothing_is_shown_as_nothing_and_only_all_as_all(part, shown):
     assert figures._percent(part) == shown
@@ -170,13 +177,16 @@ def test_what_is_red_comes_before_what_is_amber(seen):
 
 def test_the_thresholds_in_the_documentation_are_those_of_the_page():
     text = (ROOT / "docs" / "consoles.md").read_text().partition("## Ops\n")[2]
-    rows = {row[0]: row[1:] for row in re.findall(r"^\| ([\w ]+) \| (.+) \| (.+) \|$", text, re.M)}
+    rows = {
+        row[0]: row[1:]
+        for row in re.findall(r"^\| ([\w ]+) \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    }
 
     assert rows["oldest pending"] == ("1 min", "5 min")
-    assert (60, 300) == figures.OLDEST_PENDING_S
+    assert figures.OLDEST_PENDING_S == (60, 300)
     assert rows["failure rate"] == ("5%", "20%")
-    assert (0.05, 0.2) == figures.PART_FAILED
+    assert figures.PART_FAILED == (0.05, 0.2)
     assert rows["sign of life"] == ("30 s", "2 min")
-    assert (30, 120) == figures.SILENT_S
+    assert figures.SILENT_S == (30, 120)
     assert rows["free on disk"] == ("2 GB", "500 MB")
-    assert (2e9, 5e8) == figures.FREE_BYTES
+    assert figures.FREE_BYTES == (2e9, 5e8)

@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 
-from sqlqueue.consoles.ops import figures, html, lists
+from sqlqueue.consoles.ops import drawing, figures, lists
 from sqlqueue.consoles.ops.pieces import Cell, Column, Table
 from sqlqueue.inspection import Arguments
 from sqlqueue_transport.schedules import Described
@@ -225,9 +225,11 @@ def test_strangers_text_is_escaped_in_every_cell_card_and_line(seen):
     seen.clock.advance(300)
 
     found = seen.look()
-    page = "".join(html.table(make(found)) + html.heading(make(found).title) for make in TABLES)
-    page += html.cards(figures.cards(found)) + html.facts(lists.facts(found))
-    page += html.status(figures.status(found), "07:06:54", refresh_s=5)
+    page = "".join(
+        drawing.table(make(found)) + drawing.heading(make(found).title) for make in TABLES
+    )
+    page += drawing.cards(figures.cards(found)) + drawing.facts(lists.facts(found))
+    page += drawing.status(figures.status(found), "07:06:54", refresh_s=5)
 
     assert "alert(1)" in page
     assert "<script" not in page
@@ -243,12 +245,12 @@ def test_strangers_text_is_escaped_in_every_cell_card_and_line(seen):
 def test_the_bar_of_a_cell_stays_within_it():
     table = Table("", "", (Column("", 1),), ((Cell("x", part=7.0),), (Cell("y", part=-1.0),)), "")
 
-    assert re.findall(r"--part:(\S+?)\"", html.table(table)) == ["100%", "0%"]
+    assert re.findall(r"--part:(\S+?)\"", drawing.table(table)) == ["100%", "0%"]
 
 
 def test_the_time_of_the_page_has_a_constant_width_and_says_by_itself_when_it_is_old():
-    found = html.status(figures.Status("", "all"), "07:06:54", refresh_s=5)
+    found = drawing.status(figures.Status("", "all"), "07:06:54", refresh_s=5)
 
     assert "in-5" in found
-    assert "in-" not in html.status(figures.Status("", "all"), "07:06:54", refresh_s=None)
-    assert all(f".ops-asof.in-{seconds}::after" in html.STYLE for seconds in (5, 10, 30))
+    assert "in-" not in drawing.status(figures.Status("", "all"), "07:06:54", refresh_s=None)
+    assert all(f".ops-asof.in-{seconds}::after" in drawing.STYLE for seconds in (5, 10, 30))

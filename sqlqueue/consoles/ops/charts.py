@@ -1,13 +1,15 @@
 """The charts of the ops page as Altair specifications, made of ended buckets only.
 
 A specification is the same, byte for byte, until another bucket has ended: a browser does not draw it
-again. Grounds are transparent and texts take Streamlit's theme, light or dark.
+again. Altair makes and checks it once, which takes ten milliseconds, and then it is kept. Grounds are
+transparent and texts take Streamlit's theme, light or dark.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import altair as alt
 
@@ -15,9 +17,9 @@ from sqlqueue.formats import took
 from sqlqueue.palette import STATES, TITLES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlqueue.inspection import Activity, Bin
+
+    Specification = dict[str, Any]  # kept and handed out again: nobody changes one
 
 __all__ = ["COLOURS", "durations", "offset_ms_at", "throughput"]
 
@@ -34,7 +36,8 @@ _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 180, 360)
 _EDGES: Final = 6  # labels below the histogram
 
 
-def throughput(found: Activity, *, offset_ms: int) -> alt.Chart:
+@lru_cache(maxsize=16)
+def throughput(found: Activity, *, offset_ms: int) -> Specification:
     """Return done and failed attempts, one bar a bucket; an empty bucket is a gap.
 
     `offset_ms` is how far the clocks of the page are ahead of UTC. The axis is that of the window,
@@ -75,7 +78,8 @@ def throughput(found: Activity, *, offset_ms: int) -> alt.Chart:
     )
 
 
-def durations(bins: Sequence[Bin]) -> alt.Chart:
+@lru_cache(maxsize=16)
+def durations(bins: tuple[Bin, ...]) -> Specification:
     """Return how many jobs ran for how long, every bin equally wide, whatever its seconds."""
     values = [
         {
@@ -155,7 +159,7 @@ def _stacked(found: Activity, offset_ms: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _bars(values: list[dict[str, Any]], *, x: alt.X, most: int, **more: Any) -> alt.Chart:
+def _bars(values: list[dict[str, Any]], *, x: alt.X, most: int, **more: Any) -> Specification:
     # Room for the same labels whatever they say, so that the bars do not shift when numbers grow.
     axis = alt.Axis(
         title=None,
@@ -166,7 +170,7 @@ def _bars(values: list[dict[str, Any]], *, x: alt.X, most: int, **more: Any) -> 
         maxExtent=34,
         domain=False,
     )
-    chart: alt.Chart = (
+    chart = (
         alt.Chart(alt.InlineData(values=values), height=HEIGHT, padding=_PADDING)
         .mark_bar(cornerRadius=1)
         .encode(
@@ -179,4 +183,4 @@ def _bars(values: list[dict[str, Any]], *, x: alt.X, most: int, **more: Any) -> 
         .configure(background="transparent")
         .configure_view(strokeWidth=0)
     )
-    return chart
+    return cast("Specification", chart.to_dict())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import streamlit as st
 
 from sqlqueue.consoles import look, source
-from sqlqueue.consoles.ops import charts, figures, html, lists
+from sqlqueue.consoles.ops import charts, drawing, figures, lists
 from sqlqueue.consoles.ops.pieces import Status
 from sqlqueue.consoles.ops.snapshot import Memory, Snapshot, take
 from sqlqueue.consoles.ops.view import (
@@ -76,11 +76,11 @@ def page(window: Window, refresh_s: int | None) -> None:
     now_ms = SYSTEM_CLOCK.wall_ms() if seen is None else seen.now_ms
     stands = _stale(trouble, seen) if trouble else figures.status(seen) if seen else Status("", "")
     as_of = at(now_ms, utc=source.chosen().utc).split(" ")[1]
-    st.html(html.status(stands, as_of, refresh_s=refresh_s))
+    st.html(drawing.status(stands, as_of, refresh_s=refresh_s))
     if seen is None:
-        st.html(html.nothing("There is nothing to show yet.", height=charts.HEIGHT))
+        st.html(drawing.nothing("There is nothing to show yet.", height=charts.HEIGHT))
         return
-    st.html(html.cards(figures.cards(seen)))
+    st.html(drawing.cards(figures.cards(seen)))
     wide, narrow = st.columns((2, 1))
     with wide:
         throughput(seen)
@@ -96,7 +96,7 @@ def page(window: Window, refresh_s: int | None) -> None:
     ):
         with place:
             panel(key, table, rows=6)
-    st.html(html.facts(lists.facts(seen)))
+    st.html(drawing.facts(lists.facts(seen)))
 
 
 def throughput(seen: Snapshot) -> None:
@@ -104,37 +104,37 @@ def throughput(seen: Snapshot) -> None:
     found = seen.activity
     with st.container(key="chart-throughput", gap=None):
         beside = f"per {_bucket(seen.window)}, last {seen.window.name}"
-        st.html(html.heading("Throughput", beside, keys=charts.COLOURS))
+        st.html(drawing.heading("Throughput", beside, keys=charts.COLOURS))
         if not found.done and not found.failed:
             said = f"Nothing ended in the last {seen.window.name}."
-            st.html(html.nothing(said, height=charts.HEIGHT))
+            st.html(drawing.nothing(said, height=charts.HEIGHT))
             return
         offset_ms = charts.offset_ms_at(found.until_ms, utc=source.chosen().utc)
-        st.altair_chart(charts.throughput(found, offset_ms=offset_ms), width="stretch")
+        st.vega_lite_chart(charts.throughput(found, offset_ms=offset_ms), width="stretch")
 
 
 def durations(seen: Snapshot) -> None:
     """Show how long jobs ran."""
     found = seen.activity
     with st.container(key="chart-durations", gap=None):
-        st.html(html.heading("Run times", f"of the newest {number(found.sampled)} done jobs"))
+        st.html(drawing.heading("Run times", f"of the newest {number(found.sampled)} done jobs"))
         if not found.durations:
             said = f"No job was done in the last {seen.window.name}."
-            st.html(html.nothing(said, height=charts.HEIGHT))
+            st.html(drawing.nothing(said, height=charts.HEIGHT))
             return
-        st.altair_chart(charts.durations(found.durations), width="stretch")
+        st.vega_lite_chart(charts.durations(found.durations), width="stretch")
 
 
 def panel(key: str, table: Table, *, rows: int) -> None:
     """Show a table that is so many rows high, whatever it holds; it scrolls in itself."""
-    height = (rows + 1) * html.ROW_HEIGHT
+    height = (rows + 1) * drawing.ROW_HEIGHT
     with st.container(key=key, gap=None):
-        st.html(html.heading(table.title, table.count))
+        st.html(drawing.heading(table.title, table.count))
         with st.container(height=height, border=True, key=f"{key}-rows"):
             if table.rows:
-                st.html(html.table(table))
+                st.html(drawing.table(table))
             else:
-                st.html(html.nothing(table.empty, height=height - 2))
+                st.html(drawing.nothing(table.empty, height=height - 2))
 
 
 def _stale(trouble: Trouble, seen: Snapshot | None) -> Status:
@@ -153,6 +153,6 @@ def _bucket(window: Window) -> str:
 
 st.set_page_config(page_title="sqlqueue ops", layout="wide", initial_sidebar_state="collapsed")
 st.html(look.STYLE)
-st.html(html.STYLE)
+st.html(drawing.STYLE)
 chosen_window, chosen_refresh_s = controls()
 st.fragment(page, run_every=chosen_refresh_s)(chosen_window, chosen_refresh_s)

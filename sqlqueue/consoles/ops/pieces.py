@@ -1,6 +1,6 @@
-"""What the ops page is made of: cards, tables, a status line. Values only; `html` draws them.
+"""What the ops page is made of: cards, tables, a status line. Values only; `drawing` draws them.
 
-Texts are as they were stored: escaping is `html`'s, once and for all of them.
+Texts are as they were stored: escaping is `drawing`'s, once and for all of them.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import kombu
 from sqlqueue.backend import SqliteBackend
 from sqlqueue.consoles.ops.lists import arguments_text
 from sqlqueue.errors import JobNotFound
+from sqlqueue_transport import files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         Stats,
         Worker,
     )
+    from sqlqueue_transport.files import FileIdentity
     from sqlqueue_transport.reading import JobRow
 
 __all__ = ["Memory", "Snapshot", "take"]
@@ -70,8 +72,16 @@ class Memory:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._mutex = threading.Lock()
+        self._file: FileIdentity | None = None
         self._activities: dict[Window, Activity] = {}
         self._arguments: dict[int, str] = {}
+
+    def belong_to(self, file: FileIdentity | None) -> None:
+        """Forget everything when it is of another file than this one: ids begin anew there."""
+        with self._mutex:
+            if file != self._file:
+                self._activities, self._arguments = {}, {}
+            self._file = file
 
     def activity(self, inspection: Inspection, window: Window) -> Activity:
         """Return the activity of a window; it is read anew when another bucket has ended.
@@ -86,30 +96,29 @@ class Memory:
             self._activities[window] = found
             return found
 
-    def arguments(self, inspection: Inspection, rows: Sequence[JobRow]) -> dict[int, str]:
+    def arguments(self, inspection: Inspection, rows: Sequence[JobRow]) -> Mapping[int, str]:
         """Return the arguments of these jobs; those seen before are not read and parsed again."""
         with self._mutex:
-            known = self._arguments
-        found = {
-            row.message_id: known[row.message_id]
-            if row.message_id in known
-            else _arguments(inspection, row)
-            for row in rows
-        }
-        with self._mutex:
-            self._arguments = found
-        return found
+            self._arguments = {
+                row.message_id: self._arguments[row.message_id]
+                if row.message_id in self._arguments
+                else _arguments(inspection, row)
+                for row in rows
+            }
+            return self._arguments
 
 
 def take(inspection: Inspection, window: Window, memory: Memory) -> Snapshot:
     """Look once. Raises what `Inspection` does, NotAvailable for a broker that cannot tell."""
+    backend = inspection.backend
+    path = backend.store.path if isinstance(backend, SqliteBackend) else None
+    memory.belong_to(None if path is None else files.identity_of(path))
     stats = inspection.stats()
     active = inspection.active(most=MOST_ACTIVE)
-    backend = inspection.backend
     return Snapshot(
         now_ms=inspection.now_ms,
         window=window,
-        path=str(backend.store.path) if isinstance(backend, SqliteBackend) else backend.name,
+        path=backend.name if path is None else str(path),
         sqlite_version=_sqlite_version(),
         lease_s=inspection.settings.visibility_timeout,
         stats=stats,
