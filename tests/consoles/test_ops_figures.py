@@ -175,6 +175,19 @@ def test_what_is_red_comes_before_what_is_amber(seen):
     assert found.problems[-1] == "Queue mail is paused, 1 message waiting"
 
 
+def test_a_job_that_runs_longer_than_the_visibility_timeout_is_said(seen):
+    seen.filled.store.consumers.register(name="w", kind="worker", slots=4)
+    seen.filled.publish()
+    seen.filled.claim(lease_s=600)
+    seen.clock.advance(60)
+    assert not status(seen.look()).problems
+
+    seen.clock.advance(1)
+
+    [said] = status(seen.look()).problems
+    assert said == "1 job runs for longer than the visibility timeout of 1m 00s"
+
+
 def test_the_thresholds_in_the_documentation_are_those_of_the_page():
     text = (ROOT / "docs" / "consoles.md").read_text().partition("## Ops\n")[2]
     rows = {

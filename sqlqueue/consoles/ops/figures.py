@@ -231,6 +231,9 @@ def _of_jobs(seen: Snapshot) -> Iterator[tuple[Level, str]]:
         yield level, f"The oldest pending job waits for {took(stats.oldest_pending_s)}"
     if stats.stalled:
         yield "fail", f"{number(stats.stalled, 'job')} stalled: processing, but their lease is over"
+    if seen.long:
+        jobs = "1 job runs" if len(seen.long) == 1 else f"{len(seen.long)} jobs run"
+        yield "warn", f"{jobs} for longer than the visibility timeout of {took(seen.lease_s)}"
     for name, count in stats.paused.items():
         yield "warn", f"Queue {name} is paused, {number(count, 'message')} waiting"
 

@@ -159,14 +159,14 @@ def arguments_text(found: Arguments) -> str:
 def _active_row(seen: Snapshot, row: JobRow) -> tuple[Cell, ...]:
     name = row.job_id or f"#{row.message_id}"
     since_ms = row.started_at_ms
-    elapsed = "" if since_ms is None else took(max(seen.now_ms - since_ms, 0) / 1000)
+    elapsed_s = None if since_ms is None else max(seen.now_ms - since_ms, 0) / 1000
     said = seen.arguments.get(row.message_id, "")
     return (
         Cell(_short(name), whole=name),
         Cell(_cut(row.task or "")),
         Cell(said, muted=True),
         Cell(row.worker or ""),
-        Cell(elapsed),
+        Cell(took(elapsed_s), "warn" if row in seen.long else ""),
         _progress(row),
         _lease(row, seen.lease_s),
     )

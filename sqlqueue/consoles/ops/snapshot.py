@@ -65,6 +65,16 @@ class Snapshot:
         """Return the processes that take jobs: workers, and other programs that consume."""
         return tuple(one.row for one in self.workers if one.row.is_serving)
 
+    @property
+    def long(self) -> tuple[JobRow, ...]:
+        """Return the active jobs that run for longer than the visibility timeout: do they hang?"""
+        since_ms = self.now_ms - self.lease_s * 1000
+        return tuple(
+            row
+            for row in self.active
+            if row.started_at_ms is not None and row.started_at_ms < since_ms
+        )
+
 
 class Memory:
     """Keep what ended buckets hold, and the arguments of what runs. Any thread may use it."""
