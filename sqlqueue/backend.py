@@ -10,6 +10,7 @@ two modules knows which one it talks to.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -28,8 +29,17 @@ if TYPE_CHECKING:
 
     from sqlqueue.config import Settings
     from sqlqueue_transport.acting import Acted
+    from sqlqueue_transport.activity import Activity
     from sqlqueue_transport.lifecycle import Event, State
-    from sqlqueue_transport.reading import Counts, JobDetail, JobFilter, JobRow, QueueRow
+    from sqlqueue_transport.listing import Listing
+    from sqlqueue_transport.reading import (
+        AuditRow,
+        Counts,
+        JobDetail,
+        JobFilter,
+        JobRow,
+        QueueRow,
+    )
     from sqlqueue_transport.schedules import Schedules
     from sqlqueue_transport.store import Store
 
@@ -41,6 +51,7 @@ __all__ = [
     "Publication",
     "Publisher",
     "Running",
+    "Size",
     "SqliteBackend",
     "Taken",
     "TickAnswer",
@@ -113,6 +124,15 @@ class WorkerRow:
     def is_serving(self) -> bool:
         """Say whether it is a worker of ours, or a consuming program such as Celery's worker."""
         return self.kind == "worker" or (self.kind == "client" and bool(self.queues))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Be how many bytes the file and its write-ahead log take, and the disk has left for us."""
+
+    file_bytes: int
+    log_bytes: int
+    free_bytes: int
 
 
 class Running(Protocol):
@@ -233,6 +253,20 @@ class Inspecting(Protocol):
         self, chosen: JobFilter, *, limit: int = 50, before: int | None = None
     ) -> list[JobRow]:
         """List jobs newest first, with message ids below `before`."""
+
+    @property
+    def lists(self) -> Listing:
+        """Return what lists and counts by a filter, with budgets and portions."""
+
+    @property
+    def activity(self) -> Activity:
+        """Return what answers how much happened when."""
+
+    def audit(self, *, limit: int, before: int | None = None) -> list[tuple[int, AuditRow]]:
+        """List what operators did, each with its number, newest first; with numbers below `before`."""
+
+    def size(self) -> Size:
+        """Return how large the file and its log are, and how much the disk has left."""
 
     def job(self, message_id: int) -> JobDetail | None:
         """Return one job whole."""
@@ -368,6 +402,9 @@ class SqliteBackend:
         self.paused = reading.paused
         self.counts = reading.counts
         self.jobs = reading.jobs
+        self.lists = reading.lists
+        self.activity = reading.activity
+        self.audit = reading.audit
         self.job = reading.job
         self.message_ids_of = reading.message_ids_of
         self.queues = reading.queues
@@ -468,6 +505,11 @@ class SqliteBackend:
     def log_bytes(self) -> int:
         """Return the size of the file's write-ahead log; no SQL."""
         return log_guard.size_of(self.store.path)
+
+    def size(self) -> Size:
+        """Ask the filesystem; no SQL, and nothing is opened."""
+        path = self.store.path
+        return Size(path.stat().st_size, self.log_bytes(), shutil.disk_usage(path.parent).free)
 
     def stops_asked(self, taken: Sequence[Taken]) -> set[int]:
         """Return the message ids of those running deliveries that should not go on."""

@@ -116,7 +116,7 @@ def examine(
     yield check_writer_lock(store.path)
     yield _check_log(store.path)
     yield _check_integrity(store, strict=strict)
-    yield _check_invariants(store)
+    yield _check_invariants(store, strict=strict)
     yield from _check_jobs(inspection)
     yield _check_workers(inspection)
     yield from _check_queues(inspection)
@@ -226,8 +226,8 @@ def _check_integrity(store: Store, *, strict: bool) -> Check:
     )
 
 
-def _check_invariants(store: Store) -> Check:
-    broken = store.reading.broken_invariants()
+def _check_invariants(store: Store, *, strict: bool) -> Check:
+    broken = store.reading.broken_invariants(full=strict)
     if not broken:
         return Check("invariants", Level.OK, "states, leases and attempts agree")
     return Check(

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue import envelope, plain_json
+from sqlqueue import envelope, failure_groups, plain_json
+from sqlqueue.activity import Activity, ActivityMemory, Bin, Bucket, Spread
+from sqlqueue.backend import Size
 from sqlqueue.config import Settings
 from sqlqueue.errors import JobNotFound, UndecodableMessage
+from sqlqueue.failure_groups import DeadGroup, ErrorGroup
 from sqlqueue.scheduled import Scheduled, scheduled
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.lifecycle import State
@@ -27,13 +30,20 @@ if TYPE_CHECKING:
 
     from sqlqueue.backend import Backend, WorkerRow
     from sqlqueue_transport.clock import Clock
+    from sqlqueue_transport.listing import ErrorRow
     from sqlqueue_transport.reading import AttemptRow, AuditRow, JobDetail, JobRow, Pause
 
 __all__ = [
     "MOST_ON_A_PAGE",
+    "Activity",
     "Arguments",
+    "AuditPage",
+    "Bin",
+    "Bucket",
     "Call",
+    "Counted",
     "DeadGroup",
+    "ErrorGroup",
     "Failure",
     "History",
     "Inspection",
@@ -42,6 +52,8 @@ __all__ = [
     "Page",
     "Queue",
     "Scheduled",
+    "Size",
+    "Spread",
     "State",
     "Stats",
     "Worker",
@@ -49,6 +61,8 @@ __all__ = [
 
 MOST_ON_A_PAGE: Final = 1000
 _DEAD: Final = JobFilter(states=(State.PERMANENTLY_FAILED,))
+_ERRORS_AT_ONCE: Final = 5000  # jobs of which little is read
+_MOST_ATTEMPTS: Final = 5000  # that errors_since looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +90,30 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Be a stretch of a list, newest first. `next` is the cursor of the page after; None: the end."""
+    """Be a stretch of a list, newest first. `next` is the cursor of the page after; None: the end.
+
+    `is_complete` is False where the time for looking was over before the page was full: there may be
+    more, and `next` goes on where it stopped.
+    """
 
     items: tuple[JobRow, ...]
+    next: str | None
+    is_complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Be a count; `is_complete` is False where there may be more."""
+
+    count: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Be a stretch of what operators did, newest first; `next` as in Page."""
+
+    items: tuple[AuditRow, ...]
     next: str | None
 
 
@@ -161,21 +196,6 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadGroup:
-    """Be dead letters that died alike: same type, and same text but for numbers, ids and names.
-
-    `example` is the newest one's id, or "#" and its message id.
-    """
-
-    type: str
-    text: str
-    count: int
-    newest_at_ms: int
-    tasks: tuple[str, ...]
-    example: str
-
-
-@dataclass(frozen=True, slots=True)
 class Queue:
     """Be one queue. `later` counts scheduled and failed messages, `servers` the workers alive on it.
 
@@ -218,6 +238,7 @@ class Inspection:
         self.settings = settings or Settings()
         self._max_attempts = dict(max_attempts or {})
         self._clock = clock
+        self._memory = ActivityMemory()
 
     @property
     def now_ms(self) -> int:
@@ -240,16 +261,87 @@ class Inspection:
             paused=self.backend.paused(),
         )
 
-    def jobs(self, chosen: JobFilter, *, limit: int = 50, cursor: str | None = None) -> Page:
+    def jobs(
+        self,
+        chosen: JobFilter,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        budget_s: float | None = None,
+    ) -> Page:
         """List jobs newest first, at most `limit` (1 to 1000).
+
+        What no index finds (a task, a worker, a piece of an error or of a body) is looked for in all
+        jobs, a second or so for a million. With `budget_s` that ends after so many seconds, with the
+        page as far as it came. Raises ValueError for a cursor that no page gave out.
+        """
+        limit = max(1, min(limit, MOST_ON_A_PAGE))
+        # One more than is shown tells whether a next page would have anything on it.
+        found = self.backend.lists.walk(
+            chosen, limit=limit + 1, before=_before(cursor), budget_s=budget_s
+        )
+        shown = tuple(found.rows[:limit])
+        if len(found.rows) > limit:
+            return Page(shown, str(shown[-1].message_id))
+        if found.seen_to:
+            return Page(shown, str(found.seen_to), is_complete=False)
+        return Page(shown, None)
+
+    def again(self, message_ids: Sequence[int]) -> tuple[JobRow, ...]:
+        """Return these jobs as they are now, in the order given; those that are gone are left out."""
+        return tuple(self.backend.lists.again(message_ids))
+
+    def count(
+        self, chosen: JobFilter, *, most: int = 100_000, budget_s: float | None = None
+    ) -> Counted:
+        """Count the jobs of a filter, up to `most`, for at most `budget_s` seconds.
+
+        States and a queue are answered at once and exactly, however many there are.
+        """
+        return Counted(*self.backend.lists.count(chosen, most=most, budget_s=budget_s))
+
+    def newer(self, chosen: JobFilter, than: int, *, most: int = 1000) -> int:
+        """Count the jobs of a filter that came after that message id, up to `most`."""
+        count, _ = self.backend.lists.count(chosen, most=most, above=max(than, 0))
+        return count
+
+    def active(self, *, most: int = 100) -> tuple[JobRow, ...]:
+        """List what is processing, what has run longest in front."""
+        return tuple(self.backend.lists.longest_running(limit=most))
+
+    def activity(self, window_s: float, *, buckets: int = 60) -> Activity:
+        """Return figures of the last `window_s` seconds, in buckets that are closed.
+
+        The first call for a window may take a tenth of a second with a million jobs in it. What cannot
+        change any more is kept in this object, so later ones take milliseconds; jobs that are pruned
+        or requeued meanwhile stay counted there.
+        """
+        return self._memory.activity(self.backend.activity, self.now_ms, window_s, buckets)
+
+    def errors_since(self, window_s: float, *, most: int = 20) -> list[ErrorGroup]:
+        """Group the failed attempts of the last `window_s` seconds, the largest group first.
+
+        Of more than 5,000 attempts the newest are taken.
+        """
+        since_ms = self.now_ms - round(window_s * 1000)
+        found = self.backend.activity.newest_failed(since_ms, most=_MOST_ATTEMPTS)
+        return failure_groups.error_groups(found)[:most]
+
+    def audit(self, *, limit: int = 50, cursor: str | None = None) -> AuditPage:
+        """List what operators did, newest first, at most `limit` (1 to 1000).
 
         Raises ValueError for a cursor that no page gave out.
         """
         limit = max(1, min(limit, MOST_ON_A_PAGE))
-        # One more than is shown tells whether a next page would have anything on it.
-        rows = self.backend.jobs(chosen, limit=limit + 1, before=_before(cursor))
+        rows = self.backend.audit(limit=limit + 1, before=_before(cursor))
         shown = rows[:limit]
-        return Page(tuple(shown), str(shown[-1].message_id) if len(rows) > limit else None)
+        return AuditPage(
+            tuple(row for _, row in shown), str(shown[-1][0]) if len(rows) > limit else None
+        )
+
+    def size(self) -> Size:
+        """Return how many bytes the file and its log take, and the disk has left."""
+        return self.backend.size()
 
     def every_job(self, chosen: JobFilter) -> Iterator[JobRow]:
         """Yield all jobs of a filter, newest first, a page at a time: no reader stays long.
@@ -257,9 +349,10 @@ class Inspection:
         Jobs that change meanwhile are yielded as they were, at most once.
         """
         before: int | None = None
-        while rows := self.backend.jobs(chosen, limit=MOST_ON_A_PAGE, before=before):
-            yield from rows
-            before = rows[-1].message_id
+        while before != 0:
+            found = self.backend.lists.walk(chosen, limit=MOST_ON_A_PAGE, before=before)
+            yield from found.rows
+            before = found.seen_to
 
     def job(self, name: str) -> Job:
         """Return one job whole by its id (the newest message that carries it), or by "#message id".
@@ -321,22 +414,23 @@ class Inspection:
 
     def dead_groups(self, chosen: JobFilter = _DEAD) -> list[DeadGroup]:
         """Group the dead letters, or what else a filter finds, by error, the largest group first."""
-        found: dict[tuple[str, str], list[JobRow]] = {}
+        return failure_groups.dead_groups(self._every_error(chosen))
+
+    def jobs_of_group(self, group: DeadGroup, chosen: JobFilter = _DEAD) -> Iterator[JobRow]:
+        """Yield the jobs of a group that `dead_groups` made of this filter, as they are now."""
+        if group.type and chosen.error is None:
+            chosen = replace(chosen, error=f"{group.type}: ")  # leaves most of the others out
         for row in self.every_job(chosen):
-            kind, text = row.error_type or "", _likeness(row.error_message or "")
-            found.setdefault((kind, text), []).append(row)
-        groups = [
-            DeadGroup(
-                type=kind,
-                text=text,
-                count=len(rows),
-                newest_at_ms=max(row.finished_at_ms or 0 for row in rows),
-                tasks=tuple(sorted({row.task or "" for row in rows})),
-                example=rows[0].job_id or f"#{rows[0].message_id}",
-            )
-            for (kind, text), rows in found.items()
-        ]
-        return sorted(groups, key=lambda group: (-group.count, -group.newest_at_ms))
+            if failure_groups.likeness(row.error_message or "") == group.text and group.type == (
+                row.error_type or ""
+            ):
+                yield row
+
+    def _every_error(self, chosen: JobFilter) -> Iterator[ErrorRow]:
+        before: int | None = None
+        while rows := self.backend.lists.errors(chosen, limit=_ERRORS_AT_ONCE, before=before):
+            yield from rows
+            before = rows[-1].message_id
 
     def queues(self) -> list[Queue]:
         """List queues with the number of living workers that serve each."""
@@ -500,19 +594,3 @@ def _ended(attempt: AttemptRow) -> History:
         outcome=attempt.outcome,
         error=_failure(attempt.error_type, attempt.error_message, attempt.traceback),
     )
-
-
-# What makes texts of one mistake differ: quoted names, hexadecimal ids and addresses, numbers.
-_PARTICULARS: Final[Sequence[str]] = (
-    r"'[^'\n]*'",
-    r'"[^"\n]*"',
-    r"\b0x[0-9a-fA-F]+\b",
-    r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b",
-    r"\d+",
-)
-_PARTICULAR: Final = re.compile("|".join(_PARTICULARS))
-
-
-def _likeness(message: str) -> str:
-    """Return the first line of an error's text with its particulars left out."""
-    return _PARTICULAR.sub("…", message.strip().split("\n", 1)[0][:500])

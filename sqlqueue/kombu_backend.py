@@ -58,7 +58,11 @@ class KombuBackend:
 
     counts = _not_available("counting jobs")
     log_bytes = _not_available("the log's size")
+    size = _not_available("the file's size")
     jobs = _not_available("listing jobs")
+    lists = property(_not_available("listing jobs"))
+    activity = property(_not_available("figures over time"))
+    audit = _not_available("what operators did")
     job = _not_available("looking at a job")
     message_ids_of = _not_available("looking up a job")
     queues = _not_available("listing queues")

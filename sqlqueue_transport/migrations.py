@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # "SQLQ", in the file's header (sqlite.org/pragma.html#pragma_application_id)
 APPLICATION_ID = 0x53514C51
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def _packaged(name: str) -> str:
@@ -33,6 +33,7 @@ def _packaged(name: str) -> str:
 MIGRATIONS: dict[int, Callable[[], str]] = {
     2: functools.partial(_packaged, "schema-2.sql"),
     3: functools.partial(_packaged, "schema-3.sql"),
+    4: functools.partial(_packaged, "schema-4.sql"),
 }
 
 

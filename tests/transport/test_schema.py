@@ -282,7 +282,7 @@ def structure(path: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
     tmp_path: Path, version: int
 ) -> None:
