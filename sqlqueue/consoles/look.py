@@ -11,7 +11,7 @@ from sqlqueue.text import escaped
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["STYLE", "badge", "safe", "streamlit_theme"]
+__all__ = ["STYLE", "badge", "plain", "safe", "streamlit_theme"]
 
 ACCENT: Final = "#2f6fb3"
 
@@ -63,6 +63,11 @@ def badge(state: str) -> str:
     """Return the HTML of a state: its colour and, always beside it, its name."""
     colour = STATES.get(state, MUTED)
     return f'<span class="sq-badge" style="--sq:{colour}">{escape(TITLES.get(state, state))}</span>'
+
+
+def plain(text: str) -> str:
+    """Return strangers' text for a place that shows text as it is: cells, code, tooltips."""
+    return escaped(text, keep_newlines=True)
 
 
 def safe(text: str) -> str:
