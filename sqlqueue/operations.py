@@ -1,4 +1,4 @@
-"""What operators may do: requeue, cancel, terminate and fail jobs; pause and resume queues.
+"""What operators may do: requeue, cancel, terminate and fail jobs; pause and resume queues and entries.
 
 The one way for command line and consoles.
 
@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue.errors import JobNotFound, QueueNotFound
+from sqlqueue.errors import JobNotFound, QueueNotFound, ScheduleNotFound
+from sqlqueue.schedules import next_due_ms_of
 from sqlqueue.text import did_you_mean
 from sqlqueue_transport.lifecycle import Event, State, sources
+from sqlqueue_transport.schedules import Changed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,6 +257,34 @@ class Operations:
         self._refuse_unknown(queues)
         resume = self._inspection.backend.resume
         return [QueueChange(one, resume(one, actor=actor, reason=reason)) for one in queues]
+
+    def pause_entry(self, name: str, *, actor: str, reason: str | None = None) -> bool:
+        """Let a schedule entry rest until it is resumed; False when it rested already.
+
+        Raises ScheduleNotFound, and NotAvailable on a broker that keeps no schedule. If the process
+        dies midway it is paused and audited, or neither.
+        """
+        schedules = self._inspection.backend.schedules
+        return self._known(schedules.pause(name, actor=actor, reason=reason), name)
+
+    def resume_entry(self, name: str, *, actor: str, reason: str | None = None) -> bool:
+        """Let a schedule entry go on with its next tick; False when it was not paused.
+
+        What was due meanwhile is given up. Raises, and dies, as `pause_entry` does.
+        """
+        changed = self._inspection.backend.schedules.resume(
+            name,
+            next_due=lambda text, now_ms: next_due_ms_of(name, text, now_ms),
+            actor=actor,
+            reason=reason,
+        )
+        return self._known(changed, name)
+
+    def _known(self, changed: Changed, name: str) -> bool:
+        if changed is Changed.UNKNOWN:
+            known = [one.row.entry for one in self._inspection.schedule()]
+            raise ScheduleNotFound(name, did_you_mean(name, known))
+        return changed is Changed.DONE
 
     def _refuse_unknown(self, queues: Sequence[str]) -> None:
         known = {row.name for row in self._inspection.backend.queues()}
