@@ -17,11 +17,11 @@ from sqlqueue import config
 from sqlqueue.cli.completing import directories
 from sqlqueue.cli.demo_processes import Processes
 from sqlqueue.cli.failures import CommandFailed, ExitCode
-from sqlqueue.cli.formats import number
 from sqlqueue.cli.invocation import Command, Invocation, pass_invocation, size
 from sqlqueue.cli.output import Column, Output
-from sqlqueue.cli.palette import MUTED
 from sqlqueue.cli.unwinding import ended_in_order, signals_held
+from sqlqueue.formats import number
+from sqlqueue.palette import MUTED
 from sqlqueue.text import quoted
 
 if TYPE_CHECKING:

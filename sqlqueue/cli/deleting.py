@@ -14,11 +14,11 @@ import click
 from sqlqueue.actor import actor
 from sqlqueue.cli import documents
 from sqlqueue.cli.failures import CommandFailed, ExitCode
-from sqlqueue.cli.formats import at, number
 from sqlqueue.cli.gauge import Gauge
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
+from sqlqueue.formats import at, number
 from sqlqueue.text import did_you_mean, escaped, quoted
 
 if TYPE_CHECKING:

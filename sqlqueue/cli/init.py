@@ -19,7 +19,7 @@ from sqlqueue.cli.completing import directories
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.invocation import Command, Invocation, pass_invocation
 from sqlqueue.cli.output import Output
-from sqlqueue.cli.palette import HEADING, MUTED
+from sqlqueue.palette import HEADING, MUTED
 from sqlqueue.text import quoted
 
 __all__ = ["init"]

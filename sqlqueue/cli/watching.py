@@ -24,8 +24,8 @@ import click
 from sqlqueue.cli.failures import ExitCode, explain, one_line
 from sqlqueue.cli.invocation import duration
 from sqlqueue.cli.output import console_for
-from sqlqueue.cli.palette import LEVELS, MUTED
 from sqlqueue.cli.unwinding import ended_in_order
+from sqlqueue.palette import LEVELS, MUTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,9 +13,8 @@ import hmac
 from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from sqlqueue.consoles.tokens import cookie_value
 
@@ -35,12 +34,19 @@ HEALTH: Final = "/_stcore/health"  # says "ok", to supervisors, without a token
 _LOGIN: Final = "/login"
 _COOKIE_AGE_S: Final = 30 * 86_400
 _LONGEST_FORM: Final = 4096
-# Of every answer: no other page may frame a console, and no link tells where it came from.
+# Of every answer: no other page may frame a console, and no link tells another site where it came
+# from. Not "no-referrer": with that browsers send the form here with "Origin: null" (Fetch, "append
+# a request Origin header"), which is what a stranger's form looks like.
 _HEADERS: Final = (
     (b"x-frame-options", b"DENY"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),
     (b"x-content-type-options", b"nosniff"),
+)
+# Of what the gate answers itself, besides: it loads nothing, and runs nothing.
+_OWN_POLICY: Final = (
+    b"content-security-policy",
+    b"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'",
 )
 
 
@@ -48,8 +54,8 @@ _HEADERS: Final = (
 class Entry:
     """Be who may come in.
 
-    `hosts` are the names (no ports: a tunnel has its own) under which the console is asked for;
-    empty means any, which only a token makes safe. `token` None asks for none.
+    `hosts` are the names, in lower case and without ports (a tunnel has its own), under which the
+    console is asked for. `token` None asks for none.
     """
 
     role: str
@@ -80,27 +86,31 @@ class Gate:
         refusal = self._refusal(scope, headers)
         if refusal is not None:
             await _refuse(scope, send, refusal)
-        elif self._is_open(scope, headers):
+            return
+        is_open = self._is_open(scope, headers)
+        if is_open and not self._is_login(scope):
             await self._app(scope, receive, _guarded(send))
         elif scope["type"] == "websocket":
             await _refuse(scope, send, "this console wants its token first: load its page")
         else:
-            await self._ask(scope, receive, send)
+            await self._ask(scope, receive, send, is_open=is_open)
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> str | None:
         """Say why a request is refused whoever sends it; None when it is not."""
         host = headers.get("host", "")
         name = host_name(host)
-        if not name or (self._entry.hosts and name not in self._entry.hosts):
+        if name not in self._entry.hosts:
             return "this console is not known by that name: see --allow-host"
-        origin = headers.get("origin")
         changes = scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD"}
-        # A browser sends Origin with every socket and every form; what is no browser needs the token.
-        if origin is not None and changes and urlsplit(origin).netloc.lower() != host.lower():
+        # What a link on another page leads to may be looked at; no page may fetch, send or connect.
+        if headers.get("sec-fetch-mode") == "navigate" and not changes:
+            return None
+        # A browser sends Origin with every socket, every form and every fetch from another page;
+        # what is no browser needs the token.
+        origin = headers.get("origin")
+        if origin is not None and _netloc(origin) != host.lower():
             return "another web page sent this"
-        fetched = headers.get("sec-fetch-site", "none")
-        is_link = headers.get("sec-fetch-mode") == "navigate" and not changes
-        if fetched in {"cross-site", "same-site"} and not is_link:
+        if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
             return "another web page sent this"
         return None
 
@@ -108,28 +118,44 @@ class Gate:
         token = self._entry.token
         if token is None or (scope["type"] == "http" and scope["path"] == HEALTH):
             return True
-        try:
-            shown = SimpleCookie(headers.get("cookie", "")).get(self._entry.cookie)
-        except CookieError:
-            return False
         wanted = cookie_value(token, role=self._entry.role)
-        return shown is not None and _same(shown.value, wanted)
+        shown = _cookies(headers.get("cookie", ""), self._entry.cookie)
+        return any(_same(value, wanted) for value in shown)
 
-    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _is_login(self, scope: Scope) -> bool:
+        """Say whether somebody shows a token here, in the link that was printed or in the form.
+
+        That is taken, and taken out of the address bar, also of who is in already.
+        """
+        if self._entry.token is None or scope["type"] != "http" or scope["path"] == HEALTH:
+            return False
+        if scope["method"] == "POST":
+            return bool(scope["path"] == _LOGIN)
+        return any(name == TOKEN for name, _ in _query(scope))
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send, *, is_open: bool) -> None:
         """Take the token from the link or the form; show the form when it is missing or wrong."""
         if scope["method"] == "POST" and scope["path"] == _LOGIN:
             form = dict(parse_qsl(await _body(receive)))
             given, back = form.get(TOKEN, ""), form.get("back", "/")
         else:
-            pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+            pairs = _query(scope)
             given = next((value for name, value in pairs if name == TOKEN), "")
             rest = urlencode([(name, value) for name, value in pairs if name != TOKEN])
-            back = f"{scope['path']}?{rest}" if rest else scope["path"]
+            # Which the server had decoded. Who looks for the form by its name wants what is behind it.
+            path = "/" if scope["path"] == _LOGIN else quote(scope["path"])
+            back = f"{path}?{rest}" if rest else path
         token = self._entry.token or ""
-        if not _same(given, token):
+        if not is_open and not _same(given, token):
             why = "That is not this console’s token." if given else ""
             page = _form(self._entry.role, back, why)
-            await _answer(send, HTTPStatus.UNAUTHORIZED, page.encode(), kind="text/html")
+            await _answer(
+                send,
+                HTTPStatus.UNAUTHORIZED,
+                page.encode("utf-8", "replace"),
+                kind="text/html",
+                extra=(_OWN_POLICY,),
+            )
             return
         cookie = (
             f"{self._entry.cookie}={cookie_value(token, role=self._entry.role)}; Path=/;"
@@ -142,9 +168,34 @@ class Gate:
 def host_name(host: str) -> str:
     """Return the name in a Host header, without its port, in lower case; "" for what is none."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises for one that is no number
     except ValueError:
         return ""
+    # Nothing but name and port: no browser sends a user, a path or a query in it.
+    return (parts.hostname or "") if parts.netloc == host and "@" not in host else ""
+
+
+def _netloc(origin: str) -> str:
+    """Return host and port of an Origin; "" for "null" and for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    return parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
+def _cookies(header: str, name: str) -> list[str]:
+    """Return the values of all cookies of that name.
+
+    Not by http.cookies: it gives up on the whole header when another program on this host has set
+    a cookie that is not as it should be (Python 3.11), and would lock its people out.
+    """
+    pairs = (part.strip().partition("=") for part in header.split(";"))
+    return [value for found, _, value in pairs if found == name]
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -163,11 +214,14 @@ def _same(given: str, wanted: str) -> bool:
 
 
 def _local(back: str) -> bytes:
-    """Return a path of this console to go on to: never another site's, never a second header."""
-    parts = urlsplit(back)
-    if parts.scheme or parts.netloc or not back.startswith("/") or back.startswith(("//", "/\\")):
-        return b"/"
-    return back.encode("ascii", "ignore").translate(None, b"\r\n\0")
+    """Return a path of this console to go on to: never another site's, never a second header.
+
+    Whatever a browser would read otherwise than it stands there (tabs, NUL, back slashes, letters
+    beyond ASCII) is written as %XX, so that nothing has to be left out, and two slashes cannot come
+    together.
+    """
+    path = quote(back, safe="/?%:@!$&'()*+,;=-._~", errors="replace")
+    return path.encode() if path.startswith("/") and not path.startswith("//") else b"/"
 
 
 async def _body(receive: Receive) -> str:

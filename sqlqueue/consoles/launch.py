@@ -38,6 +38,9 @@ _STREAMLIT: Final[dict[str, object]] = {
     "server.enableXsrfProtection": True,
     "server.enableCORS": True,  # which is to refuse other origins
     "server.maxUploadSize": 1,  # nothing is uploaded
+    "server.baseUrlPath": "",  # the link is to the root
+    "server.enableStaticServing": False,
+    "server.enableAgentApi": False,  # programs have the command line
     "browser.gatherUsageStats": False,
     "client.showErrorDetails": "none",  # a traceback is for the log, not for whoever looks
     "client.toolbarMode": "minimal",
@@ -169,10 +172,10 @@ def _is_loopback(host: str) -> bool:
 
 def _hosts(host: str, names: Sequence[str]) -> frozenset[str]:
     """Return the names a console is asked for by: of this machine, and those that were given."""
-    found = {*_LOOPBACK_NAMES, *(name.lower() for name in names)}
+    found = {*_LOOPBACK_NAMES, host, *names}
     if not _is_loopback(host):
-        found |= {host, socket.gethostname().lower(), socket.getfqdn().lower()}
-    return frozenset(found)
+        found |= {socket.gethostname(), socket.getfqdn()}
+    return frozenset(name.lower() for name in found)
 
 
 def _check_free(host: str, port: int) -> None:

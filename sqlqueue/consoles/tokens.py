@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.errors import ConfigError
@@ -47,7 +48,8 @@ def kept_in(path: Path) -> str:
         pass
     token = secrets.token_urlsafe(_BYTES)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    draft.unlink(missing_ok=True)  # of a killed process that had our number
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(f"{token}\n")
     try:
@@ -71,14 +73,20 @@ def _read(path: Path) -> str:
         raise
     except OSError as error:
         raise ConfigError(f"cannot read the token in {path}: {error.strerror}") from None
-    with os.fdopen(descriptor) as file:
-        found = os.fstat(file.fileno())
+    try:
+        found = os.fstat(descriptor)
         if found.st_mode & 0o077 or found.st_uid != os.getuid():
             raise ConfigError(
                 f"{path} can be read by others, so its token is no secret: remove the file, and the"
                 " next start makes a new token"
             )
-        token = file.read(1024).strip()
-    if len(token) < SHORTEST:
-        raise ConfigError(f"{path} holds no token: remove the file, and the next start makes one")
-    return token
+        # Of what is no file (a directory, a pipe) there is nothing to read.
+        content = os.read(descriptor, 1024) if stat.S_ISREG(found.st_mode) else b""
+    finally:
+        os.close(descriptor)
+    try:
+        return checked(content.decode("ascii", "replace").strip())
+    except ConfigError:
+        raise ConfigError(
+            f"{path} holds no token: remove the file, and the next start makes one"
+        ) from None
