@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue.cli.formats import ago, at, number, took
+from sqlqueue.cli.formats import ago, at, number, short, took
 from sqlqueue.cli.output import Cell, Column
 from sqlqueue.cli.palette import HEADING, LEVELS, MUTED, STATES
 
@@ -132,14 +132,17 @@ def nothing_found(inspection: Inspection, chosen: JobFilter) -> str:
     if not total:
         return "No jobs yet. Enqueue one: sqlqueue call TASK, or task.delay(…) in Python."
     wanted = " or ".join(state.value for state in chosen.states)
-    narrowed = any((chosen.task, chosen.queue, chosen.worker, chosen.error, chosen.since_ms))
+    texts = (chosen.task, chosen.queue, chosen.worker, chosen.error, chosen.celery_state)
+    narrowed = any(texts) or chosen.since_ms is not None
     what = f"No {wanted} jobs" if wanted else "No stalled jobs" if chosen.stalled else "No jobs"
+    kept_s = inspection.settings.retention_done
+    since = f" in the last {short(kept_s)}" if kept_s else ""
     there = ", ".join(
-        f"{number(count)} {state.value}"
+        f"{number(count)} {state.value}{since if state.value == 'done' else ''}"
         for state, count in found.items()
         if count and (narrowed or state not in chosen.states)
     )
-    return f"{what}{' match' if narrowed else ''}. There are: {there}."
+    return f"{what}{' match' if narrowed else ''}. {there}."
 
 
 def dead_groups(output: Output, groups: Sequence[DeadGroup], *, now_ms: int) -> None:
