@@ -198,7 +198,7 @@ def _refuse_directory(directory: Path) -> None:
 def _refuse_filesystem(path: Path) -> None:
     kind = filesystem_of(path.parent)
     if kind is not None and is_network(kind):
-        message = f"{path.parent} is on {kind}; SQLite's WAL is not safe there. Use a local disk"
+        message = f"{path} is on {kind}; SQLite's WAL is not safe there. Use a local disk."
         raise NetworkFilesystem(message)
     if any(mount.point == path for mount in _mounts(MOUNT_TABLE)):
         message = (

@@ -107,6 +107,8 @@ def _list_jobs(
             showing.jobs(output, page.items, inspection)
         elif cursor is None:
             output.empty(showing.nothing_found(inspection, chosen))
+        else:
+            output.empty("No more jobs.")
     if page.next is not None and invocation.output != "json":
         output.note(f"There are more: --cursor {page.next}, or --limit up to 1000.")
 

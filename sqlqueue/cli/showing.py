@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.cli.output import Cell, Column
-from sqlqueue.formats import ago, at, number, took
+from sqlqueue.formats import ago, at, number, short, took
 from sqlqueue.palette import HEADING, LEVELS, MUTED, STATES
 
 if TYPE_CHECKING:
@@ -132,15 +132,17 @@ def nothing_found(inspection: Inspection, chosen: JobFilter) -> str:
     if not total:
         return "No jobs yet. Enqueue one: sqlqueue call TASK, or task.delay(…) in Python."
     wanted = " or ".join(state.value for state in chosen.states)
-    narrowed = any((chosen.task, chosen.queue, chosen.worker, chosen.error, chosen.since_ms))
-    narrowed = narrowed or any((chosen.until_ms, chosen.search))
+    texts = (chosen.task, chosen.queue, chosen.worker, chosen.error, chosen.celery_state, chosen.search)
+    narrowed = any((*texts, chosen.since_ms, chosen.until_ms))
     what = f"No {wanted} jobs" if wanted else "No stalled jobs" if chosen.stalled else "No jobs"
+    kept_s = inspection.settings.retention_done
+    since = f" in the last {short(kept_s)}" if kept_s else ""
     there = ", ".join(
-        f"{number(count)} {state.value}"
+        f"{number(count)} {state.value}{since if state.value == 'done' else ''}"
         for state, count in found.items()
         if count and (narrowed or state not in chosen.states)
     )
-    return f"{what}{' match' if narrowed else ''}. There are: {there}."
+    return f"{what}{' match' if narrowed else ''}. {there}."
 
 
 def dead_groups(output: Output, groups: Sequence[DeadGroup], *, now_ms: int) -> None:

@@ -307,13 +307,48 @@ def test_nothing_to_show_says_something_useful(cli, filled):
     assert "No schedule yet" in cli("inspect", "schedule").out
 
 
-def test_filter_that_finds_nothing_says_what_there_is(cli, filled):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("inspect jobs --state failed", "No failed jobs. 2 done in the last 7d."),
+        (
+            "inspect jobs --state failed,expired",
+            "No failed or expired jobs. 2 done in the last 7d.",
+        ),
+        ("inspect dead", "No permanently_failed jobs. 2 done in the last 7d."),
+        ("inspect dead --by error", "No permanently_failed jobs. 2 done in the last 7d."),
+        ("inspect jobs --state stalled", "No stalled jobs. 2 done in the last 7d."),
+        ("inspect jobs --task x", "No jobs match. 2 done in the last 7d."),
+        ("inspect jobs --celery-state X", "No jobs match. 2 done in the last 7d."),
+        ("inspect jobs --since 2099-01-01", "No jobs match. 2 done in the last 7d."),
+        ("inspect jobs --state done --queue x", "No done jobs match. 2 done in the last 7d."),
+        ("inspect jobs --cursor 1", "No more jobs."),
+    ],
+)
+def test_filter_that_finds_nothing_says_what_there_is(cli, filled, line, said):
+    filled.done()
     filled.done()
     filled.close()
-    assert "No failed jobs. There are: 1 done." in cli("inspect", "jobs", "--state", "failed").out
-    assert "No permanently_failed jobs. There are: 1 done." in cli("inspect", "dead").out
-    assert "No jobs match. There are: 1 done." in cli("inspect", "jobs", "--task", "x").out
-    assert "No stalled jobs" in cli("inspect", "jobs", "--state", "stalled").out
+    result = cli(*line.split())
+    assert (result.code, result.out, result.err) == (0, f"{said}\n", "")
+
+
+def test_done_jobs_that_are_kept_for_ever_are_told_without_a_time(cli, filled, monkeypatch):
+    filled.done()
+    filled.publish()
+    filled.close()
+    monkeypatch.setenv("SQLQUEUE_RETENTION_DONE", "0")
+    assert cli("inspect", "dead").out == "No permanently_failed jobs. 1 pending, 1 done.\n"
+
+
+def test_misspelt_application_is_an_error_with_a_suggestion(cli, shop):
+    name = shop.partition(":")[0]
+    result = cli("inspect", "stats", "-A", f"{name}:ap")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"error: cannot import app '{name}:ap': module '{name}' has no attribute 'ap'."
+        f" Did you mean '{name}:app'?\n"
+    )
 
 
 def test_missing_database_is_an_error_that_helps(cli):

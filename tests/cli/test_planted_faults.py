@@ -97,7 +97,7 @@ def test_a_network_filesystem(filled, diagnose, cli, tmp_path, monkeypatch):
     refused = cli("inspect", "stats")
     assert refused.code == 2
     assert refused.err == (
-        f"error: {tmp_path} is on nfs4; SQLite's WAL is not safe there. Use a local disk\n"
+        f"error: {tmp_path}/queue.db is on nfs4; SQLite's WAL is not safe there. Use a local disk.\n"
     )
 
 
