@@ -310,6 +310,33 @@ class Inspecting(Protocol):
     def resume(self, queue: str, *, actor: str, reason: str | None = None) -> bool:
         """Let a queue be claimed from again; False when it ran. Audited."""
 
+    def purgeable(self, queue: str) -> int:
+        """Count what waits in a queue: pending, scheduled and failed."""
+
+    def purge(
+        self,
+        queue: str,
+        *,
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete what waits in a queue, in portions, audited; see `deleting.Deleting.purge`."""
+
+    def prunable(self, *, older_than_s: float, states: Sequence[State]) -> int:
+        """Count what ended in these states more than so many seconds ago."""
+
+    def prune(
+        self,
+        *,
+        older_than_s: float,
+        states: Sequence[State],
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete that, in portions, audited; see `deleting.Deleting.prune`."""
+
     def check(
         self, *, full: bool = False, tell: Callable[[float | None], None] | None = None
     ) -> tuple[str, ...]:
@@ -443,6 +470,10 @@ class SqliteBackend:
         self.act = self.store.acting.act
         self.pause = self.store.pausing.pause
         self.resume = self.store.pausing.resume
+        self.purgeable = self.store.deleting.purgeable
+        self.purge = self.store.deleting.purge
+        self.prunable = self.store.deleting.prunable
+        self.prune = self.store.deleting.prune
         self.check = functools.partial(checking.damage, self.store.path)
         self.backup = functools.partial(back_up, self.store.path)
         self.leave = self.store.consumers.leave

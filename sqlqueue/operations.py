@@ -20,6 +20,7 @@ from sqlqueue.errors import JobNotFound, QueueNotFound, ScheduleNotFound
 from sqlqueue.schedules import next_due_ms_of
 from sqlqueue.text import did_you_mean
 from sqlqueue_transport import migrations, opening
+from sqlqueue_transport.acting import CHUNK
 from sqlqueue_transport.backup import BackupReport
 from sqlqueue_transport.lifecycle import Event, State, sources
 from sqlqueue_transport.schedules import Changed
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlqueue.inspection import Inspection
+    from sqlqueue_transport.acting import Acted
     from sqlqueue_transport.reading import JobFilter
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "QueueChange",
     "Report",
     "Target",
+    "legal_actions",
     "migration_of",
 ]
 
@@ -84,6 +87,11 @@ class Action(str, Enum):
         if self is Action.TERMINATE:
             return self.legal_states
         return (State.PENDING, State.SCHEDULED, State.FAILED)
+
+
+def legal_actions(state: State) -> tuple[Action, ...]:
+    """Return what an operator can do to a job in that state, in the order of `Action`."""
+    return tuple(action for action in Action if state in action.legal_states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +258,15 @@ class Operations:
         actor: str,
         reason: str | None = None,
         force_after_s: float | None = None,
+        tell: Callable[[int], None] | None = None,
     ) -> Report:
         """Change the targets that are still in the state they were seen in.
 
         `actor` and `reason` go into the audit table; a failed job also shows the reason as its
         error. `force_after_s` is for TERMINATE: the process of what still runs so many seconds from
-        now is killed by its supervisor; None means never. If the process dies midway, some chunks of 500 are changed and audited, and the rest
+        now is killed by its supervisor; None means never. `tell` is called in this thread after each chunk
+        of 500 with how many targets are dealt with, skipped ones included; what it raises ends the
+        action there. If the process dies midway, some chunks are changed and audited, and the rest
         is untouched: choosing and applying again does the rest.
         """
         if reason is None and action is Action.FAIL:
@@ -263,13 +274,16 @@ class Operations:
         by_event: dict[Event, list[tuple[int, State]]] = {}
         for one in targets:
             by_event.setdefault(action.event_in(one.state), []).append((one.message_id, one.state))
-        acted = {
-            done.message_id: done
-            for event, some in by_event.items()
-            for done in self._inspection.backend.act(
-                event, some, actor=actor, reason=reason, kill_in_s=force_after_s
-            )
-        }
+        acted: dict[int, Acted] = {}
+        for event, some in by_event.items():
+            for start in range(0, len(some), CHUNK):
+                chunk = some[start : start + CHUNK]
+                for done in self._inspection.backend.act(
+                    event, chunk, actor=actor, reason=reason, kill_in_s=force_after_s
+                ):
+                    acted[done.message_id] = done
+                if tell is not None:
+                    tell(len(acted))
         return Report(
             tuple(
                 Change(target, acted[target.message_id].after, acted[target.message_id].holder)
@@ -328,6 +342,51 @@ class Operations:
             known = [one.row.entry for one in self._inspection.schedule()]
             raise ScheduleNotFound(name, did_you_mean(name, known))
         return changed is Changed.DONE
+
+    def purgeable(self, queue: str) -> int:
+        """Return how many messages a purge of a queue would delete now. Raises QueueNotFound."""
+        self._refuse_unknown((queue,))
+        return self._inspection.backend.purgeable(queue)
+
+    def purge(
+        self,
+        queue: str,
+        *,
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete what waits in a queue (pending, scheduled, failed) and return how many that were.
+
+        What runs, what has ended and what comes meanwhile stays. `tell` is called in this thread after
+        each portion with how many are deleted by then; what it raises ends the purge. Raises
+        QueueNotFound. If the process dies midway, a part is deleted, and the one record of it in the
+        audit says how many.
+        """
+        self._refuse_unknown((queue,))
+        return self._inspection.backend.purge(queue, actor=actor, reason=reason, tell=tell)
+
+    def prunable(self, *, older_than_s: float, states: Sequence[State]) -> int:
+        """Return how many messages `prune` would delete now. Raises ValueError as it does."""
+        return self._inspection.backend.prunable(older_than_s=older_than_s, states=states)
+
+    def prune(
+        self,
+        *,
+        older_than_s: float,
+        states: Sequence[State],
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete what ended in these states more than so many seconds ago; return how many.
+
+        The whole history of these jobs goes, records of operators' actions excepted. `tell` and a
+        death midway are as with `purge`. Raises ValueError for a state that is no end.
+        """
+        return self._inspection.backend.prune(
+            older_than_s=older_than_s, states=states, actor=actor, reason=reason, tell=tell
+        )
 
     def check(
         self, *, full: bool = False, tell: Callable[[float | None], None] | None = None

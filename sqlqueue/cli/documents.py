@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlqueue.formats import iso
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlqueue.health import Check
     from sqlqueue.inspection import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Report,
         Target,
     )
+    from sqlqueue_transport.lifecycle import State
     from sqlqueue_transport.reading import AuditRow, JobRow
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     "job_item",
     "migration_document",
     "path_document",
+    "prune_document",
+    "purge_document",
     "queue_action_document",
     "queue_item",
     "stats_document",
@@ -226,6 +229,32 @@ def queue_action_document(action: str, changes: Sequence[QueueChange]) -> dict[s
     return {
         "action": action,
         "items": [{"queue": change.queue, "changed": change.changed} for change in changes],
+    }
+
+
+def purge_document(waiting: Mapping[str, int], deleted: Mapping[str, int] | None) -> dict[str, Any]:
+    """Return `purge`, by queue; `deleted` None is a dry run, and then so for each queue."""
+    return {
+        "action": "purge",
+        "dry_run": deleted is None,
+        "items": [
+            {"queue": queue, "matched": count, "deleted": 0 if deleted is None else deleted[queue]}
+            for queue, count in waiting.items()
+        ],
+    }
+
+
+def prune_document(
+    states: Sequence[State], older_than_s: float, matched: int, deleted: int | None
+) -> dict[str, Any]:
+    """Return `prune`; `deleted` None is a dry run."""
+    return {
+        "action": "prune",
+        "dry_run": deleted is None,
+        "states": [state.value for state in states],
+        "older_than_s": older_than_s,
+        "matched": matched,
+        "deleted": deleted or 0,
     }
 
 
