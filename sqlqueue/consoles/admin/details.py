@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from sqlqueue.consoles.admin.questions import legal_states
+from sqlqueue.consoles.admin.questions import LABELS, legal_states
 from sqlqueue.consoles.admin.rows import error_line, name_of, ran
 from sqlqueue.formats import ago, at, took
 from sqlqueue.inspection import Call
@@ -209,7 +209,7 @@ def tail(text: str) -> str:
 
 def legal_actions(row: JobRow) -> tuple[Action, ...]:
     """Return what a console may do to this job as it stands."""
-    return tuple(action for action in Action if row.state in legal_states(action))
+    return tuple(action for action in LABELS if row.state in legal_states(action))
 
 
 def command_of(action: Action, job: Job, *, db: str) -> str:

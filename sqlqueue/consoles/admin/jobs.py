@@ -78,10 +78,14 @@ class _Desk:
 def show() -> None:
     """Show the page."""
     view = View.read(st.query_params)
+    # Taken off the desk first: the fragment runs the page anew as long as something lies there.
+    desk = _desk()
+    asked, desk.asked = desk.asked, None
     _filters(view)
     live = st.session_state["live"]
     st.fragment(_list, run_every=_REFRESH_S if live else None)(view)
-    _open_dialog()
+    if asked is not None and desk.sheet is not None:
+        _open_dialog(desk.sheet, *asked)
 
 
 # -- what one tab has before it --------------------------------------------------------------------
@@ -472,14 +476,9 @@ def _note_action(action: Action, ticked: tuple[JobRow, ...] | None) -> None:
     _desk().asked = (action, ticked)
 
 
-def _open_dialog() -> None:
-    desk = _desk()
-    asked, desk.asked = desk.asked, None
-    if asked is None or desk.sheet is None:
-        return
-    action, ticked = asked
+def _open_dialog(shown: Sheet, action: Action, ticked: tuple[JobRow, ...] | None) -> None:
     if ticked is not None:
         acting.act_on(action, choice_of(action, ticked), done=_clear)
         return
-    with shielded(), source.chosen().opened() as inspection, st.spinner("Looking for the jobs …"):
-        acting.act_on_all(inspection, action, desk.sheet.chosen, done=_clear)
+    with source.chosen().opened() as inspection, st.spinner("Looking for the jobs …"):
+        acting.act_on_all(inspection, action, shown.chosen, done=_clear)

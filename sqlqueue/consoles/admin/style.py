@@ -53,7 +53,6 @@ div:has(> .st-key-bar-text) {{ flex: 1 1 12rem !important; width: auto !importan
 /* Also a short list leaves the foot of the window to the actions. */
 .st-key-nothing, .st-key-jobs-table {{ min-height: max(12rem, calc(100vh - 23.5rem)); }}
 .st-key-list-head p {{ font-variant-numeric: tabular-nums; }}
-div:has(> .st-key-report) p {{ margin: 0; }}
 .st-key-report > :first-child {{ flex: 1 1 auto !important; width: auto !important; }}
 /* The report lies above the page: it comes and goes without moving anything. */
 div:has(> .st-key-report) {{ position: fixed; right: 1.5rem; bottom: 5.5rem; z-index: 60;
