@@ -182,6 +182,39 @@ def test_an_entry_is_paused_and_resumed(path, look, confirmed) -> None:
     assert "Paused" not in seen(page.run())
 
 
+def test_a_purge_deletes_what_waits_in_one_queue_once_its_name_is_typed(
+    path, look, confirmed
+) -> None:
+    filled = Filled(path)
+    for due_in_s in (None, None, 600):
+        filled.publish(queue="mail", due_in_s=due_in_s)
+    filled.done()
+    filled.publish()
+    filled.close()
+    page = look("queues", path)
+    page.button(key="queue-purge-1").click().run()
+    assert confirmed("by mistake", typed="mail") == "Queue mail is purged: 3 messages deleted."
+    states = reread(path, lambda store: store.reading.counts().states)
+    assert (states[State.PENDING], states[State.SCHEDULED], states[State.DONE]) == (1, 0, 1)
+
+
+def test_pruning_deletes_old_jobs_of_the_chosen_states_and_is_audited(
+    path, look, confirmed
+) -> None:
+    fill(path)
+    page = look("maintenance", path)
+    page.button(key="prune-run").click().run()
+    assert "Nothing to delete." in seen(page)
+    page.number_input(key="prune-days").set_value(0.0)
+    page.multiselect(key="prune-states").set_value([State.PERMANENTLY_FAILED])
+    page.button(key="prune-run").click().run()
+    assert confirmed("old").startswith("4 jobs deleted.")
+    assert "anna via admin console" in seen(page.run())
+    states = reread(path, lambda store: store.reading.counts().states)
+    assert states[State.PERMANENTLY_FAILED] == 0
+    assert states[State.PENDING] == 3
+
+
 def test_a_click_means_the_queue_that_was_under_it_though_another_came_before_it(
     path, look, confirmed
 ) -> None:
