@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.listing import ErrorRow
     from sqlqueue_transport.reading import AttemptRow, AuditRow, JobDetail, JobRow, Pause
+    from sqlqueue_transport.schedules import TickRow
 
 __all__ = [
     "MOST_ON_A_PAGE",
@@ -493,6 +494,15 @@ class Inspection:
         """List the entries of the schedule: those of the file, and those that beats described."""
         beats = sum(row.kind == "beat" and row.is_known_alive for row in self.backend.workers())
         return [scheduled(row, beats=beats) for row in self.backend.schedules.rows()]
+
+    def ticks(self, entries: Sequence[Scheduled], *, most: int = 20) -> list[TickRow]:
+        """List the newest ticks of these entries, at most so many of each, the newest first."""
+        found = [
+            tick
+            for one in entries
+            for tick in self.backend.schedules.ticks(one.row.entry, most=most)
+        ]
+        return sorted(found, key=lambda tick: (-tick.due_ms, tick.entry))
 
     def _age_s(self, since_ms: int | None) -> float | None:
         # Two clocks, or a due time just ahead: an age is never negative.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlqueue.app import SqlQueue
     from sqlqueue_transport.schedules import ScheduleRow
 
-__all__ = ["Schedules", "stored_entry"]
+__all__ = ["Schedules", "next_due_ms_of", "stored_entry"]
 
 
 class Schedules:
@@ -124,7 +124,7 @@ class Schedules:
         """
         changed = self._app.backend.schedules.resume(
             name,
-            next_due=lambda text, now_ms: _next_due_ms(name, text, now_ms),
+            next_due=lambda text, now_ms: next_due_ms_of(name, text, now_ms),
             actor=_named(actor),
             reason=reason,
         )
@@ -162,11 +162,15 @@ def stored_entry(app: SqlQueue, name: str, text: str | None) -> Entry[Signature]
     return Entry(name, found.when, signature=signature, origin="file", definition=text, **fields)
 
 
-def _next_due_ms(name: str, text: str, now_ms: int) -> int | None:
+def next_due_ms_of(name: str, text: str, now_ms: int) -> int | None:
+    """Return when an entry with this definition is due after `now_ms`; None: it is over.
+
+    A definition that cannot be read is due at once: the beats then say what is wrong with it.
+    """
     try:
         return definition.read(text, name=name).when.next_after(now_ms)
     except ConfigError:
-        return now_ms  # not over: the beats say what is wrong with it
+        return now_ms
 
 
 def _named(actor: str | None) -> str:

@@ -54,6 +54,12 @@ LEFT JOIN tick AS t ON t.entry = s.entry
   AND t.due_ms = (SELECT max(due_ms) FROM tick AS newest WHERE newest.entry = s.entry)
 ORDER BY s.entry
 """
+_NEWEST_TICKS = """
+SELECT entry, due_ms, at_ms, beat, jobs, skipped FROM tick
+WHERE entry = :entry
+ORDER BY due_ms DESC
+LIMIT :most
+"""
 _BEATING = "SELECT worker_id, entry FROM beating"
 _BEATEN_BY = "SELECT worker_id FROM beating WHERE entry = :entry"
 _BEAT = "INSERT INTO beating (worker_id, entry) VALUES (:worker_id, :entry) ON CONFLICT DO NOTHING"
@@ -175,6 +181,18 @@ class ScheduleRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TickRow:
+    """Be one tick: when it was due, when which beat enqueued how many jobs, or why none."""
+
+    entry: str
+    due_ms: int
+    at_ms: int
+    beat: str
+    jobs: int
+    skipped: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class EntryRow:
     """Be one schedule entry as beats need it.
 
@@ -238,6 +256,12 @@ class Schedules:
             return [_with_beats(row, beats, [*alive.values()]) for row in rows]
 
         return self._database.read(work)
+
+    def ticks(self, entry: str, *, most: int = 20) -> list[TickRow]:
+        """List the newest ticks of an entry, the newest first; those of 30 days are kept."""
+        values = {"entry": entry, "most": most}
+        rows = self._database.read(lambda c: c.execute(_NEWEST_TICKS, values).fetchall())
+        return [TickRow(*row) for row in rows]
 
     def entries(self) -> list[EntryRow]:
         """List all entries as beats need them; cheap."""

@@ -96,9 +96,9 @@ def _of_the_transport(error: BaseException) -> tuple[ExitCode, str] | None:
         return ExitCode.USAGE, _missing(str(error))
     if isinstance(error, transport.Busy):
         return ExitCode.BUSY, f"the database is busy: {error}"
-    if isinstance(error, transport.SchemaTooNew | transport.SchemaChanged):
+    if isinstance(error, transport.SchemaTooNew | transport.SchemaTooOld | transport.SchemaChanged):
         return ExitCode.SCHEMA, str(error)
-    if isinstance(error, transport.CannotOpen | transport.InvalidMessage):
+    if isinstance(error, transport.CannotOpen | transport.InvalidMessage | transport.BackupRefused):
         return ExitCode.USAGE, str(error)
     return ExitCode.FAILED, str(error)
 
