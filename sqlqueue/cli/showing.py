@@ -132,7 +132,14 @@ def nothing_found(inspection: Inspection, chosen: JobFilter) -> str:
     if not total:
         return "No jobs yet. Enqueue one: sqlqueue call TASK, or task.delay(…) in Python."
     wanted = " or ".join(state.value for state in chosen.states)
-    texts = (chosen.task, chosen.queue, chosen.worker, chosen.error, chosen.celery_state, chosen.search)
+    texts = (
+        chosen.task,
+        chosen.queue,
+        chosen.worker,
+        chosen.error,
+        chosen.celery_state,
+        chosen.search,
+    )
     narrowed = any((*texts, chosen.since_ms, chosen.until_ms))
     what = f"No {wanted} jobs" if wanted else "No stalled jobs" if chosen.stalled else "No jobs"
     kept_s = inspection.settings.retention_done

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -14,7 +16,11 @@ from sqlqueue.consoles.admin import acting
 from sqlqueue.consoles.admin.acting import Answer
 from sqlqueue.consoles.admin.questions import Question
 from sqlqueue.consoles.source import Source
+from sqlqueue.consoles.troubles import trouble_of
 from sqlqueue.operations import Operations
+from sqlqueue_transport import Store
+from sqlqueue_transport.errors import BackupRefused
+from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.schedules import Described
 from tests.cli.filling import HOSTILE, RAW, Filled
 
@@ -132,6 +138,14 @@ def confirmed(monkeypatch) -> Callable[..., str]:
     return confirm
 
 
+def reread(path: Path, question: Callable[[Store], Any]) -> Any:
+    filled = Filled(path)
+    try:
+        return question(filled.store)
+    finally:
+        filled.close()
+
+
 def test_a_queue_is_paused_and_resumed_with_a_reason(path, look, confirmed) -> None:
     filled = Filled(path)
     filled.publish(queue="mail")
@@ -168,6 +182,39 @@ def test_an_entry_is_paused_and_resumed(path, look, confirmed) -> None:
     assert "Paused" not in seen(page.run())
 
 
+def test_a_purge_deletes_what_waits_in_one_queue_once_its_name_is_typed(
+    path, look, confirmed
+) -> None:
+    filled = Filled(path)
+    for due_in_s in (None, None, 600):
+        filled.publish(queue="mail", due_in_s=due_in_s)
+    filled.done()
+    filled.publish()
+    filled.close()
+    page = look("queues", path)
+    page.button(key="queue-purge-1").click().run()
+    assert confirmed("by mistake", typed="mail") == "Queue mail is purged: 3 messages deleted."
+    states = reread(path, lambda store: store.reading.counts().states)
+    assert (states[State.PENDING], states[State.SCHEDULED], states[State.DONE]) == (1, 0, 1)
+
+
+def test_pruning_deletes_old_jobs_of_the_chosen_states_and_is_audited(
+    path, look, confirmed
+) -> None:
+    fill(path)
+    page = look("maintenance", path)
+    page.button(key="prune-run").click().run()
+    assert "Nothing to delete." in seen(page)
+    page.number_input(key="prune-days").set_value(0.0)
+    page.multiselect(key="prune-states").set_value([State.PERMANENTLY_FAILED])
+    page.button(key="prune-run").click().run()
+    assert confirmed("old").startswith("4 jobs deleted.")
+    assert "anna via admin console" in seen(page.run())
+    states = reread(path, lambda store: store.reading.counts().states)
+    assert states[State.PERMANENTLY_FAILED] == 0
+    assert states[State.PENDING] == 3
+
+
 def test_a_click_means_the_queue_that_was_under_it_though_another_came_before_it(
     path, look, confirmed
 ) -> None:
@@ -191,3 +238,76 @@ def test_mailboxes_are_shown_when_asked_for_and_queues_found_by_name(path, look)
     assert "&lt;i&gt;odd" in seen(page)
     page.text_input(key="queue-find").set_value("nowhere").run()
     assert "No queue has that in its name" in seen(page)
+
+
+def test_a_check_says_that_the_file_is_in_order(path, look) -> None:
+    fill(path)
+    page = look("maintenance", path)
+    page.button(key="check-run").click().run()
+    assert "Quick check: the file is in order." in seen(page)
+    page.toggle(key="check-full").set_value(True)
+    page.button(key="check-run").click().run()
+    assert "Full check: the file is in order." in seen(page)
+
+
+def test_a_check_says_what_is_damaged(path, look) -> None:
+    fill(path)
+    with sqlite3.connect(path) as connection:  # an index that lacks what its table has
+        connection.execute("PRAGMA writable_schema = 1")
+        connection.execute(
+            "UPDATE sqlite_schema SET sql = replace(sql, 'job_id', 'task') WHERE name = 'message_job'"
+        )
+    connection.close()
+    page = look("maintenance", path)
+    page.toggle(key="check-full").set_value(True)
+    page.button(key="check-run").click().run()
+    assert "the file is damaged" in seen(page)
+
+
+def test_a_backup_is_made_where_it_was_asked_for(path, look, confirmed) -> None:
+    fill(path)
+    page = look("maintenance", path)
+    page.text_input(key="backup-path").set_value(f"{path.parent}/copy.db")
+    page.button(key="backup-run").click().run()
+    assert confirmed().startswith(f"Backed up to {path.parent}/copy.db: ")
+    counts = reread(path.parent / "copy.db", lambda store: store.reading.counts())
+    assert counts.states[State.PERMANENTLY_FAILED] == 4
+
+
+def test_a_backup_onto_something_that_exists_is_refused(path, look, confirmed) -> None:
+    fill(path)
+    page = look("maintenance", path)
+    page.text_input(key="backup-path").set_value(str(path))
+    page.button(key="backup-run").click().run()
+    with pytest.raises(BackupRefused) as refused:
+        confirmed()
+    assert trouble_of(refused.value).title == "No backup was made."
+
+
+def test_the_doctor_examines_when_it_is_asked(path, look) -> None:
+    fill(path)
+    page = look("maintenance", path)
+    assert "Not examined yet." in seen(page)
+    page.button(key="doctor-run").click().run()
+    text = seen(page)
+    assert "Examined now." in text
+    assert "quick integrity and foreign keys are in order" in text
+
+
+def test_the_audit_is_paged_to_and_fro(path, look) -> None:
+    filled = Filled(path)
+    filled.publish(queue="mail")
+    for number in range(15):
+        filled.store.pausing.pause("mail", actor=f"anna-{number}.")
+        filled.store.pausing.resume("mail", actor=f"bert-{number}.")
+    filled.close()
+    page = look("maintenance", path)
+    assert "bert-14." in seen(page)
+    assert "anna-0." not in seen(page)
+    assert page.button(key="audit-newer").disabled
+    page.button(key="audit-older").click().run()
+    assert "anna-0." in seen(page)
+    assert "bert-14." not in seen(page)
+    assert page.button(key="audit-older").disabled
+    page.button(key="audit-newer").click().run()
+    assert "bert-14." in seen(page)

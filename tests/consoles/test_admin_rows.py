@@ -15,12 +15,12 @@ from sqlqueue.consoles.admin import (
     schedule_rows,
     worker_rows,
 )
-from sqlqueue.consoles.admin.numbers import Numbers
+from sqlqueue.consoles.admin.counted import Numbers
 from sqlqueue.consoles.admin.view import View
 from sqlqueue.health import Check, Level
 from sqlqueue.inspection import DeadGroup, Inspection, Queue, State, Worker
 from sqlqueue_transport.lifecycle import State as Stored
-from sqlqueue_transport.reading import JobRow, Pause
+from sqlqueue_transport.reading import AuditRow, JobRow, Pause
 from sqlqueue_transport.schedules import Described, TickRow
 from tests.cli.filling import Filled
 from tests.consoles.test_markup import Seen
@@ -375,3 +375,32 @@ def test_pruning_more_than_twenty_jobs_wants_their_number_typed(count, typed) ->
     asked = maintenance_rows.prune_question(count, older_than_s=7 * 86_400, states=[State.DONE])
     assert asked.typed == typed
     assert "7d ago as done" in asked.lines[0]
+
+
+def audited(**fields) -> AuditRow:
+    given = {"at_ms": NOW_MS, "actor": "anna", "action": "cancel", "reason": None}
+    return AuditRow(**{**given, "before": "pending", "after": "cancelled", **fields})
+
+
+def test_the_audit_says_who_did_what_to_which_job_and_why() -> None:
+    row = audited(reason="<b>wrong</b>", message_id=7, job_id="a-job")
+    html = maintenance_rows.audit([row], now_ms=NOW_MS + 60_000, utc=True)
+    assert "1m ago anna cancel a-job pending → cancelled <b>wrong</b>" in said(html)
+    assert "<b>" not in html
+    assert 'href="job?id=%237"' in html
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        (None, '{"entry": "nightly"}', "schedule pause nightly"),
+        ('{"entry": "nightly", "x": 1}', None, "schedule pause nightly"),
+        ("{broken", None, "schedule pause {broken"),
+        (None, '{"entry": 7}', 'schedule pause {"entry": 7}'),
+        ("running", "paused", "schedule pause running → paused"),
+    ],
+)
+def test_the_audit_of_an_entry_names_it_and_shows_what_it_cannot_read(before, after, shown) -> None:
+    row = audited(action="schedule_pause", before=before, after=after)
+    html = maintenance_rows.audit([row], now_ms=NOW_MS, utc=True)
+    assert said(html).endswith(f"anna {shown}")

@@ -66,6 +66,7 @@ def _file(path: Path) -> None:
 @st.fragment
 def _check() -> None:
     st.html(markup.heading("Check the file", small=True))
+    st.html(markup.muted(maintenance_rows.ABOUT_CHECK))
     full = st.toggle(
         "In full",
         key="check-full",
@@ -92,6 +93,7 @@ def _check() -> None:
 @st.fragment
 def _backup(path: Path) -> None:
     st.html(markup.heading("Back up", small=True))
+    st.html(markup.muted(maintenance_rows.ABOUT_BACKUP))
     with shielded(), source.chosen().opened() as inspection:
         destination = st.text_input(
             "To a path on the console’s machine",
@@ -107,12 +109,19 @@ def _backup(path: Path) -> None:
                 )
                 return maintenance_rows.backed_up(report)
 
-            acting.ask(maintenance_rows.backup_question(str(target), inspection.size()), do)
+            question = maintenance_rows.backup_question(str(target), inspection.size())
+            acting.ask(question, do, done=_forget_destination)
+
+
+def _forget_destination() -> None:
+    """Let the next backup have a name of its own: there is something by this one now."""
+    st.session_state.pop("backup-path", None)
 
 
 @st.fragment
 def _prune() -> None:
     st.html(markup.heading("Prune", small=True))
+    st.html(markup.muted(maintenance_rows.ABOUT_PRUNING))
     days = st.number_input(
         "Jobs that ended more than so many days ago",
         min_value=0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
+from sqlqueue import plain_json
 from sqlqueue.consoles import markup
 from sqlqueue.consoles.admin.questions import MOST_WITHOUT_TYPING, Question
 from sqlqueue.consoles.markup import Column
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from sqlqueue_transport.reading import AuditRow
 
 __all__ = [
+    "ABOUT_BACKUP",
+    "ABOUT_CHECK",
+    "ABOUT_PRUNING",
     "ENDED",
     "NOTHING_DONE",
     "audit",
@@ -42,6 +46,14 @@ NOTHING_DONE: Final = (
     "Nothing yet. What somebody does here, or with the command line, is written down: who, when,"
     " what and why."
 )
+ABOUT_CHECK: Final = (
+    "SQLite reads the file and says what is damaged. Workers go on meanwhile. No check sees a bit that"
+    " flipped inside a value."
+)
+ABOUT_BACKUP: Final = (
+    "A copy of the file, made while it is in use and then checked. It opens as a queue of its own."
+)
+ABOUT_PRUNING: Final = "Workers do so by themselves, as the settings of retention say."
 _MOST_PROBLEMS: Final = 20  # lines of one check; 'sqlqueue doctor' has more
 
 
@@ -159,7 +171,7 @@ def audit(rows: Sequence[AuditRow], *, now_ms: int, utc: bool) -> Html:
                     [markup.text(at(row.at_ms, utc=utc)), markup.muted(ago(row.at_ms, now_ms))]
                 ),
                 markup.text(row.actor),
-                markup.text(row.action),
+                markup.text(_what(row)),
                 _job(row),
                 markup.text(_change(row)),
                 markup.text(row.reason or ""),
@@ -185,11 +197,30 @@ def _job(row: AuditRow) -> Html:
     return markup.example(row.job_id or f"#{row.message_id}", f"#{row.message_id}")
 
 
+def _what(row: AuditRow) -> str:
+    """Return an action in words; of a schedule entry its name stands in what came after."""
+    said = row.action.replace("_", " ")
+    entry = _entry_of(row.after) or _entry_of(row.before)
+    return f"{said} {entry}" if entry else said
+
+
 def _change(row: AuditRow) -> str:
-    if not row.before or not row.after:
-        return row.after or row.before or ""
-    names = [TITLES.get(state, state) for state in (row.before, row.after)]
+    if _entry_of(row.after) or _entry_of(row.before):
+        return ""
+    names = [TITLES.get(state, state) for state in (row.before, row.after) if state]
     return " → ".join(names)
+
+
+def _entry_of(text: str | None) -> str:
+    """Return the schedule entry that an audit row is about, "" for one about something else."""
+    if not text or not text.startswith("{"):
+        return ""
+    try:
+        found = plain_json.read(text.encode())
+    except plain_json.Unreadable:
+        return ""
+    entry = found.get("entry") if isinstance(found, dict) else None
+    return entry if isinstance(entry, str) else ""
 
 
 def _bytes(count: int) -> str:

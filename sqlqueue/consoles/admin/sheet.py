@@ -29,8 +29,7 @@ _BUDGET_S: Final = 1.0  # of looking through what no index knows; "older" goes o
 class Sheet:
     """Be the jobs of a page. `chosen` has its times fixed, so that later pages continue this one.
 
-    `before` are the cursors of the pages that were turned, the first page's None at their front;
-    `newest` is the message id beyond which a job is newer than the list.
+    `before` are the cursors of the pages that were turned, the first one's at their front; `newest` is the message id beyond which a job is newer than the list.
     """
 
     generation: int
@@ -53,7 +52,11 @@ def first(inspection: Inspection, view: View, *, generation: int) -> Sheet:
     """List the newest jobs of a view."""
     chosen = view.chosen(inspection.now_ms)
     sheet = _read(inspection, Sheet(generation, view, chosen))
-    return dataclasses.replace(sheet, newest=sheet.ids[0] if sheet.ids else 0)
+    if not sheet.ids:
+        return sheet
+    # Turned back to, it is the same page: what has come meanwhile is newer than the list.
+    newest = sheet.ids[0]
+    return dataclasses.replace(sheet, newest=newest, cursor=str(newest + 1))
 
 
 def older(inspection: Inspection, sheet: Sheet) -> Sheet:
