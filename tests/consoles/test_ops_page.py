@@ -179,6 +179,7 @@ def test_an_address_that_makes_no_sense_shows_the_usual_page(path, look):
 def test_a_file_that_is_not_there_yet_is_said_calmly_and_shown_when_it_comes(path, look):
     page = look(path)
     assert status(page).startswith("There is no queue file yet.")
+    assert "It is shown as soon as it can be read." in html(page)
     assert not path.exists()
 
     Store(path).close()
@@ -230,7 +231,7 @@ def test_a_broker_that_cannot_tell_is_said_calmly(look, url):
     page = look(url)
 
     assert status(page)
-    assert "There is nothing to show yet." in html(page)
+    assert "There is nothing to show." in html(page)
 
 
 def test_the_page_offers_no_way_to_act(path, look):
