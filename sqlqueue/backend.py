@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import kombu
 
 from sqlqueue import envelope
+from sqlqueue.errors import NotAvailable
 from sqlqueue.housekeeping import log_lost, log_turn
 from sqlqueue_transport import log_guard
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
@@ -310,11 +311,20 @@ class Backend(Running, Inspecting, Protocol):
     """Be a broker, as the framework sees it."""
 
 
-def open_backend(settings: Settings, *, create: bool = True, keep_leases: bool = False) -> Backend:
+def open_backend(
+    settings: Settings,
+    *,
+    create: bool = True,
+    keep_leases: bool = False,
+    read_only: bool = False,
+) -> Backend:
     """Connect to the broker of the settings.
 
     `create` False refuses to make a missing file. `keep_leases` lets `keep_watch` extend leases
-    from a thread of this process. Raises the transport's `connection_errors`.
+    from a thread of this process. With `read_only` the file is opened for looking only: what would
+    write raises the transport's ReadOnlyStore, and several threads may ask at once what Inspecting
+    names. A broker that is no file cannot promise that: NotAvailable. Raises the transport's
+    `connection_errors`.
     """
     connection = kombu.Connection(settings.broker_url)
     is_ours = connection.transport_cls == "sqlqueue"
@@ -329,7 +339,10 @@ def open_backend(settings: Settings, *, create: bool = True, keep_leases: bool =
             **settings.transport_options,
             "create": create,
             "keep_leases": keep_leases,
+            **({"read_only": True} if read_only else {}),
         }
+    elif read_only:
+        raise NotAvailable("opening it for looking only")
     if is_ours:
         # Kombu's connect() would sleep two seconds and try again. A file that is missing is still
         # missing then, and a lock has been waited for already.

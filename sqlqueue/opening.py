@@ -23,18 +23,23 @@ __all__ = ["opened"]
 
 @contextlib.contextmanager
 def opened(
-    settings: Settings, *, app: SqlQueue | None = None, wait_s: float | None = None
+    settings: Settings,
+    *,
+    app: SqlQueue | None = None,
+    wait_s: float | None = None,
+    read_only: bool = False,
 ) -> Iterator[Inspection]:
     """Open the queue of these settings for one thread; a missing file is an error and is not made.
 
     `app` tells how many attempts its tasks have. `wait_s` bounds the wait for the writer lock; None
-    is the transport's own 30 s. Raises a CannotOpen for a file, BrokerUnavailable for another
+    is the transport's own 30 s. With `read_only` a file is opened for looking only: nothing is waited
+    for, migrated, or can be written. Raises a CannotOpen for a file, BrokerUnavailable for another
     broker.
     """
     options = dict(settings.transport_options)
     if wait_s is not None:
         options["busy_timeout"] = wait_s
-    backend = _open(dataclasses.replace(settings, transport_options=options))
+    backend = _open(dataclasses.replace(settings, transport_options=options), read_only=read_only)
     try:
         yield Inspection(backend, settings=settings, max_attempts=_max_attempts(app))
     finally:
@@ -47,9 +52,9 @@ def _max_attempts(app: SqlQueue | None) -> dict[str, int]:
     return {name: app.policy_of(task).most_attempts for name, task in app.tasks.items()}
 
 
-def _open(settings: Settings) -> Backend:
+def _open(settings: Settings, *, read_only: bool) -> Backend:
     if settings.broker_url.startswith("sqlqueue://"):
-        return open_backend(settings, create=False)
+        return open_backend(settings, create=False, read_only=read_only)
     try:
         return open_backend(settings, create=False)
     except Exception as error:

@@ -17,6 +17,7 @@ from sqlqueue_transport import statements as sql
 from sqlqueue_transport.errors import (
     CannotOpen,
     DiskFault,
+    ReadOnlyStore,
     TransportError,
     Unavailable,
 )
@@ -93,6 +94,10 @@ class Consumers:
         """Return the presence file that the database names as its own."""
         if self._presence is None:
             self.attach()
+        elif self._database.is_read_only and not self._presence.is_current:
+            # Others make the file, and may do so at any time; who only looks follows them.
+            with self._mutex:
+                self.attach()
         if self._presence is None:  # pragma: no cover - attach sets it or raises
             raise AssertionError
         return self._presence
@@ -102,7 +107,8 @@ class Consumers:
 
         A file that is missing or has another identity was lost with whatever it said; processes
         registered under the old identity are then *unknown*, and their leases run out in time.
-        Refuses a file on which processes of another boot or time namespace are alive.
+        Refuses a file on which processes of another boot or time namespace are alive. Who may only
+        read makes none: it then knows of nobody, as every process that is registered is *unknown*.
         """
         path = self._database.presence_path
 
@@ -114,9 +120,10 @@ class Consumers:
             return found
 
         try:
-            found = PresenceFile.attach(path)
+            is_read_only = self._database.is_read_only
+            found = PresenceFile.attach(path, read_only=is_read_only)
             if found is None or found.identity != self._database.read(_named_presence):
-                found = self._database.write(work)
+                found = PresenceFile.nobody(path) if is_read_only else self._database.write(work)
         except OSError as error:
             raise _translated(error, path) from error
         self._refuse_other_clocks(self._database.read(registered), found)
@@ -152,8 +159,11 @@ class Consumers:
         """Take a slot and a never reused worker id; return the id.
 
         `kind` is worker (a supervisor), child, beat or client; `slots` is how many jobs it runs
-        at once. If the process dies midway the slot is free again and nothing was claimed.
+        at once. If the process dies midway the slot is free again and nothing was claimed. Raises
+        ReadOnlyStore.
         """
+        if self._database.is_read_only:
+            raise ReadOnlyStore(self._database.path)
         with self._mutex:
             if self._worker_id:
                 return self._worker_id

@@ -26,7 +26,7 @@ import os
 import sqlite3
 import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from sqlqueue_transport import files, forking, migrations, opening
 from sqlqueue_transport.errors import (
@@ -66,6 +66,7 @@ class Database:
     """
 
     fork_order = 1
+    is_read_only: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -139,9 +140,6 @@ class Database:
             self._refuse_unusable()
             try:
                 if self._held.reading is None:
-                    # Outside the read mutex: whoever forks or closes takes the write mutex first.
-                    if self._held.writing is None:
-                        self.open()
                     self._open_reader()
                 return self._read_once(work)
             except _NotOpen:
@@ -300,6 +298,9 @@ class Database:
         return min(FOREIGN_SLICE_S, self._busy_timeout_s)
 
     def _open_reader(self) -> None:
+        # Outside the read mutex: whoever forks or closes takes the write mutex first.
+        if self._held.writing is None:
+            self.open()
         with self._write_mutex, self._read_mutex:
             if self._held.reading is None and self._held.writing is not None:
                 opening.open_reader(self.path, self._held, timeout_s=self._foreign_wait_s)

@@ -14,7 +14,9 @@
     │       ├── NetworkFilesystem  SQLite's WAL is not safe there
     │       ├── ForeignDatabase    not SQLite, or another application's database
     │       ├── SchemaTooNew       written by a newer sqlqueue
+    │       ├── SchemaTooOld       to be migrated first, which a reader may not do
     │       └── SqliteTooOld       this Python's SQLite lacks what we need
+    ├── ReadOnlyStore          a write was asked of a store that was opened for reading only
     ├── ForkedStore            a handle crossed a fork that could not be made safe
     ├── InvalidMessage         a message, name or option that cannot be stored (also ValueError)
     ├── NotDeclared            an exchange or queue that was never declared, a queue that went away
@@ -29,6 +31,8 @@ mistakes or facts, and trying again does not help.
 """
 
 from __future__ import annotations
+
+import os
 
 
 class TransportError(Exception):
@@ -89,8 +93,22 @@ class SchemaTooNew(CannotOpen):
     """Say that the file was written by a newer version."""
 
 
+class SchemaTooOld(CannotOpen):
+    """Say that the file must be migrated, which who opened it for reading only may not do."""
+
+
 class SqliteTooOld(CannotOpen):
     """Say that the SQLite library of this Python is older than 3.37."""
+
+
+class ReadOnlyStore(TransportError):
+    """Refuse a write to a store that was opened for reading only; nothing was changed."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(
+            f"{os.fspath(path)} was opened for reading only, so nothing was changed; open it without "
+            "read_only to write"
+        )
 
 
 class ForkedStore(TransportError):

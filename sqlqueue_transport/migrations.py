@@ -11,7 +11,13 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport import files
-from sqlqueue_transport.errors import CannotOpen, ForeignDatabase, SchemaChanged, SchemaTooNew
+from sqlqueue_transport.errors import (
+    CannotOpen,
+    ForeignDatabase,
+    SchemaChanged,
+    SchemaTooNew,
+    SchemaTooOld,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,13 +49,28 @@ def adopt(connection: sqlite3.Connection, path: Path) -> None:
     Raises ForeignDatabase, SchemaTooNew, CannotOpen. If the process dies midway the file is empty,
     whole, or at a version on the way, and opens again.
     """
+    version = version_of(connection, path)
+    if not version:
+        _create_schema(connection, path)
+        return
+    if version < SCHEMA_VERSION:
+        migrate(connection, path, from_version=version)
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    connection.execute("SELECT value FROM meta LIMIT 1").fetchall()
+
+
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the schema version of a file of ours; 0 for one that is still empty. Changes nothing.
+
+    Raises ForeignDatabase and SchemaTooNew.
+    """
     application_id = _pragma(connection, "application_id")
     version = _pragma(connection, "user_version")
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if application_id == 0 and version == 0 and tables == 0:
-        _create_schema(connection, path)
-        return
-    if application_id != APPLICATION_ID:
+        return 0
+    if application_id != APPLICATION_ID or version < 1:
         message = (
             f"{path} is another application's SQLite database; give a path of its own to the queue"
         )
@@ -60,11 +81,18 @@ def adopt(connection: sqlite3.Connection, path: Path) -> None:
             "upgrade sqlqueue here, or use the software that wrote the file"
         )
         raise SchemaTooNew(message)
+    return version
+
+
+def refuse_older(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise SchemaTooOld for a file that would have to be migrated; also what `version_of` raises."""
+    version = version_of(connection, path)
     if version < SCHEMA_VERSION:
-        migrate(connection, path, from_version=version)
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    connection.execute("SELECT value FROM meta LIMIT 1").fetchall()
+        message = (
+            f"{path} has schema version {version}, this software reads {SCHEMA_VERSION}; migrate it "
+            "first: sqlqueue db migrate"
+        )
+        raise SchemaTooOld(message)
 
 
 def _create_schema(connection: sqlite3.Connection, path: Path) -> None:
@@ -92,7 +120,7 @@ def migrate(connection: sqlite3.Connection, path: Path, *, from_version: int) ->
         if version not in MIGRATIONS:
             message = f"{path} has schema version {from_version}, which has no way to {version}"
             raise ForeignDatabase(message)
-    backup = path.with_name(f"{path.name}.v{from_version}.backup")
+    backup = backup_path_of(path, from_version)
     files.create_private_file(backup)
     copy = sqlite3.connect(backup)
     try:
@@ -101,6 +129,11 @@ def migrate(connection: sqlite3.Connection, path: Path, *, from_version: int) ->
         copy.close()
     for version in versions:
         _run_script(connection, f"{MIGRATIONS[version]()}\nPRAGMA user_version = {version};")
+
+
+def backup_path_of(path: Path, version: int) -> Path:
+    """Return where a migration from that version leaves its backup."""
+    return path.with_name(f"{path.name}.v{version}.backup")
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:

@@ -14,9 +14,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlqueue_transport import files, forking
-from sqlqueue_transport.errors import FileReplaced, ForeignDatabase, SqliteTooOld
+from sqlqueue_transport.errors import (
+    CannotOpen,
+    FileReplaced,
+    ForeignDatabase,
+    SqliteTooOld,
+)
 from sqlqueue_transport.handles import Handles, replaced_text
-from sqlqueue_transport.migrations import adopt
+from sqlqueue_transport.migrations import adopt, refuse_older
 from sqlqueue_transport.sqlite_errors import not_sqlite_text
 
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
@@ -50,34 +55,19 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
 
     Runs under the writer lock. Raises a CannotOpen, and `held` is as it was.
     """
-    files.refuse_unsafe(path, create=create)
-    size = files.size_of(path)
-    if size == 1:  # SQLite takes it for empty (unixFileSize in os_unix.c) and writes over it
-        raise ForeignDatabase(not_sqlite_text(path))
-    if not size:
-        _refuse_remains(path, size)
+    size = _usable_size(path, create=create)
     if size is None:
         # Side files of a database that was removed would speak of workers it never knew.
         presence_path_of(path).unlink(missing_ok=True)
         files.create_private_file(path)
-    identity = files.identity_of(path)
-    if identity is not None and forking.was_inherited(identity):
-        forking.refuse(
-            path,
-            "the parent had another SQLite connection to the file open while forking; close it "
-            "before the fork",
-        )
+    identity = _identity_of_our_own(path)
     connection = connect(path, timeout_s)
     try:
         adopt(connection, path)
         _refuse_another(path, identity)
         # The names of database and log must survive a power cut, too.
         files.sync_directory(path.parent)
-        companions = {
-            name: found
-            for name in (Path(f"{path}-wal"), Path(f"{path}-shm"))
-            if (found := files.identity_of(name)) is not None
-        }
+        companions = _companions_of(path)
         # The log exists once something was read.
         log = os.open(f"{path}-wal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except BaseException:
@@ -88,6 +78,62 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
     held.identity = identity
     held.writing = connection
     return connection
+
+
+def open_read_only(path: Path, held: Handles, *, timeout_s: float) -> None:
+    """Open an existing file of our version so that nothing can be written; put it into `held`.
+
+    Needs no writer lock. SQLite opens the file with O_RDONLY, so the kernel refuses, too. Beside it
+    SQLite makes log and shared memory where they are missing, as each reader of a log must; but such
+    a connection neither empties the log nor removes it, also when it is the last to close. Raises a
+    CannotOpen, SchemaTooOld among them, and `held` is as it was.
+    """
+    if not _usable_size(path, create=False):
+        raise CannotOpen(f"{path} is empty; the first process that writes makes it a queue")
+    identity = _identity_of_our_own(path)
+    connection = connect(path, timeout_s, mode="ro")
+    try:
+        refuse_older(connection, path)
+        _refuse_another(path, identity)
+        # They stay where they are as long as this connection is open: no other is then the last one.
+        companions = _companions_of(path)
+    except BaseException:
+        connection.close()
+        raise
+    held.companions = companions
+    held.identity = identity
+    held.reading = connection
+
+
+def _usable_size(path: Path, *, create: bool) -> int | None:
+    """Return the size of a file that may be opened, None when there is none; raise a CannotOpen."""
+    files.refuse_unsafe(path, create=create)
+    size = files.size_of(path)
+    if size == 1:  # SQLite takes it for empty (unixFileSize in os_unix.c) and writes over it
+        raise ForeignDatabase(not_sqlite_text(path))
+    if not size:
+        _refuse_remains(path, size)
+    return size
+
+
+def _identity_of_our_own(path: Path) -> files.FileIdentity | None:
+    """Return which file the path leads to; refuse one that a fork brought along open."""
+    identity = files.identity_of(path)
+    if identity is not None and forking.was_inherited(identity):
+        forking.refuse(
+            path,
+            "the parent had another SQLite connection to the file open while forking; close it "
+            "before the fork",
+        )
+    return identity
+
+
+def _companions_of(path: Path) -> dict[Path, files.FileIdentity]:
+    return {
+        name: found
+        for name in (Path(f"{path}-wal"), Path(f"{path}-shm"))
+        if (found := files.identity_of(name)) is not None
+    }
 
 
 def _refuse_another(path: Path, identity: files.FileIdentity | None) -> None:
@@ -128,11 +174,14 @@ def open_reader(path: Path, held: Handles, *, timeout_s: float) -> None:
     held.reading = connection
 
 
-def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
-    """Return a connection that waits `timeout_s` for a foreign lock, with all our settings."""
+def connect(path: Path, timeout_s: float, *, mode: str = "rw") -> sqlite3.Connection:
+    """Return a connection that waits `timeout_s` for a foreign lock, with all our settings.
+
+    `mode` is SQLite's: "rw", or "ro" for a descriptor that cannot write.
+    """
     connection = sqlite3.connect(
         # Quoted as bytes, because a path need not be valid Unicode.
-        f"file:{quote(os.fsencode(path))}?mode=rw",
+        f"file:{quote(os.fsencode(path))}?mode={mode}",
         uri=True,
         isolation_level=None,  # transactions are ours alone
         check_same_thread=False,  # the mutexes see to that

@@ -32,6 +32,8 @@ class Options:
     hold_eta: keep messages with an `eta` header in the file until they are due.
     busy_timeout: seconds to wait for the writer lock before a Busy error.
     create: make the file when it is missing.
+    read_only: look, and be unable to write: whatever would write raises ReadOnlyStore. A missing
+        file is not made, one of an older version not migrated.
     keep_leases: extend the leases of what this process holds, from a thread of its own.
     max_prefetch: how many messages a consumer without a prefetch count may hold.
     max_deliveries: how often a message may come back from consumers that note no starts, because
@@ -47,6 +49,7 @@ class Options:
     hold_eta: bool = True
     busy_timeout: float = 30.0
     create: bool = True
+    read_only: bool = False
     keep_leases: bool = True
     max_prefetch: int = 100
     max_deliveries: int = 20

@@ -26,6 +26,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import mmap
 import os
 import struct
 import sys
@@ -36,7 +37,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport import files, forking
-from sqlqueue_transport.errors import CannotOpen, FileReplaced
+from sqlqueue_transport.errors import CannotOpen, FileReplaced, ReadOnlyStore
 from sqlqueue_transport.mapping import map_file
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ class Entry:
 
 _open_files: dict[tuple[int, int], PresenceFile] = {}
 _inherited: list[PresenceFile] = []
+# Opened for looking before this process had to write, too: closing them would drop its locks.
+_superseded: list[PresenceFile] = []
 _opening = threading.Lock()
 
 
@@ -125,11 +128,14 @@ class PresenceFile:
 
     fork_order = 2
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        """Map an open file; use `attach` or `create` instead."""
+    def __init__(
+        self, path: Path, descriptor: int, memory: mmap.mmap, *, is_writable: bool = True
+    ) -> None:
+        """Take an open file and its memory; use `attach`, `create` or `nobody` instead."""
         self.path = path
+        self.is_writable = is_writable
         self._descriptor = descriptor
-        self._memory = map_file(descriptor, _SIZE)
+        self._memory = memory
         self._mutex = threading.RLock()
         # The slots this process has locked: True once it owns one, False while it changes it.
         self._held: dict[int, bool] = {}
@@ -139,10 +145,11 @@ class PresenceFile:
         forking.guard(self)
 
     @classmethod
-    def attach(cls, path: Path) -> PresenceFile | None:
+    def attach(cls, path: Path, *, read_only: bool = False) -> PresenceFile | None:
         """Open an existing file once per process; None when there is none, or only rubbish.
 
-        Raises CannotOpen when another version of this software made it.
+        With `read_only` it is opened and mapped for reading, unless this process has it open for
+        more. Raises CannotOpen when another version of this software made it.
         """
         with _opening:
             identity = files.identity_of(path)
@@ -150,23 +157,48 @@ class PresenceFile:
                 return None
             # Looked up first: opening a second time and closing that would drop our locks.
             known = _open_files.get((identity.device, identity.inode))
-            if known is not None:
+            if known is not None and (known.is_writable or read_only):
                 return known
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            access = os.O_RDONLY if read_only else os.O_RDWR
+            descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_CLOEXEC)
             found = os.fstat(descriptor)
             known = _open_files.get((found.st_dev, found.st_ino))
-            if known is not None:  # renamed over the path just now
+            # Renamed over the path just now.
+            if known is not None and (known.is_writable or read_only):
                 return known  # and the descriptor stays open, for the same reason
             try:
-                is_ours = _is_of_this_version(descriptor, path)
+                # One that was cut short is mended by the next process that writes.
+                is_ours = _is_of_this_version(descriptor, path) and not (
+                    read_only and found.st_size < _SIZE
+                )
             except CannotOpen:
                 os.close(descriptor)  # harmless: nothing in it was ever locked by this process
                 raise
             if not is_ours:
                 os.close(descriptor)
                 return None
-            made = _open_files[found.st_dev, found.st_ino] = cls(path, descriptor)
+            memory = (
+                mmap.mmap(descriptor, _SIZE, prot=mmap.PROT_READ)
+                if read_only
+                else map_file(descriptor, _SIZE)
+            )
+            made = cls(path, descriptor, memory, is_writable=not read_only)
+            if known is not None:
+                _superseded.append(known)
+            _open_files[found.st_dev, found.st_ino] = made
             return made
+
+    @classmethod
+    def nobody(cls, path: Path) -> PresenceFile:
+        """Return what a missing file says: nothing of anybody. For those who may not make one."""
+        memory = mmap.mmap(-1, _SIZE, prot=mmap.PROT_READ)
+        return cls(path, -1, memory, is_writable=False)
+
+    @property
+    def is_current(self) -> bool:
+        """Say whether the path leads to this very file, opened for as much as this process needs."""
+        found = files.identity_of(self.path)
+        return found is not None and _open_files.get((found.device, found.inode)) is self
 
     @classmethod
     def create(cls, path: Path) -> PresenceFile:
@@ -238,6 +270,8 @@ class PresenceFile:
 
     def take(self, slot: int) -> bool:
         """Lock a slot if nobody, in no process, holds it; say whether that succeeded."""
+        if not self.is_writable:
+            raise ReadOnlyStore(self.path)
         with self._mutex:
             if self._closed or slot in self._held:
                 # A process's own lock does not exclude it; and by now the number of a closed

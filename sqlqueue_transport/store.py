@@ -45,6 +45,7 @@ from sqlqueue_transport.messages import (
 )
 from sqlqueue_transport.pausing import Pausing
 from sqlqueue_transport.publishing import time_ms
+from sqlqueue_transport.read_only import ReadOnlyDatabase
 from sqlqueue_transport.reading import Reading
 from sqlqueue_transport.results import Results
 from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
@@ -82,15 +83,21 @@ class Store:
         clock: Clock = SYSTEM_CLOCK,
         create: bool = True,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
+        read_only: bool = False,
     ) -> None:
         """Open the file at `path`, making it unless `create` is False.
 
-        Raises a CannotOpen that says what is wrong. If the process dies midway there is no file,
+        With `read_only` it is opened for looking, and never made: see `read_only`. Whatever would
+        write then raises ReadOnlyStore. Raises a CannotOpen that says what is wrong. If the process dies midway there is no file,
         an empty one or a complete one, and each opens again.
         """
         self.path = resolved_path(path)
         self.clock = clock
-        self.database = Database(self.path, create=create, busy_timeout_s=busy_timeout_s)
+        self.database = (
+            ReadOnlyDatabase(self.path, create=False, busy_timeout_s=busy_timeout_s)
+            if read_only
+            else Database(self.path, create=create, busy_timeout_s=busy_timeout_s)
+        )
         try:
             self.topology = Topology(self.database, clock)
             self.consumers = Consumers(self.database, clock, self.topology)
@@ -103,7 +110,10 @@ class Store:
             self.results = Results(self.database, clock, self.consumers)
             self._collecting = threading.local()
             self._owed: deque[Callable[[], object]] = deque()
-            self.database.write(lambda _: None)  # opens and checks
+            if read_only:
+                self.database.read(lambda _: None)
+            else:
+                self.database.write(lambda _: None)  # opens and checks
             self.consumers.attach()
         except BaseException:
             self.database.close()

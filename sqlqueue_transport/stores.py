@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _open: dict[Path, tuple[Store, int]] = {}
+_open_read_only: dict[Path, tuple[Store, int]] = {}
 # Files that vanished while this process had them open: see `open_store`.
 _vanished: set[Path] = set()
 # Of files whose time is not the machine's: see `clock_of`.
@@ -30,55 +31,68 @@ _mutex = threading.RLock()
 
 
 def open_store(
-    path: str | os.PathLike[str], *, create: bool = True, busy_timeout_s: float = 30.0
+    path: str | os.PathLike[str],
+    *,
+    create: bool = True,
+    busy_timeout_s: float = 30.0,
+    read_only: bool = False,
 ) -> Store:
     """Return this process's store of a file, opening it for the first caller.
 
-    Pair every call with `close_store`. Raises a CannotOpen that says what is wrong.
+    Pair every call with `close_store`. Raises a CannotOpen that says what is wrong. A store that
+    can only read is another one than that which can write; a process may have both.
 
     With `create` a missing file is made, but not one that vanished while this process had it open.
     It was moved, or its disk is not mounted, and may come back: what was published into a new file
     until then would be overwritten.
     """
     where = resolved_path(path)
+    stores = _open_read_only if read_only else _open
     with _mutex:
-        known = _open.get(where)
+        known = stores.get(where)
         if known is not None:
             store, users = known
             try:
                 store.database.look_at_path()
             except FileReplaced:
                 # The open one writes into a file nobody else sees; the caller gets the new one.
-                _open.pop(where)
+                stores.pop(where)
                 with contextlib.suppress(TransportError):
                     _close(store)
             else:
-                _open[where] = (store, users + 1)
+                stores[where] = (store, users + 1)
                 return store
-        if create and where in _vanished and not os.path.lexists(where):
+        if create and not read_only and where in _vanished and not os.path.lexists(where):
             message = (
                 f"{where} was in use by this process and is gone now; put it back, or start the "
                 "process anew to begin with an empty queue"
             )
             raise DatabaseMissing(message)
         clock = _clocks.get(where, SYSTEM_CLOCK)
-        store = Store(where, clock=clock, create=create, busy_timeout_s=busy_timeout_s)
-        _open[where] = (store, 1)
+        store = Store(
+            where,
+            clock=clock,
+            create=create,
+            busy_timeout_s=busy_timeout_s,
+            read_only=read_only,
+        )
+        stores[where] = (store, 1)
         _vanished.discard(where)
         return store
 
 
 def close_store(store: Store) -> None:
     """Give a store back; the last user closes it."""
+    stores = _open_read_only if store.database.is_read_only else _open
     with _mutex:
-        known = _open.get(store.path)
+        known = stores.get(store.path)
         if known is None or known[0] is not store:
             return
         users = known[1] - 1
         if users:
-            _open[store.path] = (store, users)
+            stores[store.path] = (store, users)
             return
-        _open.pop(store.path)
+        stores.pop(store.path)
         _close(store)
 
 
@@ -91,7 +105,7 @@ def clock_of(path: str | os.PathLike[str], clock: Clock) -> Iterator[None]:
     """
     where = resolved_path(path)
     with _mutex:
-        if where in _open or where in _clocks:
+        if where in _open or where in _open_read_only or where in _clocks:
             message = f"{where} is open in this process; its clock cannot be replaced any more"
             raise TransportError(message)
         _clocks[where] = clock
@@ -112,10 +126,11 @@ def _close(store: Store) -> None:
 def _close_all() -> None:
     """Close in order at exit: what is held is released at once instead of by a sweeper."""
     with _mutex:
-        for store, _ in list(_open.values()):
-            with contextlib.suppress(TransportError, OSError):
-                store.close()
-        _open.clear()
+        for stores in (_open, _open_read_only):
+            for store, _ in list(stores.values()):
+                with contextlib.suppress(TransportError, OSError):
+                    store.close()
+            stores.clear()
 
 
 def _forget_mutex() -> None:

@@ -94,7 +94,10 @@ class Transport(virtual.Transport):
         self.options = Options.read({**query, **self.client.transport_options})
         if self._store is None:
             self._store = open_store(
-                path, create=self.options.create, busy_timeout_s=self.options.busy_timeout
+                path,
+                create=self.options.create,
+                busy_timeout_s=self.options.busy_timeout,
+                read_only=self.options.read_only,
             )
             self._store.consumers.max_deliveries = self.options.max_deliveries
             # Of a connection before this one. Whatever comes next says that the file is no better.

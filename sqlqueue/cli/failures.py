@@ -96,7 +96,7 @@ def _of_the_transport(error: BaseException) -> tuple[ExitCode, str] | None:
         return ExitCode.USAGE, _missing(str(error))
     if isinstance(error, transport.Busy):
         return ExitCode.BUSY, f"the database is busy: {error}"
-    if isinstance(error, transport.SchemaTooNew | transport.SchemaChanged):
+    if isinstance(error, transport.SchemaTooNew | transport.SchemaTooOld | transport.SchemaChanged):
         return ExitCode.SCHEMA, str(error)
     if isinstance(error, transport.CannotOpen | transport.InvalidMessage):
         return ExitCode.USAGE, str(error)

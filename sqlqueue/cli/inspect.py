@@ -29,7 +29,7 @@ def inspect() -> None:
 def stats(invocation: Invocation) -> None:
     """Count jobs by state, and who works on them."""
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         found = inspection.stats()
     if output.is_table:
         showing.stats(output, found)
@@ -75,7 +75,7 @@ def dead(
         _list_jobs(invocation, chosen, limit=limit, cursor=cursor)
         return
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         groups = inspection.dead_groups(chosen)
         if not output.is_table:
             output.items(documents.dead_item(group) for group in groups)
@@ -89,7 +89,7 @@ def _list_jobs(
     invocation: Invocation, chosen: JobFilter, *, limit: int, cursor: str | None
 ) -> None:
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         try:
             page = inspection.jobs(chosen, limit=limit, cursor=cursor)
         except ValueError as error:
@@ -123,7 +123,7 @@ def job(invocation: Invocation, job_id: str, tracebacks: str) -> None:
     ID is the job's id; '#12' means message 12, where several messages share an id.
     """
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         found = inspection.job(job_id)
         if output.is_table:
             showing.job(
@@ -138,7 +138,7 @@ def job(invocation: Invocation, job_id: str, tracebacks: str) -> None:
 def queues(invocation: Invocation) -> None:
     """List queues: how deep, how old, and who serves them."""
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         found = inspection.queues()
     if not output.is_table:
         output.items(map(documents.queue_item, found))
@@ -153,7 +153,7 @@ def queues(invocation: Invocation) -> None:
 def workers(invocation: Invocation) -> None:
     """List the living processes, and what each of them runs."""
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         found = inspection.workers()
         if not output.is_table:
             output.items(map(documents.worker_item, found))
@@ -179,7 +179,7 @@ def schedule(invocation: Invocation, count: int | None) -> None:
 def list_schedule(invocation: Invocation, count: int | None) -> None:
     """Print the schedule, and with `count` its next due times."""
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         found = inspection.schedule()
         now_ms = inspection.now_ms
     if not output.is_table:
@@ -200,7 +200,7 @@ def list_schedule(invocation: Invocation, count: int | None) -> None:
 def ping(invocation: Invocation) -> None:
     """Say which workers are alive; exit 1 when none is."""
     output = Output(invocation)
-    with inspecting(invocation) as inspection:
+    with inspecting(invocation, read_only=True) as inspection:
         found = _pinged(inspection)
     if output.is_table:
         for item in found:

@@ -45,15 +45,21 @@ def resolved(app: SqlQueue | None) -> Resolved:
 
 @contextlib.contextmanager
 def inspecting(
-    invocation: Invocation, *, app: SqlQueue | None = None, wait_s: float | None = None
+    invocation: Invocation,
+    *,
+    app: SqlQueue | None = None,
+    wait_s: float | None = None,
+    read_only: bool = False,
 ) -> Iterator[Inspection]:
     """Open the queue for looking and acting; a missing file is an error and is not made.
 
-    `wait_s` bounds the wait for the writer lock; None is the transport's own 30 s.
+    `wait_s` bounds the wait for the writer lock; None is the transport's own 30 s. With `read_only`
+    a file is opened for looking only: nothing is waited for, migrated, or can be written.
     """
     from sqlqueue.opening import opened
 
     apply_command_line(invocation)
     app = app or load(invocation)
-    with opened(resolved(app).settings, app=app, wait_s=wait_s) as inspection:
+    settings = resolved(app).settings
+    with opened(settings, app=app, wait_s=wait_s, read_only=read_only) as inspection:
         yield inspection

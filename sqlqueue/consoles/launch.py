@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Final
@@ -92,7 +92,7 @@ def prepared(
             " could use it: leave out --auth none, or bind to 127.0.0.1 and use a tunnel"
         )
     port = PORTS[role] if port is None else port
-    with chosen.opened() as inspection:
+    with replace(chosen, read_only=role == "ops").opened() as inspection:
         run_directory = (
             inspection.backend.store.database.run_directory
             if isinstance(inspection.backend, SqliteBackend)

@@ -8,7 +8,7 @@ that an opening costs a millisecond.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sqlqueue import config
@@ -21,21 +21,27 @@ if TYPE_CHECKING:
     from sqlqueue.config import Settings
     from sqlqueue.inspection import Inspection
 
-__all__ = ["Source", "choose", "chosen"]
+__all__ = ["Source", "choose", "chosen", "looking"]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Be where a console looks. `app` None: settings of files, environment and options only."""
+    """Be where a console looks. `app` None: settings of files, environment and options only.
+
+    With `read_only` the file is opened such that nothing can be written.
+    """
 
     settings: Settings
     app: SqlQueue | None = None
     utc: bool = False
+    read_only: bool = False
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Inspection]:
         """Open the queue for one run of a page; raises what `opening.opened` does."""
-        with opened(self.settings, app=self.app, wait_s=BUSY_S) as inspection:
+        with opened(
+            self.settings, app=self.app, wait_s=BUSY_S, read_only=self.read_only
+        ) as inspection:
             yield inspection
 
 
@@ -53,3 +59,8 @@ def chosen() -> Source:
     if not _chosen:
         _chosen.append(Source(config.resolve({}).settings))
     return _chosen[0]
+
+
+def looking() -> Source:
+    """Return it for who only looks, whoever started this process and how."""
+    return replace(chosen(), read_only=True)
