@@ -61,6 +61,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Produce: TypeAlias = "Callable[[Tick], Iterable[Signature]]"
 Check: TypeAlias = "Callable[[Any], Iterable[str]]"
+JobView: TypeAlias = "Callable[[Any], str | None]"
 
 
 class _Options(TypedDict, total=False):
@@ -119,6 +120,7 @@ class SqlQueue:
         self.name = name
         self.tasks: dict[str, Task[..., Any]] = {}
         self.checks: dict[str, Check] = {}
+        self.job_views: dict[tuple[str, str], JobView] = {}
         self._code = settings
         self._resolved: Resolved | None = None
         self._broker_url = ""
@@ -368,6 +370,23 @@ class SqlQueue:
             if title in self.checks:
                 raise TaskDefinitionError(f"two checks are called {quoted(title)}; rename one")
             self.checks[title] = function
+            return function
+
+        return decorate
+
+    def job_view(self, title: str, *, task: str) -> Callable[[JobView], JobView]:
+        """Have the admin console show, on the page of each job of a task, what a function says.
+
+        It is called with a `Call` at every look at such a job, in the console's process, and returns
+        text, or None for nothing. The text is shown as it is, its end where it is long.
+        """
+
+        def decorate(function: JobView) -> JobView:
+            if (task, title) in self.job_views:
+                raise TaskDefinitionError(
+                    f"two views of {quoted(task)} are called {quoted(title)}; rename one"
+                )
+            self.job_views[task, title] = function
             return function
 
         return decorate

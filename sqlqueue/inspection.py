@@ -414,7 +414,9 @@ class Inspection:
         """
         details = map(self.backend.job, message_ids)
         return {
-            detail.row.message_id: self._arguments(detail) for detail in details if detail is not None
+            detail.row.message_id: self._arguments(detail)
+            for detail in details
+            if detail is not None
         }
 
     def max_attempts_of(self, row: JobRow) -> int:

@@ -7,6 +7,6 @@ wheel as `sqlqueue.demo_tasks`.
 
 from __future__ import annotations
 
-from . import app, checking, producing, stamping
+from . import app, checking, producing, stamping, viewing
 
-__all__ = ["app", "checking", "producing", "stamping"]
+__all__ = ["app", "checking", "producing", "stamping", "viewing"]

@@ -8,7 +8,7 @@ refresh closes it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
@@ -16,13 +16,12 @@ import streamlit as st
 
 from sqlqueue.consoles import look, source
 from sqlqueue.consoles.admin import acting, rows, sheet
-from sqlqueue.consoles.admin.questions import LABELS, choice_of, why_not
+from sqlqueue.consoles.admin.questions import ICONS, LABELS, choice_of, why_not
 from sqlqueue.consoles.admin.rows import COLUMNS
 from sqlqueue.consoles.admin.view import CUSTOM, STALLED, WINDOWS, View
 from sqlqueue.consoles.shield import shielded
 from sqlqueue.formats import number
 from sqlqueue.inspection import State
-from sqlqueue.operations import Action
 from sqlqueue.palette import MUTED, STATES, TITLES
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlqueue.consoles.admin.sheet import Sheet
     from sqlqueue.inspection import Counted, Inspection, Stats
+    from sqlqueue.operations import Action
     from sqlqueue_transport.reading import JobRow
 
 __all__ = ["show"]
@@ -41,12 +41,6 @@ _COUNT_S: Final = 0.3  # of counting what no index knows, at each refresh
 _DESK: Final = "jobs-desk"
 _ROW_PX: Final = 33
 _TILES: Final = (*(state.value for state in State), STALLED)
-_ICONS: Final = {
-    Action.REQUEUE: ":material/replay:",
-    Action.FAIL: ":material/report:",
-    Action.CANCEL: ":material/block:",
-    Action.TERMINATE: ":material/stop_circle:",
-}
 _FILTERS: Final = ("queue", "task", "worker", "error", "search", "window")
 # Widths in pixels: with them no column moves as texts come and go. The last one takes the rest.
 _WIDTHS: Final = {
@@ -67,22 +61,31 @@ _WIDTHS: Final = {
 
 @dataclass
 class _Desk:
-    """Be what one browser tab has before it: the sheet, what was asked of it, and what to say."""
+    """Be what one browser tab has before it: the sheet, what was asked of it, and what to say.
+
+    `calls` are the arguments of the sheet's jobs, which do not change. `turn` makes the next sheet,
+    `asked` is an action on these jobs, or (None) on all that match; both wait for the run that
+    follows the button.
+    """
 
     sheet: Sheet | None = None
-    calls: Mapping[int, str] | None = None
-    generation: int = 0
-    note: str = ""
+    calls: Mapping[int, str] = field(default_factory=dict)
+    turn: Callable[[Inspection, Sheet], Sheet] | None = None
     asked: tuple[Action, tuple[JobRow, ...] | None] | None = None
+    note: str = ""
 
 
 def show() -> None:
     """Show the page."""
     view = View.read(st.query_params)
+    # Taken off the desk first: the fragment runs the page anew as long as something lies there.
+    desk = _desk()
+    asked, desk.asked = desk.asked, None
     _filters(view)
     live = st.session_state["live"]
     st.fragment(_list, run_every=_REFRESH_S if live else None)(view)
-    _open_dialog()
+    if asked is not None and desk.sheet is not None:
+        _open_dialog(desk.sheet, *asked)
 
 
 # -- what one tab has before it --------------------------------------------------------------------
@@ -98,7 +101,6 @@ def _lay(desk: _Desk, inspection: Inspection, found: Sheet) -> None:
     if desk.sheet is not None and (dropped := len(_positions(desk.sheet))):
         desk.note = f"{number(dropped, 'tick')} cleared: the list is another one now."
     desk.sheet = found
-    desk.generation = found.generation
     desk.calls = {
         message_id: rows.call_text(arguments)
         for message_id, arguments in inspection.arguments_of(found.ids).items()
@@ -116,11 +118,8 @@ def _table_key(shown: Sheet) -> str:
 
 
 def _turn(how: Callable[[Inspection, Sheet], Sheet]) -> None:
-    """Turn a page, as a button's callback: what goes wrong is shown by the run that follows."""
-    desk = _desk()
-    with shielded(), source.chosen().opened() as inspection:
-        if desk.sheet is not None:
-            _lay(desk, inspection, how(inspection, desk.sheet))
+    """Note that another page is wanted, as a button's callback: the run that follows reads it."""
+    _desk().turn = how
 
 
 def _list_anew(inspection: Inspection, shown: Sheet) -> Sheet:
@@ -132,7 +131,6 @@ def _clear() -> None:
     desk = _desk()
     if desk.sheet is not None:
         desk.sheet = replace(desk.sheet, generation=desk.sheet.generation + 1)
-        desk.generation = desk.sheet.generation
     desk.note = ""
 
 
@@ -142,21 +140,21 @@ def _clear() -> None:
 def _filters(view: View) -> None:
     """Draw the filters, set as the link says."""
     _follow(view)
-    with shielded(), source.chosen().opened() as inspection:
+    with source.chosen().opened() as inspection:
         queues = [row.name for row in inspection.queues()]
-        app = source.chosen().app
-        _filter_widgets(view, queues, [] if app is None else [*app.tasks])
+    app = source.chosen().app
+    _filter_widgets(view, queues, [] if app is None else [*app.tasks])
 
 
 def _follow(view: View) -> None:
     """Set the widgets from the link, when it is not they who changed it."""
+    st.session_state.setdefault("live", True)
     if st.session_state.get("jobs-view") == view and "search" in st.session_state:
         return
     st.session_state["jobs-view"] = view
     for name in _FILTERS:
         st.session_state[_widget(name)] = getattr(view, name) or None
     st.session_state["search"] = view.search
-    st.session_state.setdefault("live", True)
 
 
 def _widget(name: str) -> str:
@@ -274,21 +272,34 @@ def _go(view: View, *, by_widget: bool = False) -> None:
 def _list(view: View) -> None:
     desk = _desk()
     with shielded(), source.chosen().opened() as inspection:
-        if desk.sheet is None or desk.sheet.view != view:
-            found = sheet.first(inspection, view, generation=desk.generation + 1)
-            _lay(desk, inspection, found)
-        assert desk.sheet is not None  # noqa: S101 - laid above
+        shown = _sheet(desk, inspection, view)
         stats = inspection.stats()
         _tiles(view, stats)
-        shown = desk.sheet
         now = sheet.rows_now(inspection, shown)
         counted = inspection.count(shown.chosen, budget_s=_COUNT_S)
         _head(inspection, shown, counted)
         if shown.ids:
-            _table(inspection, desk, now)
+            _table(inspection, shown, now, desk.calls)
         else:
             _nothing(view, stats)
-        _bar(desk, now, counted)
+        _bar(desk, shown, now, counted)
+    # Not what the button returns: it is False where the job has changed under the click, and the
+    # button is grey now.
+    if desk.asked is not None:
+        st.rerun()
+
+
+def _sheet(desk: _Desk, inspection: Inspection, view: View) -> Sheet:
+    """Return the sheet on the desk: the one that was there, unless another is wanted."""
+    shown, turn, desk.turn = desk.sheet, desk.turn, None
+    if shown is None or shown.view != view:
+        generation = 0 if shown is None else shown.generation + 1
+        _lay(desk, inspection, found := sheet.first(inspection, view, generation=generation))
+        return found
+    if turn is not None and (found := turn(inspection, shown)) is not shown:
+        _lay(desk, inspection, found)
+        return found
+    return shown
 
 
 def _tiles(view: View, stats: Stats) -> None:
@@ -321,24 +332,25 @@ def _head(inspection: Inspection, shown: Sheet, counted: Counted) -> None:
             type="primary" if arrived else "tertiary",
             on_click=_turn,
             args=(_list_anew,),
-            width=210,
         )
 
 
 def _where(shown: Sheet, counted: Counted) -> str:
     # The list stands still and the count does not, so that neither is told as a part of the other.
     what = "match now" if shown.view.is_narrowed else "jobs in all"
-    return f"Page {shown.number}: {len(shown.ids)} jobs, newest first · {_many(counted)} {what}"
+    return f"Page {shown.number}: {number(len(shown.ids), 'job')}, newest first · {_many(counted)} {what}"
 
 
 def _many(counted: Counted) -> str:
     return f"{number(counted.count)}{'' if counted.is_complete else '+'}"
 
 
-def _table(inspection: Inspection, desk: _Desk, now: Sequence[JobRow | None]) -> None:
-    shown = desk.sheet
-    assert shown is not None  # noqa: S101 - only then there is a table
-    calls = desk.calls or {}
+def _table(
+    inspection: Inspection,
+    shown: Sheet,
+    now: Sequence[JobRow | None],
+    calls: Mapping[int, str],
+) -> None:
     lines = [
         rows.cells(
             row,
@@ -397,9 +409,7 @@ def _nothing(view: View, stats: Stats) -> None:
 # -- what can be done --------------------------------------------------------------------------------
 
 
-def _bar(desk: _Desk, now: Sequence[JobRow | None], counted: Counted) -> None:
-    shown = desk.sheet
-    assert shown is not None  # noqa: S101 - laid above
+def _bar(desk: _Desk, shown: Sheet, now: Sequence[JobRow | None], counted: Counted) -> None:
     ticked = sheet.ticked(now, _positions(shown))
     if ticked:
         desk.note = ""
@@ -412,23 +422,18 @@ def _bar(desk: _Desk, now: Sequence[JobRow | None], counted: Counted) -> None:
             disabled=not shown.ids,
             help="Act on every job that the filters match, not only on those ticked here",
         )
-        if is_all:
-            states: set[State] = {State.PROCESSING} if shown.chosen.stalled else set()
-            states |= {*(shown.chosen.states or State)} if not states else set()
-        else:
-            states = {row.state for row in ticked}
+        states = _states_meant(shown) if is_all else {row.state for row in ticked}
         for action in LABELS:
             refusal = why_not(action, states)
-            if st.button(
+            st.button(
                 LABELS[action],
                 key=f"action-{action.value}",
-                icon=_ICONS[action],
+                icon=ICONS[action],
                 disabled=bool(refusal),
                 help=refusal or None,
                 on_click=_note_action,
                 args=(action, None if is_all else ticked),
-            ):
-                st.rerun()
+            )
         st.button("Clear", key="clear", disabled=not ticked, on_click=_clear)
         st.button(
             "Newer",
@@ -449,6 +454,13 @@ def _bar(desk: _Desk, now: Sequence[JobRow | None], counted: Counted) -> None:
         )
 
 
+def _states_meant(shown: Sheet) -> set[State]:
+    """Return the states that jobs of the list's filter may have."""
+    if shown.chosen.stalled:
+        return {State.PROCESSING}
+    return {*(shown.chosen.states or State)}
+
+
 def _ticked_text(ticked: Sequence[JobRow], note: str) -> str:
     if not ticked:
         return note or "Tick jobs to act on them."
@@ -464,14 +476,9 @@ def _note_action(action: Action, ticked: tuple[JobRow, ...] | None) -> None:
     _desk().asked = (action, ticked)
 
 
-def _open_dialog() -> None:
-    desk = _desk()
-    asked, desk.asked = desk.asked, None
-    if asked is None or desk.sheet is None:
-        return
-    action, ticked = asked
+def _open_dialog(shown: Sheet, action: Action, ticked: tuple[JobRow, ...] | None) -> None:
     if ticked is not None:
         acting.act_on(action, choice_of(action, ticked), done=_clear)
         return
-    with shielded(), source.chosen().opened() as inspection, st.spinner("Looking for the jobs …"):
-        acting.act_on_all(inspection, action, desk.sheet.chosen, done=_clear)
+    with source.chosen().opened() as inspection, st.spinner("Looking for the jobs …"):
+        acting.act_on_all(inspection, action, shown.chosen, done=_clear)

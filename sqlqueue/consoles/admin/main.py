@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from sqlqueue.consoles import look
-from sqlqueue.consoles.admin import acting, style
+from sqlqueue.consoles.admin import acting, pages, style
 from sqlqueue.consoles.shield import shielded
 
 if TYPE_CHECKING:
@@ -28,17 +28,16 @@ def page_of(module: str) -> Callable[[], None]:
 st.set_page_config(page_title="sqlqueue admin", layout="wide", initial_sidebar_state="collapsed")
 st.html(look.STYLE)
 st.html(style.STYLE)
-page = st.navigation(
-    [
-        st.Page(page_of("jobs"), title="Jobs", url_path="jobs", default=True),
-        st.Page(page_of("errors"), title="Errors", url_path="errors"),
-        st.Page(page_of("queues"), title="Queues", url_path="queues"),
-        st.Page(page_of("workers"), title="Workers", url_path="workers"),
-        st.Page(page_of("schedule"), title="Schedule", url_path="schedule"),
-        st.Page(page_of("maintenance"), title="Maintenance", url_path="maintenance"),
-        st.Page(page_of("job"), title="Job", url_path="job", visibility="hidden"),
-    ],
-    position="top",
-)
-page.run()
+found = {
+    module: st.Page(
+        page_of(module),
+        title=module.capitalize(),
+        url_path=module,
+        default=module == "jobs",
+        visibility="hidden" if module == "job" else "visible",
+    )
+    for module in ("jobs", "errors", "queues", "workers", "schedule", "maintenance", "job")
+}
+pages.keep(found)
+st.navigation([*found.values()], position="top").run()
 acting.show_report()

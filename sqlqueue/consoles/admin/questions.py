@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.reading import JobRow
 
 __all__ = [
+    "ICONS",
     "LABELS",
     "MOST_WITHOUT_TYPING",
     "Question",
@@ -44,12 +45,18 @@ LABELS: Final = {
     Action.CANCEL: "Cancel",
     Action.TERMINATE: "Terminate",
 }
+ICONS: Final = {
+    Action.REQUEUE: ":material/replay:",
+    Action.FAIL: ":material/report:",
+    Action.CANCEL: ":material/block:",
+    Action.TERMINATE: ":material/stop_circle:",
+}
 _WHAT_COMES: Final = {
-    Action.REQUEUE: "They go back to pending and run again, with their attempts counted anew.",
-    Action.FAIL: "They become dead letters with your reason as their error. A running one loses its"
-    " lease, and its worker’s result is refused.",
-    Action.CANCEL: "They are given up and will not run.",
-    Action.TERMINATE: "Their tasks are asked to stop. One that heeds it ends as cancelled; one that"
+    Action.REQUEUE: "Back to pending, to run again, with attempts counted anew.",
+    Action.FAIL: "To the dead letters, with your reason as the error. A running job loses its lease,"
+    " and its worker’s result is refused.",
+    Action.CANCEL: "Given up: what waits will not run.",
+    Action.TERMINATE: "Running tasks are asked to stop. What heeds it ends as cancelled; what"
     " completes all the same is done.",
 }
 _PAST: Final = {

@@ -50,8 +50,9 @@ div:has(> .st-key-action-bar) {{ position: sticky; bottom: 0; z-index: 50; }}
 .st-key-action-bar p {{ font-variant-numeric: tabular-nums; }}
 div:has(> .st-key-bar-text) {{ flex: 1 1 12rem !important; width: auto !important; }}
 .st-key-list-head p, .st-key-action-bar p {{ font-size: .9rem; }}
+/* Also a short list leaves the foot of the window to the actions. */
+.st-key-nothing, .st-key-jobs-table {{ min-height: max(12rem, calc(100vh - 23.5rem)); }}
 .st-key-list-head p {{ font-variant-numeric: tabular-nums; }}
-div:has(> .st-key-report) p {{ margin: 0; }}
 .st-key-report > :first-child {{ flex: 1 1 auto !important; width: auto !important; }}
 /* The report lies above the page: it comes and goes without moving anything. */
 div:has(> .st-key-report) {{ position: fixed; right: 1.5rem; bottom: 5.5rem; z-index: 60;
@@ -59,10 +60,38 @@ div:has(> .st-key-report) {{ position: fixed; right: 1.5rem; bottom: 5.5rem; z-i
 .st-key-report {{ background: {_RAISED};
   border: 1px solid {_BORDER}; border-left: 4px solid {STATES["done"]};
   border-radius: .5rem; padding: .75rem 1rem; box-shadow: 0 6px 24px rgb(0 0 0 / .18); }}
+/* The page of a job. */
+.st-key-job-head {{ gap: .75rem 1rem; }}
+/* Streamlit gives lists an indent of its own. */
+.sq-facts, .sq-facts dd, .sq-timeline, .sq-timeline li {{ margin: 0 !important; padding-left: 0 !important; }}
+.sq-facts {{ display: grid; gap: .75rem 1.5rem; padding: .25rem 0 .5rem;
+  grid-template-columns: repeat(auto-fill, minmax(13.5rem, 1fr)); }}
+.sq-facts dt {{ color: {MUTED}; font-size: .8rem; font-weight: 400; }}
+.sq-facts dd {{ font-size: .9rem; overflow-wrap: anywhere;
+  font-variant-numeric: tabular-nums; }}
+.sq-timeline {{ list-style: none; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }}
+.sq-timeline li {{ display: grid; gap: .25rem .9rem; align-items: center; padding: .35rem 0;
+  border-bottom: 1px solid {_BORDER};
+  grid-template-columns: 2.2rem 8rem minmax(6rem, 1fr) 9.5rem 4.5rem minmax(0, 9rem) minmax(0, 2fr); }}
+.sq-track {{ position: relative; height: .6rem; border-radius: .3rem; background: {_RAISED}; }}
+.sq-track i {{ position: absolute; top: 0; bottom: 0; border-radius: .3rem; min-width: 3px;
+  background: var(--sq); }}
+.sq-right {{ text-align: right; }}
+.sq-timeline .sq-muted, .sq-error {{ overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
+@media (max-width: 900px) {{
+  .sq-timeline li {{ grid-template-columns: 2.2rem 1fr auto auto; }}
+  .sq-track, .sq-error {{ grid-column: 1 / -1; order: 1; }}
+  .sq-timeline .sq-muted {{ display: none; }}
+}}
 @media (max-width: 640px) {{
+  .st-key-filters {{ display: grid; grid-template-columns: 1fr 1fr; }}
+  .st-key-filters > div, .st-key-filters > div > div {{ width: 100% !important; min-width: 0; }}
+  .st-key-filters > :first-child {{ grid-column: 1 / -1; }}
   .st-key-state-pills {{ grid-template-columns: repeat(auto-fit, minmax(6.75rem, 1fr)); }}
   .st-key-state-pills button {{ padding: .25rem .5rem; }}
   .st-key-state-pills button p {{ font-size: .8rem; }}
+  .sq-facts {{ grid-template-columns: 1fr 1fr; }}
   div:has(> .st-key-action-bar) {{ position: static; }}
 }}
 </style>"""
