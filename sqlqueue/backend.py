@@ -10,6 +10,7 @@ two modules knows which one it talks to.
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -20,17 +21,20 @@ import kombu
 from sqlqueue import envelope
 from sqlqueue.errors import NotAvailable
 from sqlqueue.housekeeping import log_lost, log_turn
-from sqlqueue_transport import log_guard
+from sqlqueue_transport import checking, log_guard
+from sqlqueue_transport.backup import back_up
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
 from sqlqueue_transport.messages import Outcome, TickAnswer, TickOf
 from sqlqueue_transport.pruning import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from sqlqueue.config import Settings
     from sqlqueue_transport.acting import Acted
     from sqlqueue_transport.activity import Activity
+    from sqlqueue_transport.backup import BackupReport
     from sqlqueue_transport.lifecycle import Event, State
     from sqlqueue_transport.listing import Listing
     from sqlqueue_transport.reading import (
@@ -306,6 +310,47 @@ class Inspecting(Protocol):
     def resume(self, queue: str, *, actor: str, reason: str | None = None) -> bool:
         """Let a queue be claimed from again; False when it ran. Audited."""
 
+    def purgeable(self, queue: str) -> int:
+        """Count what waits in a queue: pending, scheduled and failed."""
+
+    def purge(
+        self,
+        queue: str,
+        *,
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete what waits in a queue, in portions, audited; see `deleting.Deleting.purge`."""
+
+    def prunable(self, *, older_than_s: float, states: Sequence[State]) -> int:
+        """Count what ended in these states more than so many seconds ago."""
+
+    def prune(
+        self,
+        *,
+        older_than_s: float,
+        states: Sequence[State],
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete that, in portions, audited; see `deleting.Deleting.prune`."""
+
+    def check(
+        self, *, full: bool = False, tell: Callable[[float | None], None] | None = None
+    ) -> tuple[str, ...]:
+        """Return what SQLite complains of in the file; see `checking.damage`. Reads only."""
+
+    def backup(
+        self,
+        destination: Path,
+        *,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Copy the file while it is in use; see `backup.back_up`. Reads only, of the queue."""
+
 
 class Backend(Running, Inspecting, Protocol):
     """Be a broker, as the framework sees it."""
@@ -425,6 +470,12 @@ class SqliteBackend:
         self.act = self.store.acting.act
         self.pause = self.store.pausing.pause
         self.resume = self.store.pausing.resume
+        self.purgeable = self.store.deleting.purgeable
+        self.purge = self.store.deleting.purge
+        self.prunable = self.store.deleting.prunable
+        self.prune = self.store.deleting.prune
+        self.check = functools.partial(checking.damage, self.store.path)
+        self.backup = functools.partial(back_up, self.store.path)
         self.leave = self.store.consumers.leave
         self.note_end = self.store.consumers.note_end
         self.beat = self.store.consumers.beat

@@ -8,12 +8,14 @@ permissions) asks the store. Mends nothing.
 from __future__ import annotations
 
 import itertools
+import platform
 import shutil
 import stat
 import sys
 import time
 from dataclasses import dataclass
 from enum import Enum
+from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 import kombu
@@ -23,6 +25,7 @@ from sqlqueue.errors import NotAvailable
 from sqlqueue.inspection import JobFilter, State
 from sqlqueue.scheduled import Standing
 from sqlqueue_transport import files, log_guard
+from sqlqueue_transport.migrations import SCHEMA_VERSION
 from sqlqueue_transport.transport import split_url
 from sqlqueue_transport.writer_lock import read_holder
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from sqlqueue.inspection import Inspection
     from sqlqueue_transport.store import Store
 
-__all__ = ["Check", "Level", "check_writer_lock", "database_path", "examine"]
+__all__ = ["Check", "Level", "check_writer_lock", "database_path", "examine", "versions"]
 
 MOST_PROBLEMS: Final = 100  # of one check; the first ones tell enough
 _LOCK_LIMIT_S: Final = 10.0
@@ -75,6 +78,16 @@ def database_path(broker_url: str) -> Path | None:
     return files.resolved_path(split_url(broker_url)[0])
 
 
+def versions() -> list[tuple[str, str]]:
+    """Return what is at work, by name: this software, the schema of its files, SQLite, Python."""
+    return [
+        ("sqlqueue", _own_version()),
+        ("Schema", str(SCHEMA_VERSION)),
+        ("SQLite", _sqlite_version()),
+        ("Python", platform.python_version()),
+    ]
+
+
 def check_writer_lock(path: Path) -> Check:
     """Say who holds the writer lock, and for how long, without opening the database.
 
@@ -108,8 +121,7 @@ def examine(
     if not isinstance(backend, SqliteBackend):
         raise NotAvailable("a doctor")
     store = backend.store
-    # Asked of the transport, because sqlite3 itself is imported there and nowhere else.
-    yield _check_sqlite(str(kombu.Connection("sqlqueue:///").transport.driver_version()))
+    yield _check_sqlite(_sqlite_version())
     yield _check_libraries()
     yield _check_filesystem(store.path)
     yield _check_permissions(store)
@@ -126,6 +138,18 @@ def examine(
 
 
 # -- the file ------------------------------------------------------------------------------------------
+
+
+def _sqlite_version() -> str:
+    # Asked of the transport, because sqlite3 itself is imported there and nowhere else.
+    return str(kombu.Connection("sqlqueue:///").transport.driver_version())
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("sqlqueue")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "not installed"
 
 
 def _check_sqlite(version: str) -> Check:

@@ -71,6 +71,12 @@ class KombuBackend:
     act = _not_available("changing stored jobs")
     pause = _not_available("pausing a queue")
     resume = _not_available("resuming a queue")
+    purgeable = _not_available("counting what waits in a queue")
+    purge = _not_available("purging a queue")
+    prunable = _not_available("counting jobs that have ended")
+    prune = _not_available("deleting jobs that have ended")
+    check = _not_available("examining a file")
+    backup = _not_available("a backup")
 
     def __init__(self, connection: kombu.Connection) -> None:
         """Take a connected Kombu connection."""

@@ -19,17 +19,34 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue.errors import JobNotFound, QueueNotFound, ScheduleNotFound
 from sqlqueue.schedules import next_due_ms_of
 from sqlqueue.text import did_you_mean
+from sqlqueue_transport import migrations, opening
+from sqlqueue_transport.acting import CHUNK
+from sqlqueue_transport.backup import BackupReport
 from sqlqueue_transport.lifecycle import Event, State, sources
 from sqlqueue_transport.schedules import Changed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from sqlqueue.failure_groups import DeadGroup
     from sqlqueue.inspection import Inspection
+    from sqlqueue_transport.acting import Acted
     from sqlqueue_transport.reading import JobFilter, JobRow
 
-__all__ = ["Action", "Change", "Choice", "Operations", "QueueChange", "Report", "Target"]
+__all__ = [
+    "Action",
+    "BackupReport",
+    "Change",
+    "Choice",
+    "Migration",
+    "Operations",
+    "QueueChange",
+    "Report",
+    "Target",
+    "legal_actions",
+    "migration_of",
+]
 
 NO_REASON: Final = "no reason given"
 
@@ -71,6 +88,11 @@ class Action(str, Enum):
         if self is Action.TERMINATE:
             return self.legal_states
         return (State.PENDING, State.SCHEDULED, State.FAILED)
+
+
+def legal_actions(state: State) -> tuple[Action, ...]:
+    """Return what an operator can do to a job in that state, in the order of `Action`."""
+    return tuple(action for action in Action if state in action.legal_states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +173,35 @@ class QueueChange:
     changed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Be what opening a file for writing would do, or did, to its schema.
+
+    `backup` is where the file of before is kept; None when nothing has to be done.
+    """
+
+    path: Path
+    from_version: int
+    to_version: int
+    backup: Path | None
+
+    @property
+    def is_needed(self) -> bool:
+        """Say whether the file is of an older version than this software."""
+        return self.from_version < self.to_version
+
+
+def migration_of(path: Path) -> Migration:
+    """Say what opening the file for writing would migrate. Changes nothing.
+
+    Raises a CannotOpen of the transport, SchemaTooNew among them.
+    """
+    version = opening.version_at(path)
+    backup = migrations.backup_path_of(path, version)
+    is_needed = version < migrations.SCHEMA_VERSION
+    return Migration(path, version, migrations.SCHEMA_VERSION, backup if is_needed else None)
+
+
 class Operations:
     """Act on jobs and queues through the backend that an inspection reads; one thread at a time."""
 
@@ -211,12 +262,15 @@ class Operations:
         actor: str,
         reason: str | None = None,
         force_after_s: float | None = None,
+        tell: Callable[[int], None] | None = None,
     ) -> Report:
         """Change the targets that are still in the state they were seen in.
 
         `actor` and `reason` go into the audit table; a failed job also shows the reason as its
         error. `force_after_s` is for TERMINATE: the process of what still runs so many seconds from
-        now is killed by its supervisor; None means never. If the process dies midway, some chunks of 500 are changed and audited, and the rest
+        now is killed by its supervisor; None means never. `tell` is called in this thread after each chunk
+        of 500 with how many targets are dealt with, skipped ones included; what it raises ends the
+        action there. If the process dies midway, some chunks are changed and audited, and the rest
         is untouched: choosing and applying again does the rest.
         """
         if reason is None and action is Action.FAIL:
@@ -224,13 +278,16 @@ class Operations:
         by_event: dict[Event, list[tuple[int, State]]] = {}
         for one in targets:
             by_event.setdefault(action.event_in(one.state), []).append((one.message_id, one.state))
-        acted = {
-            done.message_id: done
-            for event, some in by_event.items()
-            for done in self._inspection.backend.act(
-                event, some, actor=actor, reason=reason, kill_in_s=force_after_s
-            )
-        }
+        acted: dict[int, Acted] = {}
+        for event, some in by_event.items():
+            for start in range(0, len(some), CHUNK):
+                chunk = some[start : start + CHUNK]
+                for done in self._inspection.backend.act(
+                    event, chunk, actor=actor, reason=reason, kill_in_s=force_after_s
+                ):
+                    acted[done.message_id] = done
+                if tell is not None:
+                    tell(len(acted))
         return Report(
             tuple(
                 Change(target, acted[target.message_id].after, acted[target.message_id].holder)
@@ -289,6 +346,78 @@ class Operations:
             known = [one.row.entry for one in self._inspection.schedule()]
             raise ScheduleNotFound(name, did_you_mean(name, known))
         return changed is Changed.DONE
+
+    def purgeable(self, queue: str) -> int:
+        """Return how many messages a purge of a queue would delete now. Raises QueueNotFound."""
+        self._refuse_unknown((queue,))
+        return self._inspection.backend.purgeable(queue)
+
+    def purge(
+        self,
+        queue: str,
+        *,
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete what waits in a queue (pending, scheduled, failed) and return how many that were.
+
+        What runs, what has ended and what comes meanwhile stays. `tell` is called in this thread after
+        each portion with how many are deleted by then; what it raises ends the purge. Raises
+        QueueNotFound. If the process dies midway, a part is deleted, and the one record of it in the
+        audit says how many.
+        """
+        self._refuse_unknown((queue,))
+        return self._inspection.backend.purge(queue, actor=actor, reason=reason, tell=tell)
+
+    def prunable(self, *, older_than_s: float, states: Sequence[State]) -> int:
+        """Return how many messages `prune` would delete now. Raises ValueError as it does."""
+        return self._inspection.backend.prunable(older_than_s=older_than_s, states=states)
+
+    def prune(
+        self,
+        *,
+        older_than_s: float,
+        states: Sequence[State],
+        actor: str,
+        reason: str | None = None,
+        tell: Callable[[int], None] | None = None,
+    ) -> int:
+        """Delete what ended in these states more than so many seconds ago; return how many.
+
+        The whole history of these jobs goes, records of operators' actions excepted. `tell` and a
+        death midway are as with `purge`. Raises ValueError for a state that is no end.
+        """
+        return self._inspection.backend.prune(
+            older_than_s=older_than_s, states=states, actor=actor, reason=reason, tell=tell
+        )
+
+    def check(
+        self, *, full: bool = False, tell: Callable[[float | None], None] | None = None
+    ) -> tuple[str, ...]:
+        """Have SQLite examine the file and return what it complains of; empty when all is well.
+
+        `full` also compares every index with its table. `tell` is called now and then in this thread,
+        with how much is done, or None where that is not known; what it raises ends the check. Changes
+        nothing, and no writer waits.
+        """
+        return self._inspection.backend.check(full=full, tell=tell)
+
+    def backup(
+        self,
+        destination: Path,
+        *,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Copy the file while it is in use; return when the copy is examined and on the disk.
+
+        `tell` is called in this thread with the bytes copied so far and those of all; what it raises
+        ends the backup. Raises the transport's BackupRefused for a destination that exists (unless
+        `force`) or cannot be one, and DiskFault. If the process dies midway there is nothing by the
+        name of the destination that was not there before.
+        """
+        return self._inspection.backend.backup(destination, force=force, tell=tell)
 
     def _refuse_unknown(self, queues: Sequence[str]) -> None:
         known = {row.name for row in self._inspection.backend.queues()}

@@ -41,6 +41,7 @@ Transport options: see `options.Options`. In a list of URLs to fail over to they
 from kombu.transport import TRANSPORT_ALIASES
 
 from sqlqueue_transport.errors import (
+    BackupRefused,
     Busy,
     CannotOpen,
     DatabaseMissing,
@@ -70,6 +71,7 @@ from sqlqueue_transport.transport import Transport
 TRANSPORT_ALIASES["sqlqueue"] = "sqlqueue_transport.transport:Transport"
 
 __all__ = [
+    "BackupRefused",
     "Busy",
     "CannotOpen",
     "DatabaseMissing",

@@ -16,6 +16,7 @@
     │       ├── SchemaTooNew       written by a newer sqlqueue
     │       ├── SchemaTooOld       to be migrated first, which a reader may not do
     │       └── SqliteTooOld       this Python's SQLite lacks what we need
+    ├── BackupRefused          the destination of a backup exists, or cannot be one
     ├── ReadOnlyStore          a write was asked of a store that was opened for reading only
     ├── ForkedStore            a handle crossed a fork that could not be made safe
     ├── InvalidMessage         a message, name or option that cannot be stored (also ValueError)
@@ -99,6 +100,10 @@ class SchemaTooOld(CannotOpen):
 
 class SqliteTooOld(CannotOpen):
     """Say that the SQLite library of this Python is older than 3.37."""
+
+
+class BackupRefused(TransportError):
+    """Say why a backup cannot be written where it was asked for; nothing was written."""
 
 
 class ReadOnlyStore(TransportError):

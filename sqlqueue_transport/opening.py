@@ -21,12 +21,13 @@ from sqlqueue_transport.errors import (
     SqliteTooOld,
 )
 from sqlqueue_transport.handles import Handles, replaced_text
-from sqlqueue_transport.migrations import adopt, refuse_older
-from sqlqueue_transport.sqlite_errors import not_sqlite_text
+from sqlqueue_transport.migrations import adopt, refuse_older, version_of
+from sqlqueue_transport.sqlite_errors import not_sqlite_text, translated
 
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 # A log that has grown is cut back to this by the checkpoint after which it begins anew.
 JOURNAL_SIZE_LIMIT_BYTES = 16 << 20
+_LOOK_WAIT_S = 5.0  # for a foreign program that locks readers out: nothing of ours does
 _TEXT = functools.partial(str, encoding="utf-8", errors="surrogateescape")
 
 
@@ -103,6 +104,22 @@ def open_read_only(path: Path, held: Handles, *, timeout_s: float) -> None:
     held.companions = companions
     held.identity = identity
     held.reading = connection
+
+
+def version_at(path: Path) -> int:
+    """Return the schema version of the file at `path`, without migrating it.
+
+    Raises a CannotOpen, SchemaTooNew among them.
+    """
+    if not _usable_size(path, create=False):
+        raise CannotOpen(f"{path} is empty; the first process that writes makes it a queue")
+    connection = connect(path, _LOOK_WAIT_S, mode="ro")
+    try:
+        return version_of(connection, path)
+    except sqlite3.DatabaseError as error:
+        raise translated(error, path) from error
+    finally:
+        connection.close()
 
 
 def _usable_size(path: Path, *, create: bool) -> int | None:

@@ -37,6 +37,11 @@ DELETE FROM message WHERE id IN (
   LIMIT :limit
 )
 """
+_COUNT_ENDED = """
+SELECT count(*) FROM message
+WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired')
+  AND state = :state AND finished_at_ms < :before_ms
+"""
 # Entries are found by their ticks, because an entry may be gone; a seek each in the primary key.
 _NEXT_ENTRY = "SELECT entry, max(due_ms) FROM tick WHERE entry = (SELECT min(entry) FROM tick WHERE entry > :after)"
 # Never the newest one, however old: it says that a yearly entry has had its turn.
@@ -101,12 +106,12 @@ def pieces(policy: Policy, now_ms: int, *, is_time_right: bool = True) -> list[P
     if not is_time_right:
         return [_FreePages()]
     found: list[Piece] = [
-        _Matching(name, statement, {"state": name, "before_ms": now_ms - round(age_s * 1000)})
-        for name, statement, age_s in (
-            ("done", _PRUNE_MESSAGES, policy.done_s),
-            ("permanently_failed", _PRUNE_MESSAGES, policy.dead_s),
-            ("cancelled", _PRUNE_MESSAGES, policy.dead_s),
-            ("expired", _PRUNE_MESSAGES, policy.dead_s),
+        ended(name, now_ms - round(age_s * 1000))
+        for name, age_s in (
+            ("done", policy.done_s),
+            ("permanently_failed", policy.dead_s),
+            ("cancelled", policy.dead_s),
+            ("expired", policy.dead_s),
         )
         if age_s
     ]
@@ -124,6 +129,18 @@ def pieces(policy: Policy, now_ms: int, *, is_time_right: bool = True) -> list[P
         longest_s = max(policy.done_s, policy.dead_s)
         found.append(_Workers(now_ms - round(longest_s * 1000)))
     return [*found, _FreePages()]
+
+
+def ended(state: str, before_ms: int) -> Piece:
+    """Return the piece that deletes messages in a finished state which ended before a moment."""
+    return _Matching(state, _PRUNE_MESSAGES, {"state": state, "before_ms": before_ms})
+
+
+def count_ended(connection: sqlite3.Connection, state: str, before_ms: int) -> int:
+    """Count what that piece would delete; walks over as many entries of an index."""
+    values = {"state": state, "before_ms": before_ms}
+    count: int = connection.execute(_COUNT_ENDED, values).fetchone()[0]
+    return count
 
 
 class _Function:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport.activity import Activity
+from sqlqueue_transport.checking import complaints
 from sqlqueue_transport.counting import Counting, Counts, Pause, QueueRow
 from sqlqueue_transport.listing import (
     FROM_MESSAGES,
@@ -229,14 +230,4 @@ class Reading:
 
         They see almost no bit rot inside of values (sqlite.org/pragma.html#pragma_quick_check).
         """
-        check = "PRAGMA integrity_check" if full else "PRAGMA quick_check"
-
-        def work(connection: sqlite3.Connection) -> list[str]:
-            found = [text for (text,) in connection.execute(check).fetchall() if text != "ok"]
-            found += [
-                f"row {row[1]} of {row[0]} refers to a missing row of {row[2]}"
-                for row in connection.execute("PRAGMA foreign_key_check").fetchall()
-            ]
-            return found
-
-        return self._database.read(work)
+        return self._database.read(lambda c: complaints(c, full=full))

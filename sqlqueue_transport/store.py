@@ -27,6 +27,7 @@ from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
 from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, Result
+from sqlqueue_transport.deleting import Deleting
 from sqlqueue_transport.errors import Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
@@ -73,7 +74,7 @@ class Store:
 
     `topology` declares queues and bindings, `consumers` knows who is alive, `schedules` what
     the beats described, `results` what Celery's jobs returned; `running` is for those who run
-    deliveries; `reading`, `acting` and `pausing` serve operators. Errors: `errors.Unavailable` kinds when the file cannot be used.
+    deliveries; `reading`, `acting`, `deleting` and `pausing` serve operators. Errors: `errors.Unavailable` kinds when the file cannot be used.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Store:
             self.schedules = Schedules(self.database, clock, self.consumers)
             self.housekeeping = Housekeeping(self.database, clock)
             self.acting = Acting(self.database, clock, self.consumers)
+            self.deleting = Deleting(self.database, clock)
             self.pausing = Pausing(self.database, clock, self.consumers)
             self.running = RunningDeliveries(self.database, clock)
             self.results = Results(self.database, clock, self.consumers)

@@ -335,6 +335,23 @@ class Topology:
         return self._database.read(lambda c: c.execute(_BINDINGS).fetchall())
 
 
+def newest_message(connection: sqlite3.Connection) -> int:
+    """Return the id of the newest message of all queues, 0 when there is none: where a purge ends."""
+    newest: int = connection.execute(_NEWEST).fetchone()[0]
+    return newest
+
+
+def purge_some(connection: sqlite3.Connection, queue: str, *, newest: int, limit: int) -> int:
+    """Delete up to `limit` messages that wait in a queue, ready or due later; return how many.
+
+    Those that came after the message `newest` stay. In a transaction of the caller.
+    """
+    values = {"queue": queue, "newest": newest, "chunk": limit}
+    purged = connection.execute(_PURGE, values).rowcount
+    values["chunk"] = limit - purged
+    return purged + connection.execute(_PURGE_LATER, values).rowcount
+
+
 def refuse_gone(connection: sqlite3.Connection, queue: str) -> None:
     """Raise NotDeclared for a queue that went away by itself: who uses it has to declare it anew.
 

@@ -16,6 +16,7 @@ from sqlqueue.actor import actor
 from sqlqueue.cli import documents, showing
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.filters import filter_options, job_filter
+from sqlqueue.cli.gauge import Gauge
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
 from sqlqueue.cli.opening import inspecting
 from sqlqueue.cli.output import Output
@@ -33,6 +34,12 @@ _PAST: Final = {
     "cancel": "cancelled",
     "terminate": "cancelled",
     "fail": "marked as failed",
+}
+_PRESENT: Final = {
+    "requeue": "requeueing",
+    "cancel": "cancelling",
+    "terminate": "cancelling",
+    "fail": "failing",
 }
 _MOST_SHOWN: Final = 50
 
@@ -134,13 +141,15 @@ def _act(
         report = None
         if not dry_run:
             _agree(output, action, choice, yes=yes)
-            report = operations.apply(
-                action,
-                choice.targets,
-                actor=actor("cli"),
-                reason=reason,
-                force_after_s=force_after_s,
-            )
+            with Gauge(invocation, _PRESENT[name]) as gauge:
+                report = operations.apply(
+                    action,
+                    choice.targets,
+                    actor=actor("cli"),
+                    reason=reason,
+                    force_after_s=force_after_s,
+                    tell=lambda done: gauge.count(done, len(choice.targets)),
+                )
     _tell(output, action, choice, report, force_after_s)
     is_partial = choice.unfit or choice.unknown or (report is not None and report.skipped)
     return ExitCode.PARTLY if is_partial else ExitCode.OK

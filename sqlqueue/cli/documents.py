@@ -6,12 +6,13 @@ in UTC with milliseconds, durations seconds as numbers. What is not known is nul
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue.formats import iso
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlqueue.health import Check
     from sqlqueue.inspection import (
@@ -25,16 +26,31 @@ if TYPE_CHECKING:
         Stats,
         Worker,
     )
-    from sqlqueue.operations import Action, Choice, QueueChange, Report, Target
+    from sqlqueue.operations import (
+        Action,
+        BackupReport,
+        Choice,
+        Migration,
+        QueueChange,
+        Report,
+        Target,
+    )
+    from sqlqueue_transport.lifecycle import State
     from sqlqueue_transport.reading import AuditRow, JobRow
 
 __all__ = [
     "action_document",
+    "backup_document",
+    "check_document",
     "check_item",
     "dead_item",
     "entry_item",
     "job_document",
     "job_item",
+    "migration_document",
+    "path_document",
+    "prune_document",
+    "purge_document",
     "queue_action_document",
     "queue_item",
     "stats_document",
@@ -216,6 +232,32 @@ def queue_action_document(action: str, changes: Sequence[QueueChange]) -> dict[s
     }
 
 
+def purge_document(waiting: Mapping[str, int], deleted: Mapping[str, int] | None) -> dict[str, Any]:
+    """Return `purge`, by queue; `deleted` None is a dry run, and then so for each queue."""
+    return {
+        "action": "purge",
+        "dry_run": deleted is None,
+        "items": [
+            {"queue": queue, "matched": count, "deleted": 0 if deleted is None else deleted[queue]}
+            for queue, count in waiting.items()
+        ],
+    }
+
+
+def prune_document(
+    states: Sequence[State], older_than_s: float, matched: int, deleted: int | None
+) -> dict[str, Any]:
+    """Return `prune`; `deleted` None is a dry run."""
+    return {
+        "action": "prune",
+        "dry_run": deleted is None,
+        "states": [state.value for state in states],
+        "older_than_s": older_than_s,
+        "matched": matched,
+        "deleted": deleted or 0,
+    }
+
+
 def _target(target: Target, after: str | None) -> dict[str, Any]:
     return {
         "id": target.job_id,
@@ -251,6 +293,51 @@ def _job_fields(row: JobRow, max_attempts: int) -> dict[str, Any]:
         # Who had it last, unless it was handed back: then nobody has started it.
         "worker": None if row.started_at_ms is None else row.worker,
     }
+
+
+def path_document(path: Path) -> dict[str, Any]:
+    """Return `db path`; a size is null where there is no file."""
+    return {
+        "path": str(path),
+        "run_directory": f"{path}-run",
+        "bytes": {
+            name: _size(Path(f"{path}{end}"))
+            for name, end in (("database", ""), ("log", "-wal"), ("shared_memory", "-shm"))
+        },
+    }
+
+
+def check_document(complaints: Sequence[str], *, full: bool) -> dict[str, Any]:
+    """Return `db check`."""
+    return {"sound": not complaints, "full": full, "complaints": list(complaints)}
+
+
+def backup_document(report: BackupReport) -> dict[str, Any]:
+    """Return `db backup`."""
+    return {
+        "path": str(report.path),
+        "bytes": report.bytes,
+        "jobs": report.jobs,
+        "took_s": round(report.took_s, 3),
+    }
+
+
+def migration_document(migration: Migration, *, is_done: bool) -> dict[str, Any]:
+    """Return `db migrate`; `migrated` is false for a dry run, and where there was nothing to do."""
+    return {
+        "path": str(migration.path),
+        "from_version": migration.from_version,
+        "to_version": migration.to_version,
+        "migrated": is_done,
+        "backup": migration.backup and str(migration.backup),
+    }
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return None
 
 
 def _error(failure: Failure | None) -> dict[str, Any] | None:

@@ -98,7 +98,7 @@ def _of_the_transport(error: BaseException) -> tuple[ExitCode, str] | None:
         return ExitCode.BUSY, f"the database is busy: {error}"
     if isinstance(error, transport.SchemaTooNew | transport.SchemaTooOld | transport.SchemaChanged):
         return ExitCode.SCHEMA, str(error)
-    if isinstance(error, transport.CannotOpen | transport.InvalidMessage):
+    if isinstance(error, transport.CannotOpen | transport.InvalidMessage | transport.BackupRefused):
         return ExitCode.USAGE, str(error)
     return ExitCode.FAILED, str(error)
 

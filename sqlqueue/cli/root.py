@@ -30,9 +30,12 @@ _HOMES: Final = {
     "fail": "sqlqueue.cli.act:fail",
     "pause": "sqlqueue.cli.queues:pause",
     "resume": "sqlqueue.cli.queues:resume",
+    "purge": "sqlqueue.cli.deleting:purge",
+    "prune": "sqlqueue.cli.deleting:prune",
     "schedule": "sqlqueue.cli.schedule:schedule",
     "doctor": "sqlqueue.cli.doctor:doctor",
     "console": "sqlqueue.cli.console:console",
+    "db": "sqlqueue.cli.database:db",
     "config": "sqlqueue.cli.configuration:config",
 }
 

@@ -26,9 +26,11 @@ __all__ = [
     "Html",
     "bar",
     "dotted",
+    "example",
     "facts",
     "heading",
     "joined",
+    "lines",
     "link",
     "muted",
     "strong",
@@ -42,12 +44,14 @@ NOTHING: Final = Html("")
 
 # Facts stand in equal cells, so that those of one row lie below those of the row before.
 STYLE: Final = f"""<style>
-.sq-facts {{ display: grid; gap: .35rem 1rem; align-items: start; margin: 0; padding: 0;
+[data-testid="stHtml"] dl.sq-facts {{ margin: 0; padding: 0; }}
+.sq-facts {{ display: grid; gap: .35rem 1rem; align-items: start;
   grid-template-columns: minmax(12rem, 2.2fr) repeat(auto-fit, minmax(5.5rem, 1fr)); }}
 .sq-facts.sq-even {{ grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }}
 .sq-facts > div {{ min-width: 0; }}
 .sq-facts dt, .sq-table th {{ color: {MUTED}; font-size: .8rem; font-weight: 400; text-align: left; }}
-.sq-facts dd {{ margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
+[data-testid="stHtml"] .sq-facts dd {{ margin: 0; padding: 0; }}
+.sq-facts dd {{ font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
 .sq-note {{ display: flex; align-items: baseline; gap: .4em; }}
 .sq-note::before {{ content: ""; flex: none; width: .6em; height: .6em; border-radius: 50%;
   background: var(--sq, {MUTED}); }}
@@ -57,6 +61,7 @@ STYLE: Final = f"""<style>
 .sq-below {{ margin-top: .35rem; overflow-wrap: anywhere; }}
 .sq-strong {{ font-weight: 600; overflow-wrap: anywhere; }}
 .sq-scroll {{ overflow-x: auto; }}
+.sq-facts ~ .sq-scroll {{ margin-top: .75rem; }}
 .sq-table {{ border-collapse: collapse; width: 100%; table-layout: fixed;
   font-variant-numeric: tabular-nums; }}
 .sq-table th, .sq-table td {{ padding: .3rem .75rem; vertical-align: top; }}
@@ -65,7 +70,8 @@ STYLE: Final = f"""<style>
 .sq-table a, .sq-facts a {{ color: color-mix(in srgb, {ACCENT} 75%, currentColor); }}
 .sq-table td {{ border-top: 1px solid color-mix(in srgb, {MUTED} 30%, transparent);
   overflow-wrap: anywhere; }}
-.sq-table .sq-right {{ text-align: right; }}
+.sq-table .sq-right {{ text-align: right; white-space: nowrap; }}
+.sq-table a {{ white-space: nowrap; }}
 .sq-table code, .sq-facts code {{ font-size: .85em; }}
 .sq-bar {{ display: inline-block; width: 5rem; height: .5rem; border-radius: .25rem;
   background: color-mix(in srgb, {MUTED} 30%, transparent); overflow: hidden;
@@ -76,7 +82,8 @@ STYLE: Final = f"""<style>
   .sq-facts > div:first-child {{ grid-column: 1 / -1; }}
   .sq-facts.sq-even {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }}
   .sq-facts.sq-even > div:first-child {{ grid-column: auto; }}
-  .sq-table {{ min-width: 38rem; }}
+  .sq-table {{ min-width: 46rem; }}
+  .sq-bar {{ width: 2.5rem; }}
 }}
 </style>"""
 
@@ -137,6 +144,21 @@ def link(label: str, page: str, query: Mapping[str, str], *, title: str = "") ->
 def _link(label: Html, address: str, title: str) -> Html:
     shown = f' title="{text(title)}"' if title else ""
     return Html(f'<a href="{escape(address)}" target="_self"{shown}>{label}</a>')
+
+
+def example(name: str, target: str = "") -> Html:
+    """Return a link to a job with its id cut short, whole where the pointer rests on it.
+
+    `target` is what the Job page is asked for, when it is not the id.
+    """
+    # A whole id is 36 characters: its end tells the jobs of one hour apart, its beginning does not.
+    shown = name if len(name) <= 13 else f"…{name[-12:]}"
+    return link(shown, "job", {"id": target or name}, title=name)
+
+
+def lines(parts: Sequence[Html]) -> Html:
+    """Return the parts below one another."""
+    return Html("".join(f"<div>{part}</div>" for part in parts if part))
 
 
 def joined(parts: Sequence[Html], separator: str = " ") -> Html:

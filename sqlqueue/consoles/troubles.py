@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlqueue.errors import NotAvailable, SqlQueueError
+from sqlqueue.errors import NotAvailable, QueueNotFound, ScheduleNotFound, SqlQueueError
 from sqlqueue_transport.errors import (
+    BackupRefused,
     Busy,
     DatabaseMissing,
     DiskFault,
     FileReplaced,
+    InvalidMessage,
     SchemaChanged,
     SchemaTooNew,
     TransportError,
@@ -61,6 +63,10 @@ _KNOWN: Final[tuple[tuple[type[Exception], str, str, bool], ...]] = (
     ),
     (SchemaTooNew, "This console is older than the queue file.", "Start a newer one.", False),
     (DiskFault, "The disk refuses.", "'sqlqueue doctor' looks at the file and its disk.", True),
+    (BackupRefused, "No backup was made.", "Choose another path.", False),
+    (InvalidMessage, "That was refused, and nothing was changed.", "", False),
+    (QueueNotFound, "Nothing was changed.", "It may have gone meanwhile.", False),
+    (ScheduleNotFound, "Nothing was changed.", "It may have gone meanwhile.", False),
     (TransportError, "The queue cannot be shown.", "'sqlqueue doctor' may say more.", True),
     (SqlQueueError, "The queue cannot be shown.", "'sqlqueue doctor' may say more.", True),
 )
@@ -70,5 +76,5 @@ def trouble_of(error: Exception) -> Trouble | None:
     """Return what to say about an error; None for one that is a bug of ours."""
     for kind, title, advice, passes in _KNOWN:
         if isinstance(error, kind):
-            return Trouble(title, f"{advice} ({error})", passes)
+            return Trouble(title, f"{advice} ({error})".strip(), passes)
     return None

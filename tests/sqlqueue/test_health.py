@@ -82,6 +82,13 @@ def test_version_told_is_the_one_in_use(checked):
     assert f"SQLite {sqlite3.sqlite_version}" in checked()["sqlite"].summary
 
 
+def test_the_versions_at_work_are_told_by_name():
+    found = dict(health.versions())
+    assert list(found) == ["sqlqueue", "Schema", "SQLite", "Python"]
+    assert found["SQLite"] == sqlite3.sqlite_version
+    assert all(found.values())
+
+
 def test_second_sqlite_library_is_a_warning(checked, monkeypatch):
     monkeypatch.setitem(sys.modules, "apsw", types.ModuleType("apsw"))
     check = checked()["libraries"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sqlqueue.errors import QueueNotFound
+from sqlqueue.backend import open_backend
+from sqlqueue.config import Settings
+from sqlqueue.errors import NotAvailable, QueueNotFound, ScheduleNotFound
 from sqlqueue.inspection import Inspection, JobFilter
-from sqlqueue.operations import Action, Operations, QueueChange
-from sqlqueue_transport import Outcome
+from sqlqueue.operations import Action, Operations, QueueChange, legal_actions, migration_of
+from sqlqueue_transport import Outcome, ReadOnlyStore
 from sqlqueue_transport.lifecycle import State
+from sqlqueue_transport.schedules import Described
 from tests.cli.filling import Filled
 from tests.support import FakeClock
 
@@ -247,3 +250,113 @@ def test_group_of_dead_letters_is_requeued_and_nothing_else(filled, operations, 
     narrowed = operations.choose(Action.REQUEUE, chosen=JobFilter(queue="x"), group=group)
     assert narrowed.targets == ()
     assert inspection.job(other).row.state is State.PERMANENTLY_FAILED
+
+
+def test_an_entry_is_paused_and_resumed_once_and_both_are_audited(filled, inspection, operations):
+    filled.store.schedules.describe([Described("every", "every 5s", "tasks.add", 5000)])
+    assert operations.pause_entry("every", actor="anna", reason="quiet hours")
+    assert not operations.pause_entry("every", actor="anna")
+    assert inspection.schedule()[0].row.paused_at_ms is not None
+    assert operations.resume_entry("every", actor="bert")
+    assert not operations.resume_entry("every", actor="bert")
+    assert inspection.schedule()[0].row.paused_at_ms is None
+    told = [(one.actor, one.action, one.reason) for one in inspection.audit().items]
+    assert told == [
+        ("bert", "schedule_resume", None),
+        ("anna", "schedule_pause", "quiet hours"),
+    ]
+
+
+def test_an_entry_that_is_not_there_is_told_with_the_nearest_name(filled, operations):
+    filled.store.schedules.describe([Described("nightly", "cron", "tasks.add", 5000)])
+    for act in (operations.pause_entry, operations.resume_entry):
+        with pytest.raises(ScheduleNotFound, match="Did you mean 'nightly'"):
+            act("nightl", actor="anna")
+
+
+# -- the whole file --------------------------------------------------------------------------------------
+
+
+def test_apply_tells_after_each_chunk_how_many_are_dealt_with(filled, operations, monkeypatch):
+    monkeypatch.setattr("sqlqueue.operations.CHUNK", 2)
+    for _ in range(5):
+        filled.dead()
+    choice = operations.choose(Action.REQUEUE, chosen=JobFilter(task="tasks.add"))
+    told: list[int] = []
+    report = apply(operations, Action.REQUEUE, choice, tell=told.append)
+    assert (report.changed, told) == (5, [2, 4, 5])
+    assert [change.target for change in report.changes] == list(choice.targets)
+
+
+def test_what_tell_raises_ends_an_action_between_two_chunks(filled, operations, monkeypatch):
+    monkeypatch.setattr("sqlqueue.operations.CHUNK", 2)
+    for _ in range(5):
+        filled.dead()
+    choice = operations.choose(Action.REQUEUE, chosen=JobFilter(task="tasks.add"))
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply(operations, Action.REQUEUE, choice, tell=stop)
+    assert filled.store.reading.counts().states[State.PENDING] == 2
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_legal_actions_of_a_state_are_those_that_take_it(state):
+    assert legal_actions(state) == tuple(a for a in Action if state in a.legal_states)
+
+
+def test_every_state_allows_something_and_what_runs_can_be_asked_to_stop_or_failed():
+    assert all(legal_actions(state) for state in State)
+    assert legal_actions(State.PROCESSING) == (Action.TERMINATE, Action.FAIL)
+    assert legal_actions(State.DONE) == (Action.REQUEUE,)
+
+
+def test_a_queue_is_purged_and_history_pruned_with_a_record(filled, operations):
+    filled.store.topology.declare_queue("default")
+    one_of_each(filled)
+    assert operations.purgeable("default") == 3
+    told: list[int] = []
+    assert operations.purge("default", actor="me", reason="why", tell=told.append) == 3
+    assert told == [3]
+    filled.store.clock.advance(60)
+    ended = (State.DONE, State.CANCELLED)
+    assert operations.prunable(older_than_s=30, states=ended) == 2
+    assert operations.prune(older_than_s=30, states=ended, actor="me") == 2
+    assert operations.prunable(older_than_s=30, states=ended) == 0
+
+
+@pytest.mark.parametrize("verb", ["purgeable", "purge"])
+def test_a_purge_of_an_unknown_queue_is_an_error(filled, operations, verb):
+    filled.store.topology.declare_queue("default")
+    more = {"actor": "me"} if verb == "purge" else {}
+    with pytest.raises(QueueNotFound, match="Did you mean 'default'"):
+        getattr(operations, verb)("defualt", **more)
+
+
+def test_a_file_is_checked_and_copied_through_a_backend_that_can_only_look(filled, tmp_path):
+    filled.publish()
+    settings = Settings(broker_url=f"sqlqueue:///{filled.path}")
+    backend = open_backend(settings, read_only=True)
+    try:
+        operations = Operations(Inspection(backend))
+        assert operations.check() == operations.check(full=True) == ()
+        report = operations.backup(tmp_path / "backup.db")
+        assert (report.path, report.jobs) == (tmp_path / "backup.db", 1)
+        with pytest.raises(ReadOnlyStore):
+            operations.pause(["default"], actor="me")
+    finally:
+        backend.close()
+
+
+def test_looking_only_is_refused_where_a_broker_cannot_promise_it():
+    with pytest.raises(NotAvailable):
+        open_backend(Settings(broker_url="memory://"), read_only=True)
+
+
+def test_a_migration_that_is_not_needed_has_no_backup(filled):
+    found = migration_of(filled.path)
+    assert not found.is_needed
+    assert found.from_version == found.to_version
+    assert found.backup is None

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from sqlqueue_transport import schedules
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Outcome, TickAnswer, TickOf
-from sqlqueue_transport.schedules import Changed, Described, ScheduleRow
+from sqlqueue_transport.schedules import Changed, Described, ScheduleRow, TickRow
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock, finish, run_python, say
 from tests.transport.rows import FAULT, claim_one, ended, new, publish, rows_of
@@ -45,6 +46,29 @@ def test_a_tick_is_enqueued_once(store: Store, clock: FakeClock) -> None:
     assert rows_of(store, "SELECT count(*) FROM message") == [(2,)]
     ticks = rows_of(store, "SELECT entry, due_ms, at_ms, beat, jobs, skipped FROM tick")
     assert ticks == [("every-5s", 5000, clock.wall, "beat-1", 2, None)]
+
+
+def test_the_newest_ticks_of_an_entry_are_listed_and_of_no_other(
+    store: Store, clock: FakeClock
+) -> None:
+    for due_ms in (5000, 15_000, 10_000):
+        store.publish_tick([new()], TickOf("a", due_ms, "beat-1"))
+    store.publish_tick([], TickOf("b", 99_000, "beat-2"))
+    assert [tick.due_ms for tick in store.schedules.ticks("a")] == [15_000, 10_000, 5000]
+    assert store.schedules.ticks("a", most=1) == [
+        TickRow("a", 15_000, clock.wall, "beat-1", 1, None)
+    ]
+    assert [tick.jobs for tick in store.schedules.ticks("b")] == [0]
+    assert store.schedules.ticks("c") == []
+
+
+def test_the_newest_ticks_are_found_without_reading_the_others(store: Store) -> None:
+    plan = store.database.read(
+        lambda c: c.execute(
+            "EXPLAIN QUERY PLAN " + schedules._NEWEST_TICKS, {"entry": "a", "most": 20}
+        ).fetchall()
+    )
+    assert [row[-1] for row in plan] == ["SEARCH tick USING PRIMARY KEY (entry=?)"]
 
 
 def test_another_entry_or_time_is_another_tick(store: Store) -> None:

@@ -13,6 +13,7 @@ from sqlqueue_transport import (
     activity,
     chords,
     counting,
+    deleting,
     listing,
     pausing,
     pruning,
@@ -58,6 +59,7 @@ MODULES = (
     counting,
     listing,
     activity,
+    deleting,
     pruning,
     results,
     chords,
@@ -306,6 +308,10 @@ PLANS = {
         "SEARCH body USING INTEGER PRIMARY KEY",
         "SEARCH progress USING INTEGER PRIMARY KEY",
     ],
+    "pruning._COUNT_ENDED": [
+        "SEARCH message USING INDEX message_history (state=? AND finished_at_ms<?)"
+    ],
+    "deleting._LATER_COUNT": ["SEARCH message USING INDEX message_later (queue=?)"],
     "pruning._NEXT_ENTRY": ["SEARCH tick USING PRIMARY KEY (entry=?)", "(entry>?)"],
     "pruning._PRUNE_TICKS": ["SEARCH tick USING PRIMARY KEY (entry=? AND due_ms"],
     "pruning._AUDIT_AFTER": ["SEARCH audit USING INTEGER PRIMARY KEY (rowid>?)"],

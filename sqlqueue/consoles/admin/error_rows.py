@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.consoles import markup
+from sqlqueue.consoles.admin.view import View
 from sqlqueue.consoles.markup import Column
 from sqlqueue.formats import ago, number, short
 from sqlqueue.inspection import State
@@ -52,8 +53,7 @@ def link_of(group: DeadGroup) -> dict[str, str]:
     """
     literal = group.text.partition(_LEFT_OUT)[0]
     error = f"{group.type}: {literal}" if literal and group.type else group.type or literal
-    query = {"state": State.PERMANENTLY_FAILED.value, "error": error.strip()}
-    return {name: value for name, value in query.items() if value}
+    return View(states=(State.PERMANENTLY_FAILED.value,), error=error.strip()).params()
 
 
 def facts(group: DeadGroup, *, now_ms: int) -> Html:
@@ -64,7 +64,7 @@ def facts(group: DeadGroup, *, now_ms: int) -> Html:
             ("Jobs", markup.link(number(group.count), JOBS, link_of(group), title="Show them")),
             ("Newest", markup.text(ago(group.newest_at_ms, now_ms))),
             ("Task", markup.text(", ".join(filter(None, group.tasks)) or "–")),
-            ("Example", _example(group.example)),
+            ("Example", markup.example(group.example)),
         ]
     )
 
@@ -75,9 +75,16 @@ def summary(groups: Sequence[DeadGroup]) -> str:
     return f"{dead} in {number(len(groups), 'group')}" if groups else ""
 
 
-def nothing_dead(*, done: int) -> str:
-    """Return what to say when there is no dead letter; `done` are the jobs that are kept as done."""
-    return f"No dead letters. {number(done)} done." if done else "No dead letters."
+def nothing_dead(*, done: int, kept_s: float) -> str:
+    """Return what to say when there is no dead letter.
+
+    `done` are the jobs that are, and `kept_s` how long these are kept, 0 for ever.
+    """
+    if not done:
+        return "No dead letters."
+    return (
+        f"No dead letters. {number(done)} done{f' in the last {short(kept_s)}' if kept_s else ''}."
+    )
 
 
 def nothing_failed(window_s: float) -> str:
@@ -99,14 +106,8 @@ def recent(groups: Sequence[ErrorGroup], *, now_ms: int) -> Html:
                 markup.text(number(group.count)),
                 markup.text(ago(group.newest_at_ms, now_ms)),
                 markup.text(error_of(group.type, group.text)),
-                _example(group.example),
+                markup.example(group.example),
             ]
             for group in groups
         ],
     )
-
-
-def _example(name: str) -> Html:
-    # A whole id is 36 characters: its end tells jobs of one hour apart, its beginning does not.
-    shown = name if len(name) <= 13 else f"…{name[-12:]}"
-    return markup.link(shown, "job", {"id": name}, title=name)

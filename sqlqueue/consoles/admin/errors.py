@@ -26,26 +26,31 @@ _BUTTON_PX: Final = 96
 def show() -> None:
     """Show the page."""
     st.html(markup.STYLE)
-    _dead()
-    _recent()
+    _errors()
 
 
 @st.fragment(run_every=_REFRESH_S)
-def _dead() -> None:
+def _errors() -> None:
     with shielded(), source.chosen().opened() as inspection:
-        found = inspection.dead_groups()
-        now_ms = inspection.now_ms
-        heading("Dead letters", error_rows.summary(found), now_ms=now_ms)
-        if not found:
-            st.info(error_rows.nothing_dead(done=inspection.stats().states[State.DONE]))
-        ordered = numbers("groups").ordered(found[: error_rows.MOST], error_rows.key_of)
-        for place, group in ordered:
-            with st.container(border=True, horizontal=True, vertical_alignment="center"):
-                st.html(error_rows.facts(group, now_ms=now_ms))
-                if st.button("Requeue", key=f"group-requeue-{place}", width=_BUTTON_PX):
-                    _ask_requeue(inspection, group)
-        if len(found) > error_rows.MOST:
-            st.caption(f"{number(len(found) - error_rows.MOST)} smaller groups are not shown.")
+        _dead(inspection)
+        _recent(inspection)
+
+
+def _dead(inspection: Inspection) -> None:
+    found = inspection.dead_groups()
+    now_ms = inspection.now_ms
+    heading("Dead letters", error_rows.summary(found), now_ms=now_ms)
+    if not found:
+        done = inspection.stats().states[State.DONE]
+        st.info(error_rows.nothing_dead(done=done, kept_s=inspection.settings.retention_done))
+    ordered = numbers("groups").ordered(found[: error_rows.MOST], error_rows.key_of)
+    for place, group in ordered:
+        with st.container(border=True, horizontal=True, vertical_alignment="center"):
+            st.html(error_rows.facts(group, now_ms=now_ms))
+            if st.button("Requeue", key=f"group-requeue-{place}", width=_BUTTON_PX):
+                _ask_requeue(inspection, group)
+    if len(found) > error_rows.MOST:
+        st.caption(f"{number(len(found) - error_rows.MOST)} smaller groups are not shown.")
 
 
 def _ask_requeue(inspection: Inspection, group: DeadGroup) -> None:
@@ -53,8 +58,7 @@ def _ask_requeue(inspection: Inspection, group: DeadGroup) -> None:
     acting.act_on(Action.REQUEUE, questions.choice_of(Action.REQUEUE, rows))
 
 
-@st.fragment(run_every=_REFRESH_S)
-def _recent() -> None:
+def _recent(inspection: Inspection) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         st.html(markup.heading("Failed attempts", small=True), width="content")
         window = st.segmented_control(
@@ -65,10 +69,9 @@ def _recent() -> None:
             key="errors-window",
             label_visibility="collapsed",
         )
-    window_s = error_rows.WINDOWS[window or "1h"]
-    with shielded(), source.chosen().opened() as inspection:
-        found = inspection.errors_since(window_s)
-        if found:
-            st.html(error_rows.recent(found, now_ms=inspection.now_ms))
-        else:
-            st.caption(error_rows.nothing_failed(window_s))
+    window_s = error_rows.WINDOWS[window]
+    found = inspection.errors_since(window_s)
+    if found:
+        st.html(error_rows.recent(found, now_ms=inspection.now_ms))
+    else:
+        st.caption(error_rows.nothing_failed(window_s))

@@ -25,9 +25,7 @@ class Numbers:
         """Know nothing yet."""
         self._numbers: dict[Hashable, int] = {}
 
-    def ordered(
-        self, things: Iterable[T], name_of: Callable[[T], Hashable]
-    ) -> list[tuple[int, T]]:
+    def ordered(self, things: Iterable[T], name_of: Callable[[T], Hashable]) -> list[tuple[int, T]]:
         """Return the things with their numbers, lowest first; new ones in the order they come."""
         numbered = [
             (self._numbers.setdefault(name_of(one), len(self._numbers)), one) for one in things

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from sqlqueue.inspection import Queue
 
 __all__ = [
-    "EMPTY",
     "MOST",
     "chosen",
     "facts",
     "is_mailbox",
+    "nothing",
     "pause_question",
     "purge_question",
     "resume_question",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 MOST = 100  # of queues on the page; the box above finds the others
-EMPTY = "No queues yet. The first job, or the first worker, makes one."
+_EMPTY = "No queues yet. The first job, or the first worker, makes one."
 
 
 def is_mailbox(name: str) -> bool:
@@ -85,6 +85,11 @@ def summary(queues: Sequence[Queue]) -> str:
     return ", ".join(said)
 
 
+def nothing(containing: str) -> str:
+    """Return what to say when no queue is shown."""
+    return "No queue has that in its name." if containing.strip() else _EMPTY
+
+
 def pause_question(name: str) -> Question:
     """Return what to ask before a queue is paused."""
     return Question(
@@ -109,9 +114,9 @@ def purge_question(name: str, count: int) -> Question:
         title=f"Purge queue {name}",
         label=f"Delete {number(count, 'message')}",
         lines=(
-            f"{number(count, 'message')} {'is' if count == 1 else 'are'} deleted for good: what is"
-            " pending, scheduled, or waits for another attempt. What runs goes on, and the history"
-            " stays.",
+            f"{number(count, 'message')} {'is' if count == 1 else 'are'} deleted for good.",
+            "That is what is pending, scheduled, or waits for another attempt.",
+            "What runs goes on, and the history stays.",
         ),
         typed=name,
         typed_label=f"Type the queue’s name, {name}, to confirm",

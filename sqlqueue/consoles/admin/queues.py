@@ -11,11 +11,11 @@ from sqlqueue.consoles.admin import acting, queue_rows
 from sqlqueue.consoles.admin.refreshing import REFRESH_S, heading, numbers
 from sqlqueue.consoles.shield import shielded
 from sqlqueue.formats import number
+from sqlqueue.operations import Operations
 
 if TYPE_CHECKING:
     from sqlqueue.consoles.admin.acting import Answer
-    from sqlqueue.inspection import Queue
-    from sqlqueue.operations import Operations
+    from sqlqueue.inspection import Inspection, Queue
 
 __all__ = ["show"]
 
@@ -25,40 +25,44 @@ _BUTTON_PX = 96  # Pause and Resume take turns at one place
 def show() -> None:
     """Show the page."""
     st.html(markup.STYLE)
-    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        st.text_input(
-            "Find a queue",
-            key="queue-find",
-            placeholder="Find a queue",
-            label_visibility="collapsed",
-            width=280,
-        )
-        st.toggle("Mailboxes, too", key="queue-mailboxes", help="Queues of Celery's own talk")
     _queues()
 
 
 @st.fragment(run_every=REFRESH_S)
 def _queues() -> None:
     with shielded(), source.chosen().opened() as inspection:
-        found = queue_rows.chosen(
-            inspection.queues(),
-            containing=st.session_state.get("queue-find", ""),
-            mailboxes=st.session_state.get("queue-mailboxes", False),
-        )
-        now_ms = inspection.now_ms
-        heading("Queues", queue_rows.summary(found), now_ms=now_ms)
+        everything = inspection.queues()
+        usual = queue_rows.chosen(everything, containing="", mailboxes=False)
+        heading("Queues", queue_rows.summary(usual), now_ms=inspection.now_ms)
+        containing, mailboxes = _controls()
+        found = queue_rows.chosen(everything, containing=containing, mailboxes=mailboxes)
         if not found:
-            st.info(queue_rows.EMPTY)
+            st.info(queue_rows.nothing(containing))
         ordered = numbers("queues").ordered(found, lambda one: one.name)
         for place, queue in ordered[: queue_rows.MOST]:
-            _row(place, queue, now_ms)
+            _row(inspection, place, queue)
         if len(found) > queue_rows.MOST:
             st.caption(f"{number(len(found) - queue_rows.MOST)} more: find them by name.")
 
 
-def _row(place: int, queue: Queue, now_ms: int) -> None:
+def _controls() -> tuple[str, bool]:
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        containing = st.text_input(
+            "Find a queue",
+            key="queue-find",
+            placeholder="Find a queue",
+            label_visibility="collapsed",
+            width=280,
+        )
+        mailboxes = st.toggle(
+            "Mailboxes, too", key="queue-mailboxes", help="Queues of Celery's own talk"
+        )
+    return containing, mailboxes
+
+
+def _row(inspection: Inspection, place: int, queue: Queue) -> None:
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.html(queue_rows.facts(queue, now_ms=now_ms))
+        st.html(queue_rows.facts(queue, now_ms=inspection.now_ms))
         if queue.pause is None:
             if st.button("Pause", key=f"queue-pause-{place}", width=_BUTTON_PX):
                 _ask_pause(queue.name)
@@ -71,7 +75,7 @@ def _row(place: int, queue: Queue, now_ms: int) -> None:
             disabled=not queue_rows.waiting(queue),
             help="Delete what waits in it",
         ):
-            _ask_purge(queue)
+            _ask_purge(inspection, queue.name)
 
 
 def _ask_pause(name: str) -> None:
@@ -88,3 +92,18 @@ def _ask_resume(name: str) -> None:
         return f"Queue {name} runs{' again' if change.changed else ', as it did before'}."
 
     acting.ask(queue_rows.resume_question(name), do)
+
+
+def _ask_purge(inspection: Inspection, name: str) -> None:
+    count = Operations(inspection).purgeable(name)
+
+    def do(operations: Operations, answer: Answer) -> str:
+        deleted = operations.purge(
+            name,
+            actor=answer.actor,
+            reason=answer.reason,
+            tell=lambda done: answer.progress(min(done / (count or 1), 1.0)),
+        )
+        return f"Queue {name} is purged: {number(deleted, 'message')} deleted."
+
+    acting.ask(queue_rows.purge_question(name, count), do)

@@ -22,11 +22,11 @@ __all__ = ["EMPTY", "Family", "card", "families", "summary"]
 EMPTY: Final = "No worker is running. Start one: sqlqueue worker -A MODULE:ATTR"
 _COLUMNS: Final = (
     Column("Process", 4),
-    Column("Sign of life", 3),
-    Column("Job", 7),
+    Column("Job", 4),
     Column("Task", 5),
     Column("Runs for", 2, right=True),
     Column("Lease left", 2, right=True),
+    Column("Sign of life", 3),
 )
 _KINDS: Final = {"client": "other program"}
 
@@ -136,9 +136,9 @@ def _lines(worker: Worker, now_ms: int, silent_after_s: float) -> Iterator[list[
     who = markup.joined([markup.text(worker.row.name), markup.muted(str(worker.row.pid))])
     sign = _sign_of_life(worker, silent_after_s)
     if not worker.jobs:
-        yield [who, sign, markup.muted("idle"), *[markup.NOTHING] * 3]
+        yield [who, markup.muted("idle"), *[markup.NOTHING] * 3, sign]
     for job in worker.jobs:
-        yield [who, sign, _job(job), markup.text(job.task or ""), *_times(job, now_ms)]
+        yield [who, _job(job), markup.text(job.task or ""), *_times(job, now_ms), sign]
         who = sign = markup.NOTHING
 
 
@@ -150,7 +150,7 @@ def _job(job: JobRow) -> Html:
         "asked to stop" if job.stop_asked_at_ms is not None else "",
     ]
     notes = ", ".join(filter(None, said))
-    return markup.joined([markup.link(name, "job", {"id": name}), markup.muted(notes)])
+    return markup.joined([markup.example(name), markup.muted(notes)])
 
 
 def _times(job: JobRow, now_ms: int) -> list[Html]:
