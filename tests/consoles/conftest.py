@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import re
+import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from tests.cli.conftest import program
 from tests.support import kill, read_line, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.consoles.browsing import Tab
 
 
 class Console:
@@ -93,3 +101,66 @@ def start(tmp_path) -> Iterator[Callable[..., Console]]:
         kill(console.process)
         for pipe in (console.process.stdout, console.process.stderr):
             pipe.close()
+
+
+# What follows needs chromium; tests that use it are marked debian("chromium").
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Give a browser to the tests of a module.
+
+    No longer: as long as Playwright is there a loop runs in this thread, in which other modules could
+    not use asyncio.
+    """
+    from playwright.sync_api import sync_playwright
+
+    from tests.consoles.browsing import launched
+
+    with sync_playwright() as playwright:
+        browser = launched(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def artefacts(request) -> Path:
+    """Return the directory that keeps what a test saw; it is emptied for it."""
+    from tests.consoles.browsing import ARTEFACTS
+
+    name = re.sub(r"[^\w-]+", "-", request.node.name).strip("-")[:120]
+    directory = ARTEFACTS / request.path.stem / name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+@pytest.fixture
+def open_tab(chromium, artefacts) -> Iterator[Callable[..., Tab]]:
+    """Open tabs before a console: `open_tab(console, width=390, dark=True)`.
+
+    At the end of the test each leaves a picture and what its page said; a page with an error in it
+    fails the test, unless the test empties `tab.errors`.
+    """
+    from tests.consoles.browsing import Tab
+
+    tabs: list[Tab] = []
+
+    def call(console: Console, *, width: int = 1440, height: int = 900, dark: bool = False) -> Tab:
+        context = chromium.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+        )
+        tabs.append(Tab(context, console))
+        return tabs[-1]
+
+    yield call
+    wrong = []
+    for number, tab in enumerate(tabs):
+        (artefacts / f"tab-{number}.log").write_text("\n".join(tab.said) + "\n")
+        with contextlib.suppress(Exception):  # a page that is gone has no picture
+            tab.shot(artefacts / f"tab-{number}.png")
+        tab.context.close()
+        wrong += tab.errors
+    assert not wrong, f"the page said: {wrong}"
