@@ -21,10 +21,11 @@ from sqlqueue.text import did_you_mean
 from sqlqueue_transport.lifecycle import Event, State, sources
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from sqlqueue.failure_groups import DeadGroup
     from sqlqueue.inspection import Inspection
-    from sqlqueue_transport.reading import JobFilter
+    from sqlqueue_transport.reading import JobFilter, JobRow
 
 __all__ = ["Action", "Change", "Choice", "Operations", "QueueChange", "Report", "Target"]
 
@@ -161,23 +162,26 @@ class Operations:
         *,
         names: Sequence[str] = (),
         chosen: JobFilter | None = None,
+        group: DeadGroup | None = None,
     ) -> Choice:
         """Find the jobs that are meant: those named by id or "#message id", or those of a filter.
 
         A job id that several messages share means the newest. A filter without states means the
-        action's `usual_states`. Changes nothing.
+        action's `usual_states`. With a group, those of the filter (None: of the dead letters) whose
+        error is the group's. Changes nothing.
         """
         if names:
             return self._named(action, names)
+        if group is not None:
+            jobs = self._inspection.jobs_of_group
+            return _sorted_out(
+                action, _targets(jobs(group) if chosen is None else jobs(group, chosen))
+            )
         if chosen is None or chosen.is_empty:
             raise ValueError("name jobs, or give a filter: an empty one would mean every job")
         if not chosen.states and not chosen.stalled:
             chosen = dataclasses.replace(chosen, states=action.usual_states)
-        targets = [
-            Target(row.message_id, row.job_id, row.task, row.queue, row.state)
-            for row in self._inspection.every_job(chosen)
-        ]
-        return _sorted_out(action, targets)
+        return _sorted_out(action, _targets(self._inspection.every_job(chosen)))
 
     def _named(self, action: Action, names: Sequence[str]) -> Choice:
         targets: dict[int, Target] = {}
@@ -261,6 +265,10 @@ class Operations:
         for queue in queues:
             if queue not in known:
                 raise QueueNotFound(queue, f".{did_you_mean(queue, known)}")
+
+
+def _targets(rows: Iterable[JobRow]) -> list[Target]:
+    return [Target(row.message_id, row.job_id, row.task, row.queue, row.state) for row in rows]
 
 
 def _sorted_out(action: Action, targets: Sequence[Target]) -> Choice:

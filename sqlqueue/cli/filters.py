@@ -67,6 +67,13 @@ _OPTIONS: Final = (
     click.option(
         "--since", help="Jobs that ended (or started, or came) since: 1h ago, or an ISO time."
     ),
+    click.option("--until", help="Jobs that ended (or started, or came) until then: the same."),
+    click.option(
+        "--search",
+        metavar="TEXT",
+        help="Jobs with this id, or one that begins so (4 characters or more), or '#' and a message"
+        " id; if there are none, jobs whose task or body contains this.",
+    ),
     click.option(
         "--celery-state",
         metavar="STATE",
@@ -85,6 +92,8 @@ def job_filter(
     since: str | None = None,
     worker: str | None = None,
     celery_state: str | None = None,
+    search: str | None = None,
+    until: str | None = None,
 ) -> JobFilter:
     """Return what the options mean. Raises a usage error for a time that is none."""
     from sqlqueue.inspection import JobFilter, State
@@ -102,6 +111,8 @@ def job_filter(
         since_ms=None if since is None else moment_ms(since, name="--since", past=True),
         stalled=stalled,
         celery_state=None if celery_state is None else celery_state.upper(),
+        search=search,
+        until_ms=None if until is None else moment_ms(until, name="--until", past=True),
     )
 
 

@@ -133,6 +133,7 @@ def nothing_found(inspection: Inspection, chosen: JobFilter) -> str:
         return "No jobs yet. Enqueue one: sqlqueue call TASK, or task.delay(…) in Python."
     wanted = " or ".join(state.value for state in chosen.states)
     narrowed = any((chosen.task, chosen.queue, chosen.worker, chosen.error, chosen.since_ms))
+    narrowed = narrowed or any((chosen.until_ms, chosen.search))
     what = f"No {wanted} jobs" if wanted else "No stalled jobs" if chosen.stalled else "No jobs"
     there = ", ".join(
         f"{number(count)} {state.value}"

@@ -30,7 +30,6 @@ from sqlqueue.inspection import Inspection, JobFilter, State
 from sqlqueue_transport import NewMessage, Outcome, Settlement, Store
 
 RESULTS = Path(__file__).parent / "results" / "inspection.txt"
-GOAL_MS = 20
 DONE, DEAD, PENDING = (State.DONE,), (State.PERMANENTLY_FAILED,), (State.PENDING,)
 
 MESSAGE = """
@@ -143,15 +142,21 @@ def measured(view: Callable[[], object], times: int) -> tuple[float, float, floa
 
 TRIGGERS = ("message_tallied", "message_moved", "message_gone")
 PLAIN = (
-    "CREATE TABLE plain (queue TEXT, state TEXT, messages INTEGER, PRIMARY KEY (queue, state))"
-    " STRICT, WITHOUT ROWID",
-    "CREATE TRIGGER plain_new AFTER INSERT ON message BEGIN"
-    " INSERT INTO plain VALUES (new.queue, new.state, 1)"
-    " ON CONFLICT (queue, state) DO UPDATE SET messages = messages + 1; END",
-    "CREATE TRIGGER plain_moved AFTER UPDATE OF state, queue ON message BEGIN"
-    " UPDATE plain SET messages = messages - 1 WHERE queue = old.queue AND state = old.state;"
-    " INSERT INTO plain VALUES (new.queue, new.state, 1)"
-    " ON CONFLICT (queue, state) DO UPDATE SET messages = messages + 1; END",
+    (
+        "CREATE TABLE plain (queue TEXT, state TEXT, messages INTEGER, PRIMARY KEY (queue, state))"
+        " STRICT, WITHOUT ROWID"
+    ),
+    (
+        "CREATE TRIGGER plain_new AFTER INSERT ON message BEGIN"
+        " INSERT INTO plain VALUES (new.queue, new.state, 1)"
+        " ON CONFLICT (queue, state) DO UPDATE SET messages = messages + 1; END"
+    ),
+    (
+        "CREATE TRIGGER plain_moved AFTER UPDATE OF state, queue ON message BEGIN"
+        " UPDATE plain SET messages = messages - 1 WHERE queue = old.queue AND state = old.state;"
+        " INSERT INTO plain VALUES (new.queue, new.state, 1)"
+        " ON CONFLICT (queue, state) DO UPDATE SET messages = messages + 1; END"
+    ),
 )
 
 

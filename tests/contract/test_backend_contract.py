@@ -482,7 +482,11 @@ def test_whoever_keeps_house_is_told_when_to_come_again(stored, bare):
 ASKED: dict[str, Callable[[Backend], object]] = {
     "counts": lambda b: b.counts(),
     "log_bytes": lambda b: b.log_bytes(),
+    "size": lambda b: b.size(),
     "jobs": lambda b: b.jobs(JobFilter()),
+    "lists": lambda b: b.lists,
+    "activity": lambda b: b.activity,
+    "audit": lambda b: b.audit(limit=1),
     "job": lambda b: b.job(1),
     "message_ids_of": lambda b: b.message_ids_of("a"),
     "queues": lambda b: b.queues(),

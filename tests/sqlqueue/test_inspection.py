@@ -7,7 +7,7 @@ import pytest
 from sqlqueue.backend import open_backend
 from sqlqueue.config import Settings
 from sqlqueue.errors import JobNotFound, NotAvailable
-from sqlqueue.inspection import Inspection, JobFilter
+from sqlqueue.inspection import Counted, Inspection, JobFilter
 from sqlqueue_transport import Fault, Outcome
 from sqlqueue_transport.lifecycle import Event, State
 from tests.cli.filling import Filled
@@ -308,3 +308,117 @@ def test_attempt_that_was_rejected_is_in_the_history(filled, inspection):
     filled.settle(filled.claim(), Outcome.dead(Fault("UnknownTask", "?"), cause="rejected"))
     [one] = inspection.job(job_id).history
     assert (one.outcome, one.error.type, one.error.traceback) == ("rejected", "UnknownTask", None)
+
+
+# -- a million rows ---------------------------------------------------------------------------------
+
+
+def test_page_that_ran_out_of_time_says_so_and_goes_on(filled, inspection, monkeypatch):
+    from sqlqueue_transport import listing
+    from tests.transport.rows import count_in_small_portions
+
+    monkeypatch.setattr(listing, "BLOCK", 8)
+    count_in_small_portions(filled.store)
+    rare = filled.publish(task="tasks.rare")
+    for _ in range(30):
+        filled.publish()
+    page = inspection.jobs(JobFilter(task="tasks.rare"), budget_s=0)
+    assert (page.items, page.is_complete) == ((), False)
+    pages = [page]
+    while page.next is not None:
+        page = inspection.jobs(JobFilter(task="tasks.rare"), cursor=page.next, budget_s=0)
+        pages.append(page)
+    assert [row.job_id for one in pages for row in one.items] == [rare]
+    assert page.is_complete
+    assert len(pages) > 2
+    assert len(inspection.jobs(JobFilter(task="tasks.rare")).items) == 1
+
+
+def test_frozen_page_is_refreshed_by_its_ids_and_told_what_is_newer(filled, inspection):
+    ids = [filled.message_id(filled.publish()) for _ in range(3)]
+    done = JobFilter(states=(State.DONE,))
+    assert inspection.newer(JobFilter(), ids[-1]) == 0
+    filled.settle(filled.claim(), Outcome.done())
+    filled.done(queue="other")
+    for _ in range(3):
+        filled.publish()
+    assert [row.state.value for row in inspection.again(ids[::-1])] == [
+        "pending",
+        "pending",
+        "done",
+    ]
+    assert inspection.newer(JobFilter(), ids[-1]) == 4
+    assert inspection.newer(done, ids[-1]) == 1
+    assert inspection.newer(JobFilter(task="tasks.add"), ids[-1], most=2) == 2
+
+
+def test_count_is_exact_for_states_and_limited_for_the_rest(filled, inspection):
+    for _ in range(5):
+        filled.publish()
+    filled.done(queue="other")
+    assert inspection.count(JobFilter(states=(State.PENDING,)), most=2) == Counted(5, True)
+    assert inspection.count(JobFilter(queue="other")) == Counted(1, True)
+    assert inspection.count(JobFilter(task="tasks.add"), most=2) == Counted(2, False)
+    assert inspection.count(JobFilter(task="tasks.add")) == Counted(6, True)
+
+
+def test_group_of_dead_letters_is_found_again_job_by_job(filled, inspection):
+    ids = [filled.dead("KeyError", f"no {number} in 'x{number}'") for number in range(3)]
+    filled.dead("KeyError", "another")
+    filled.dead("OSError", "no 1 in 'x1'")
+    [group, *_] = inspection.dead_groups()
+    assert group.count == 3
+    assert [row.job_id for row in inspection.jobs_of_group(group)] == ids[::-1]
+    assert [*inspection.jobs_of_group(group, JobFilter(queue="elsewhere"))] == []
+
+
+def test_failed_attempts_of_a_window_are_grouped_whatever_became_of_their_jobs(
+    filled, inspection, clock
+):
+    filled.failed("OSError", "disk 1 full")
+    clock.advance(100)
+    again = filled.failed("OSError", "disk 2 full", retry_in_s=0)
+    newest = filled.dead("OSError", "disk 3 full", queue="other")
+    filled.dead("ValueError", "no")
+    groups = inspection.errors_since(60)
+    assert [(one.type, one.text, one.count, one.example) for one in groups] == [
+        ("OSError", "disk … full", 2, newest),
+        ("ValueError", "no", 1, groups[1].example),
+    ]
+    assert again != newest
+    assert sum(one.count for one in inspection.errors_since(200)) == 4
+    assert len(inspection.errors_since(200, most=1)) == 1
+
+
+def test_active_jobs_are_those_that_run_the_longest_running_first(filled, inspection, clock):
+    ids = [filled.publish() for _ in range(3)]
+    filled.claim()
+    clock.advance(5)
+    filled.claim()
+    assert [row.job_id for row in inspection.active()] == ids[:2]
+    assert [row.job_id for row in inspection.active(most=1)] == ids[:1]
+
+
+def test_audit_of_all_jobs_and_queues_is_paged(filled, inspection):
+    ids = [filled.publish() for _ in range(3)]
+    for job_id in ids:
+        message = (filled.message_id(job_id), State.PENDING)
+        filled.store.acting.act(Event.CANCEL, [message], actor="ann", reason="why")
+    filled.store.topology.declare_queue("q")
+    filled.store.pausing.pause("q", actor="ben")
+    page = inspection.audit(limit=3)
+    assert [(one.actor, one.action, one.job_id) for one in page.items] == [
+        ("ben", "pause queue q", None),
+        ("ann", "cancel", ids[2]),
+        ("ann", "cancel", ids[1]),
+    ]
+    rest = inspection.audit(limit=3, cursor=page.next)
+    assert [one.job_id for one in rest.items] == ids[:1]
+    assert rest.next is None
+
+
+def test_size_is_that_of_the_file_its_log_and_the_disk(filled, inspection):
+    size = inspection.size()
+    assert size.file_bytes == filled.path.stat().st_size
+    assert size.log_bytes == filled.path.with_name("q.db-wal").stat().st_size
+    assert size.free_bytes > 0

@@ -234,3 +234,16 @@ def test_a_queue_nobody_knows_is_an_error_before_anything_is_changed(
     with pytest.raises(QueueNotFound, match=r"no queue 'mial'\. Did you mean 'mail'"):
         getattr(operations, action)(["mail", "mial"], actor="me")
     assert inspection.queues()[0].pause is None
+
+
+def test_group_of_dead_letters_is_requeued_and_nothing_else(filled, operations, inspection):
+    ids = [filled.dead("KeyError", f"no {number}") for number in range(3)]
+    other = filled.dead("OSError", "no 1")
+    [group] = [one for one in inspection.dead_groups() if one.type == "KeyError"]
+    choice = operations.choose(Action.REQUEUE, group=group)
+    assert [one.job_id for one in choice.targets] == ids[::-1]
+    apply(operations, Action.REQUEUE, choice)
+    assert [one.type for one in inspection.dead_groups()] == ["OSError"]
+    narrowed = operations.choose(Action.REQUEUE, chosen=JobFilter(queue="x"), group=group)
+    assert narrowed.targets == ()
+    assert inspection.job(other).row.state is State.PERMANENTLY_FAILED

@@ -28,11 +28,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from sqlqueue_transport import pruning
 from sqlqueue_transport.lifecycle import FINISHED, TRANSITIONS, WAITING, Event, State
 from sqlqueue_transport.messages import Fault, NewMessage, Outcome, Settlement
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock
-from tests.transport.rows import rows_of, vanish
+from tests.transport.rows import count_in_small_portions, rows_of, vanish
 
 QUEUES = ("a", "b")
 DEFAULT_MAX_ATTEMPTS = 5
@@ -91,6 +92,8 @@ class StoreModel(RuleBasedStateMachine):
     @initialize(target=messages, priorities=st.lists(st.integers(0, 2), min_size=1, max_size=6))
     def open(self, priorities: list[int]) -> Any:
         self.consumers = [self._new_consumer() for _ in range(2)]
+        # So that most of what is done here is done to messages old enough to be in the tally.
+        count_in_small_portions(self.store)
         for queue in QUEUES:
             self.store.topology.declare_queue(queue)
         return multiple(
@@ -479,6 +482,17 @@ class StoreModel(RuleBasedStateMachine):
         for message_id in gone:
             del self.model[message_id]
 
+    @rule(state=st.sampled_from([State.DONE, State.PERMANENTLY_FAILED, State.CANCELLED]))
+    def prune(self, state: State) -> None:
+        """Delete what has ended in a state, as when it has grown old."""
+        values = {"state": state.value, "before_ms": 2**62, "limit": 1000}
+        gone = [one.id for one in self.model.values() if one.state is state]
+        assert self.store.database.write(
+            lambda c: c.execute(pruning._PRUNE_MESSAGES, values).rowcount
+        ) == len(gone)
+        for message_id in gone:
+            del self.model[message_id]
+
     @precondition(lambda self: self.model)
     @rule(message_id=consumes(messages))
     def forget(self, message_id: int) -> None:
@@ -517,6 +531,21 @@ class StoreModel(RuleBasedStateMachine):
             for _, m in sorted(self.model.items())
         ]  # fmt: skip
         assert found == expected
+
+    @invariant()
+    def tally_and_tail_are_what_is_there(self) -> None:
+        if not self.consumers:
+            return
+        expected = dict.fromkeys(State, 0)
+        for message in self.model.values():
+            expected[message.state] += 1
+        assert self.store.reading.counts().states == expected
+        assert self.store.reading.counting.wrong_tallies() == 0
+        ((old,),) = rows_of(self.store, "SELECT coalesce(sum(messages), 0) FROM tally")
+        ((there,),) = rows_of(
+            self.store, "SELECT count(*) FROM message WHERE id < (SELECT upto FROM counted)"
+        )
+        assert old == there
 
     @invariant()
     def no_promise_is_broken(self) -> None:

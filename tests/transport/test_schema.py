@@ -267,15 +267,17 @@ def test_a_person_can_read_a_job_with_nothing_but_sqlite(store: Store, tmp_path:
 
 
 def structure(path: Path) -> dict[str, Any]:
-    """Return what the tables, indexes and views of a file are, whatever their columns' order."""
+    """Return what the tables, indexes, triggers and views of a file are, whatever their columns' order."""
     connection = sqlite3.connect(path)
-    names = connection.execute("SELECT type, name FROM sqlite_schema ORDER BY name").fetchall()
+    names = connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
     found: dict[str, Any] = {}
-    for kind, name in names:
+    for kind, name, text in names:
         if kind == "table":
             found[name] = {row[1:] for row in connection.execute(f"PRAGMA table_info({name})")}
         elif kind == "index":
             found[name] = [row[2] for row in connection.execute(f"PRAGMA index_xinfo({name})")]
+        elif kind == "trigger":
+            found[name] = text
         else:
             found[name] = kind
     connection.close()
@@ -308,5 +310,9 @@ def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
     assert structure(old) == structure(new)
     store = Store(old)
     assert store.topology.size("default") == 2
+    # What was there is in the tally, and what came is not yet.
+    assert rows_of(store, "SELECT sum(messages) FROM tally") == [(1,)]
+    assert store.reading.counts().states[State.PENDING] == 2
+    assert store.reading.broken_invariants(full=True) == {}
     assert rows_of(store, "SELECT message_id, outcome FROM attempt") == [(1, "failed")]
     store.close()
