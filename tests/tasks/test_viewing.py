@@ -28,7 +28,7 @@ def test_file_of_the_job_is_shown_whichever_way_it_was_named(jobs):
 
 def test_nothing_outside_of_the_directory_is_shown(jobs, tmp_path):
     (tmp_path / "secret").write_text("secret")
-    os.symlink(tmp_path / "secret", jobs / "link")
+    (jobs / "link").symlink_to(tmp_path / "secret")
     os.link(tmp_path / "secret", jobs / "hard")
     for name in ("../secret", str(tmp_path / "secret"), "link", "hard", 7, None):
         said = stamped_file(call(name))

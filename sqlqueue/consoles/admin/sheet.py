@@ -12,11 +12,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sqlqueue.inspection import JobFilter
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlqueue.consoles.admin.view import View
-    from sqlqueue.inspection import Inspection, JobFilter
+    from sqlqueue.inspection import Inspection
     from sqlqueue_transport.reading import JobRow
 
 __all__ = ["ROWS", "Sheet", "first", "newer", "older", "rows_now", "ticked"]
@@ -51,12 +53,13 @@ class Sheet:
 def first(inspection: Inspection, view: View, *, generation: int) -> Sheet:
     """List the newest jobs of a view."""
     chosen = view.chosen(inspection.now_ms)
-    sheet = _read(inspection, Sheet(generation, view, chosen))
-    if not sheet.ids:
-        return sheet
+    # Of any job, so that counting what is newer never walks through what was looked at; and read
+    # first, so that what comes between the two is not missed.
+    newest = max((row.message_id for row in inspection.jobs(JobFilter(), limit=1).items), default=0)
+    found = _read(inspection, Sheet(generation, view, chosen))
+    newest = max([newest, *found.ids])
     # Turned back to, it is the same page: what has come meanwhile is newer than the list.
-    newest = sheet.ids[0]
-    return dataclasses.replace(sheet, newest=newest, cursor=str(newest + 1))
+    return dataclasses.replace(found, newest=newest, cursor=str(newest + 1))
 
 
 def older(inspection: Inspection, sheet: Sheet) -> Sheet:

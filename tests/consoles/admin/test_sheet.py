@@ -91,3 +91,13 @@ def test_empty_list_tells_of_the_first_job_that_comes(filled, inspection):
     assert sheet.rows_now(inspection, page) == ()
     filled.publish()
     assert inspection.newer(page.chosen, page.newest) == 1
+
+
+def test_filter_that_finds_nothing_tells_of_the_first_job_it_would_find(filled, inspection):
+    filled.publish()
+    page = sheet.first(inspection, View(task="mail.send"), generation=0)
+    assert (page.ids, inspection.newer(page.chosen, page.newest)) == ((), 0)
+    filled.publish()
+    assert inspection.newer(page.chosen, page.newest) == 0
+    filled.publish(task="mail.send")
+    assert inspection.newer(page.chosen, page.newest) == 1
