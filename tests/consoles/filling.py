@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlqueue import envelope
-from sqlqueue_transport import Fault, Outcome, Store, close_store
+from sqlqueue_transport import Fault, Outcome, Store
 from sqlqueue_transport.clock import SystemClock
 from tests.cli.filling import Filled
 
@@ -158,9 +158,7 @@ def hostile(path: Path) -> Day:
     day.run(Outcome.done(f'["{MARKUP[:30]}"]'), ago_s=50, job_id=f"done-{MARKUP}", **job)
     day.run(Outcome.dead(fault), ago_s=40, job_id=f"dead-{MARKUP}", **job)
     day.run(Outcome.dead(fault), ago_s=30, queue=queue, **job)
-    day.publish(
-        body=b"\xff\xfe<script>window.hacked=4</script>", job_id="unreadable", **{"task": HOSTILE}
-    )
+    day.publish(body=b"\xff\xfe<script>window.hacked=4</script>", job_id="unreadable", task=HOSTILE)
     day.publish(queue=queue, **job)
     day.store.pausing.pause(queue, actor=HOSTILE, reason=HOSTILE)
     return day

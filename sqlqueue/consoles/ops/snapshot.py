@@ -67,7 +67,7 @@ class Snapshot:
 
     @property
     def long(self) -> tuple[JobRow, ...]:
-        """Return the active jobs that run for longer than the visibility timeout: do they hang?"""
+        """Return the active jobs that run for longer than the visibility timeout, and may hang."""
         since_ms = self.now_ms - self.lease_s * 1000
         return tuple(
             row
