@@ -15,7 +15,7 @@ from sqlqueue.consoles.admin import (
     schedule_rows,
     worker_rows,
 )
-from sqlqueue.consoles.admin.numbers import Numbers
+from sqlqueue.consoles.admin.numbering import Numbers
 from sqlqueue.consoles.admin.view import View
 from sqlqueue.health import Check, Level
 from sqlqueue.inspection import DeadGroup, Inspection, Queue, State, Worker

@@ -7,7 +7,7 @@ from typing import Final
 import streamlit as st
 
 from sqlqueue.consoles import markup, source
-from sqlqueue.consoles.admin.numbers import Numbers
+from sqlqueue.consoles.admin.numbering import Numbers
 from sqlqueue.formats import at
 
 __all__ = ["REFRESH_S", "heading", "numbers"]
