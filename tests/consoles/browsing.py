@@ -144,9 +144,16 @@ class Tab:
         )
 
     def shot(self, path: Path) -> None:
-        """Keep a picture of the whole page."""
+        """Keep a picture of the whole page, which Streamlit scrolls inside of the window."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=path, full_page=True, animations="disabled")
+        size = self.page.viewport_size
+        assert size is not None
+        high = self.page.evaluate(
+            "() => document.querySelector('[data-testid=stMain]')?.scrollHeight ?? 0"
+        )
+        self.page.set_viewport_size({**size, "height": min(max(size["height"], high), 8000)})
+        self.page.screenshot(path=path)
+        self.page.set_viewport_size(size)
 
 
 class Table:

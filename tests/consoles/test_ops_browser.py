@@ -71,10 +71,10 @@ def test_it_offers_nothing_that_acts(day, start, open_tab):
 
 def test_its_process_can_only_read_and_has_loaded_nothing_that_acts(day, start, open_tab, tmp_path):
     # Every import is told on stderr, by Python itself.
-    console = start("ops", env={"PYTHONPROFILEIMPORTTIME": "1"}, stderr=(log := _log(tmp_path)))
+    with (tmp_path / "imports").open("w") as log:
+        console = start("ops", env={"PYTHONPROFILEIMPORTTIME": "1"}, stderr=log)
     tab = open_tab(console).enter()
     wait_until(lambda: "ConnectionError" in _text(tab), deadline_s=30)
-    log.flush()
     imported = {
         line.rpartition("|")[2].strip() for line in (tmp_path / "imports").read_text().splitlines()
     }
@@ -108,10 +108,6 @@ def _modes(pid: int, path: str) -> list[tuple[str, int]]:
                 flags = int(re.search(r"flags:\s+(\d+)", info)[1], 8)
                 found.append((name, flags & os.O_ACCMODE))
     return found
-
-
-def _log(tmp_path):
-    return (tmp_path / "imports").open("w")
 
 
 def _keys(tab) -> list[str]:
