@@ -68,6 +68,13 @@ def test_the_specification_stays_the_same_until_another_bucket_has_ended(seen):
     assert json.dumps(throughput(seen)) != before
 
 
+def test_ended_buckets_are_counted_once_for_everybody_who_looks(seen, monkeypatch):
+    before = seen.look().activity
+    monkeypatch.setattr(seen.inspection, "activity", None)  # whoever asks again fails
+
+    assert seen.look().activity is before
+
+
 def test_a_clock_that_was_set_back_does_not_leave_the_page_in_the_future(seen):
     seen.look()
     seen.clock.jump_wall(-7200)

@@ -179,6 +179,7 @@ def test_an_address_that_makes_no_sense_shows_the_usual_page(path, look):
 def test_a_file_that_is_not_there_yet_is_said_calmly_and_shown_when_it_comes(path, look):
     page = look(path)
     assert status(page).startswith("There is no queue file yet.")
+    assert "It is shown as soon as it can be read." in html(page)
     assert not path.exists()
 
     Store(path).close()
@@ -225,12 +226,19 @@ def test_another_file_at_the_path_is_shown_without_memories_of_the_first(
     assert "jobs/active.json" not in found
 
 
-@pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1/0"])
-def test_a_broker_that_cannot_tell_is_said_calmly(look, url):
+@pytest.mark.parametrize(
+    ("url", "said", "below"),
+    [
+        ("memory://", "This broker cannot tell.", "There is nothing to show."),
+        # Nobody listens there. It may come up, and then be told from a file.
+        ("redis://127.0.0.1:1/0", "The queue cannot be shown.", "as soon as it can be read."),
+    ],
+)
+def test_another_broker_than_a_file_is_said_calmly(look, url, said, below):
     page = look(url)
 
-    assert status(page)
-    assert "There is nothing to show yet." in html(page)
+    assert status(page).startswith(said)
+    assert below in html(page)
 
 
 def test_the_page_offers_no_way_to_act(path, look):

@@ -78,7 +78,9 @@ def page(window: Window, refresh_s: int | None) -> None:
     as_of = at(now_ms, utc=source.chosen().utc).split(" ")[1]
     st.html(drawing.status(stands, as_of, refresh_s=refresh_s))
     if seen is None:
-        st.html(drawing.nothing("There is nothing to show yet.", height=charts.HEIGHT))
+        comes = trouble is not None and trouble.passes and refresh_s is not None
+        said = "It is shown as soon as it can be read." if comes else "There is nothing to show."
+        st.html(drawing.nothing(said, height=charts.HEIGHT))
         return
     st.html(drawing.cards(figures.cards(seen)))
     wide, narrow = st.columns((2, 1))
@@ -117,7 +119,8 @@ def durations(seen: Snapshot) -> None:
     """Show how long jobs ran."""
     found = seen.activity
     with st.container(key="chart-durations", gap=None):
-        st.html(drawing.heading("Run times", f"of the newest {number(found.sampled)} done jobs"))
+        beside = f"of the newest {number(found.sampled, 'done job')}" if found.sampled else ""
+        st.html(drawing.heading("Run times", beside))
         if not found.durations:
             said = f"No job was done in the last {seen.window.name}."
             st.html(drawing.nothing(said, height=charts.HEIGHT))
