@@ -21,7 +21,7 @@ from sqlqueue.consoles.admin.questions import (
     summary,
 )
 from sqlqueue.consoles.troubles import trouble_of
-from sqlqueue.operations import Action, Change, Choice, Operations, Report
+from sqlqueue.operations import Action, Choice, Operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "act_on", "act_on_all", "ask", "show_report", "tell"]
 
 _REPORT: Final = "told"
-_CHUNK: Final = 500
 _FORCE: Final[dict[str, float | None]] = {
     "never": None,
     "after 10 s": 10.0,
@@ -175,17 +174,13 @@ def _dialog(question: Question, do: Deed, done: Callable[[], None] | None) -> No
 
 
 def _apply(operations: Operations, action: Action, choice: Choice, answer: Answer) -> str:
-    changes: list[Change] = []
-    for start in range(0, len(choice.targets), _CHUNK):
-        some = choice.targets[start : start + _CHUNK]
-        report = operations.apply(
-            action,
-            some,
-            actor=answer.actor,
-            reason=answer.reason,
-            force_after_s=answer.force_after_s,
-        )
-        changes += report.changes
-        if len(choice.targets) > _CHUNK:
-            answer.progress(len(changes) / len(choice.targets))
-    return summary(action, Report(tuple(changes)), force_after_s=answer.force_after_s)
+    count = len(choice.targets)
+    report = operations.apply(
+        action,
+        choice.targets,
+        actor=answer.actor,
+        reason=answer.reason,
+        force_after_s=answer.force_after_s,
+        tell=lambda done: answer.progress(done / count),
+    )
+    return summary(action, report, force_after_s=answer.force_after_s)

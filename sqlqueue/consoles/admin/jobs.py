@@ -8,6 +8,7 @@ refresh closes it.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["show"]
 
 _REFRESH_S: Final = 3.0
-_COUNT_S: Final = 0.3  # of counting what no index knows, at each refresh
+_COUNT_S: Final = 0.3  # of counting what no index knows
+_COUNT_SHARE: Final = 0.04  # of the time may go into counting again; states and queues are quick
 _DESK: Final = "jobs-desk"
 _ROW_PX: Final = 33
 _TILES: Final = (*(state.value for state in State), STALLED)
@@ -73,6 +75,8 @@ class _Desk:
     turn: Callable[[Inspection, Sheet], Sheet] | None = None
     asked: tuple[Action, tuple[JobRow, ...] | None] | None = None
     note: str = ""
+    counted: Counted | None = None
+    count_again_s: float = 0.0
 
 
 def show() -> None:
@@ -101,6 +105,7 @@ def _lay(desk: _Desk, inspection: Inspection, found: Sheet) -> None:
     if desk.sheet is not None and (dropped := len(_positions(desk.sheet))):
         desk.note = f"{number(dropped, 'tick')} cleared: the list is another one now."
     desk.sheet = found
+    desk.counted = None
     desk.calls = {
         message_id: rows.call_text(arguments)
         for message_id, arguments in inspection.arguments_of(found.ids).items()
@@ -276,12 +281,12 @@ def _list(view: View) -> None:
         stats = inspection.stats()
         _tiles(view, stats)
         now = sheet.rows_now(inspection, shown)
-        counted = inspection.count(shown.chosen, budget_s=_COUNT_S)
+        counted = _counted(desk, inspection, shown)
         _head(inspection, shown, counted)
         if shown.ids:
             _table(inspection, shown, now, desk.calls)
         else:
-            _nothing(view, stats)
+            _nothing(shown, stats)
         _bar(desk, shown, now, counted)
     # Not what the button returns: it is False where the job has changed under the click, and the
     # button is grey now.
@@ -300,6 +305,16 @@ def _sheet(desk: _Desk, inspection: Inspection, view: View) -> Sheet:
         _lay(desk, inspection, found)
         return found
     return shown
+
+
+def _counted(desk: _Desk, inspection: Inspection, shown: Sheet) -> Counted:
+    """Return how many jobs match: counted anew, unless that took long and was not long ago."""
+    began_s = time.monotonic()
+    if desk.counted is None or began_s >= desk.count_again_s:
+        desk.counted = inspection.count(shown.chosen, budget_s=_COUNT_S)
+        took_s = time.monotonic() - began_s
+        desk.count_again_s = began_s + took_s / _COUNT_SHARE
+    return desk.counted
 
 
 def _tiles(view: View, stats: Stats) -> None:
@@ -338,7 +353,8 @@ def _head(inspection: Inspection, shown: Sheet, counted: Counted) -> None:
 def _where(shown: Sheet, counted: Counted) -> str:
     # The list stands still and the count does not, so that neither is told as a part of the other.
     what = "match now" if shown.view.is_narrowed else "jobs in all"
-    return f"Page {shown.number}: {number(len(shown.ids), 'job')}, newest first · {_many(counted)} {what}"
+    more = "" if shown.is_complete else " · not everything looked through: Older goes on"
+    return f"Page {shown.number}: {number(len(shown.ids), 'job')}, newest first · {_many(counted)} {what}{more}"
 
 
 def _many(counted: Counted) -> str:
@@ -393,7 +409,7 @@ def _columns() -> dict[str, ColumnConfig]:
     return found
 
 
-def _nothing(view: View, stats: Stats) -> None:
+def _nothing(shown: Sheet, stats: Stats) -> None:
     total = sum(stats.states.values())
     there = ", ".join(
         f"{number(count)} {TITLES[state.value]}" for state, count in stats.states.items() if count
@@ -402,8 +418,12 @@ def _nothing(view: View, stats: Stats) -> None:
         if not total:
             st.markdown("**No jobs yet.** Enqueue one, and it stands here:")
             st.code("sqlqueue call TASK\ntask.delay(…)", language=None)
-        else:
-            st.markdown(f"**No {look.safe(view.described())}.** There are {there}.")
+            return
+        so_far = "" if shown.is_complete else " among the newest"
+        st.markdown(
+            f"**No {look.safe(shown.view.described() + so_far)}.** There are {there}."
+            f"{'' if shown.is_complete else ' “Older” looks further.'}"
+        )
 
 
 # -- what can be done --------------------------------------------------------------------------------

@@ -12,11 +12,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sqlqueue.inspection import JobFilter
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlqueue.consoles.admin.view import View
-    from sqlqueue.inspection import Inspection, JobFilter
+    from sqlqueue.inspection import Inspection
     from sqlqueue_transport.reading import JobRow
 
 __all__ = ["ROWS", "Sheet", "first", "newer", "older", "rows_now", "ticked"]
@@ -29,8 +31,7 @@ _BUDGET_S: Final = 1.0  # of looking through what no index knows; "older" goes o
 class Sheet:
     """Be the jobs of a page. `chosen` has its times fixed, so that later pages continue this one.
 
-    `before` are the cursors of the pages that were turned, the first page's None at their front;
-    `newest` is the message id beyond which a job is newer than the list.
+    `before` are the cursors of the pages that were turned, the first one's at their front; `newest` is the message id beyond which a job is newer than the list.
     """
 
     generation: int
@@ -52,8 +53,13 @@ class Sheet:
 def first(inspection: Inspection, view: View, *, generation: int) -> Sheet:
     """List the newest jobs of a view."""
     chosen = view.chosen(inspection.now_ms)
-    sheet = _read(inspection, Sheet(generation, view, chosen))
-    return dataclasses.replace(sheet, newest=sheet.ids[0] if sheet.ids else 0)
+    # Of any job, so that counting what is newer never walks through what was looked at; and read
+    # first, so that what comes between the two is not missed.
+    newest = max((row.message_id for row in inspection.jobs(JobFilter(), limit=1).items), default=0)
+    found = _read(inspection, Sheet(generation, view, chosen))
+    newest = max([newest, *found.ids])
+    # Turned back to, it is the same page: what has come meanwhile is newer than the list.
+    return dataclasses.replace(found, newest=newest, cursor=str(newest + 1))
 
 
 def older(inspection: Inspection, sheet: Sheet) -> Sheet:
