@@ -73,7 +73,6 @@ def _row(inspection: Inspection, place: int, queue: Queue) -> None:
             key=f"queue-purge-{place}",
             width=_BUTTON_PX,
             disabled=not queue_rows.waiting(queue),
-            help="Delete what waits in it",
         ):
             _ask_purge(inspection, queue.name)
 
