@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Playwright
 
 from tests.support import wait_until
 
@@ -48,13 +48,16 @@ class Tab:
         self.page.set_default_timeout(DEADLINE_S * 1000)
         self.said: list[str] = []
         self.errors: list[str] = []
-        self.page.on("console", lambda message: self._hear(message.type, message.text))
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.errors.append(f"pageerror: {error}"))
 
-    def _hear(self, kind: str, text: str) -> None:
-        self.said.append(f"{kind}: {text}")
-        if kind == "error":
-            self.errors.append(text)
+    def _hear(self, message: ConsoleMessage) -> None:
+        where = message.location["url"]
+        self.said.append(f"{message.type}: {message.text} ({where})")
+        # Streamlit (1.67) looks for its server beneath each part of a page's address first.
+        is_search = re.search(r"/[a-z]+/_stcore/(health|host-config)$", where)
+        if message.type == "error" and not is_search:
+            self.errors.append(f"{message.text} ({where})")
 
     def enter(self) -> Tab:
         """Open the console by the link that it printed."""
@@ -141,9 +144,16 @@ class Tab:
         )
 
     def shot(self, path: Path) -> None:
-        """Keep a picture of the whole page."""
+        """Keep a picture of the whole page, which Streamlit scrolls inside of the window."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=path, full_page=True, animations="disabled")
+        size = self.page.viewport_size
+        assert size is not None
+        high = self.page.evaluate(
+            "() => document.querySelector('[data-testid=stMain]')?.scrollHeight ?? 0"
+        )
+        self.page.set_viewport_size({**size, "height": min(max(size["height"], high), 8000)})
+        self.page.screenshot(path=path)
+        self.page.set_viewport_size(size)
 
 
 class Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import shutil
 import signal
@@ -23,6 +24,29 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.consoles.browsing import Tab
+
+
+SHOP = """
+import pathlib, time
+from sqlqueue import SqlQueue
+
+app = SqlQueue("shop")
+
+
+@app.task(name="shop.heal", max_attempts=1)
+def heal():
+    if not pathlib.Path("medicine").exists():
+        raise ValueError("no medicine")
+    return "healed"
+
+
+@app.task(name="shop.wait", bind=True)
+def wait(self):
+    pathlib.Path("waiting").touch()
+    while True:
+        self.checkpoint()
+        time.sleep(0.01)
+"""
 
 
 class Console:
@@ -99,8 +123,46 @@ def start(tmp_path) -> Iterator[Callable[..., Console]]:
     yield call
     for console in started:
         kill(console.process)
-        for pipe in (console.process.stdout, console.process.stderr):
+        for pipe in filter(None, (console.process.stdout, console.process.stderr)):
             pipe.close()
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Ask the command line for a document, as a program of its own."""
+
+    def call(*arguments):
+        process = program(*arguments, "--json", cwd=tmp_path)
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error
+        return json.loads(out)
+
+    return call
+
+
+@pytest.fixture
+def run_worker(tmp_path):
+    """Start a worker of the shop; it ends with the test."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    started = []
+
+    def start(*arguments):
+        process = program(
+            *("worker", "-A", "shop:app", "-c", 2, "-n", "w1", *arguments),
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"SQLQUEUE_LOG_DIR": "logs"},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its job never ends
+            process.wait(10)
+        kill(process)
 
 
 # What follows needs chromium; tests that use it are marked debian("chromium").

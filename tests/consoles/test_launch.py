@@ -7,15 +7,13 @@ import http.client
 import re
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from sqlqueue_transport import Store, close_store
 from tests.cli.conftest import Result, program
 from tests.consoles.conftest import free_port
-from tests.support import kill, wait_until
+from tests.support import kill, run_python, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -108,23 +106,17 @@ def test_unknown_console_is_refused(refused, db):
 
 
 def test_missing_extra_is_told_with_what_to_install(tmp_path, db):
-    hidden = (
-        "import sys\n"
-        "sys.modules['streamlit'] = None\n"
-        "from sqlqueue.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", hidden, "console", "ops", "--db", str(db)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert (process.returncode, process.stdout) == (2, "")
-    assert "pip install 'sqlqueue[consoles]'" in process.stderr
-    assert "Traceback" not in process.stderr
+    hidden = """
+        import sys
+        sys.modules["streamlit"] = None
+        from sqlqueue.cli import main
+        sys.exit(main(["console", "ops", "--db", sys.argv[1]]))
+    """
+    process = run_python(hidden, db, cwd=tmp_path)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "pip install 'sqlqueue[consoles]'" in error
+    assert "Traceback" not in error
 
 
 # --------------------------------------------------------------------------------- what is served

@@ -128,7 +128,7 @@ class StoreModel(RuleBasedStateMachine):
         key=st.sampled_from([None, None, "k1", "k2"]),
         count=st.integers(1, 3),
     )
-    def publish(  # noqa: PLR0917 - hypothesis passes them by name
+    def publish(
         self,
         queue: str,
         priority: int,

@@ -34,7 +34,7 @@ def beat_for(beats, clock, seconds, step_s):
     ("when", "is_restarted"),
     itertools.product([{"every": "10m"}, {"cron": "*/10 * * * *"}], [False, True]),
 )
-def test_what_follows_time_goes_on_at_once_when_the_clock_is_set_back(  # noqa: PLR0917 - fixtures
+def test_what_follows_time_goes_on_at_once_when_the_clock_is_set_back(
     clock, app, schedule, events, when, is_restarted
 ):
     app.periodic("e", schedule.task.s(), **when)
@@ -90,7 +90,7 @@ def test_a_calendar_that_was_wrong_for_a_while_leaves_no_hole(clock, app, schedu
     ("options", "caught_up"),
     [({}, 1), ({"catch_up": "all"}, 100), ({"catch_up": "all(7)"}, 7), ({"catch_up": "skip"}, 1)],
 )
-def test_a_jump_of_ten_years_or_a_long_sleep_enqueues_a_bounded_number(  # noqa: PLR0917 - fixtures
+def test_a_jump_of_ten_years_or_a_long_sleep_enqueues_a_bounded_number(
     clock, app, schedule, events, options, caught_up
 ):
     app.periodic("e", schedule.task.s(), every="1m", **options)
