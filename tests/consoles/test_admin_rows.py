@@ -15,11 +15,7 @@ from sqlqueue.consoles.admin import (
     schedule_rows,
     worker_rows,
 )
-<<<<<<< HEAD
-from sqlqueue.consoles.admin.counted import Numbers
-=======
 from sqlqueue.consoles.admin.numbering import Numbers
->>>>>>> wt-brw
 from sqlqueue.consoles.admin.view import View
 from sqlqueue.health import Check, Level
 from sqlqueue.inspection import DeadGroup, Inspection, Queue, State, Worker

@@ -7,11 +7,7 @@ from typing import Final
 import streamlit as st
 
 from sqlqueue.consoles import markup, source
-<<<<<<< HEAD
-from sqlqueue.consoles.admin.counted import Numbers
-=======
 from sqlqueue.consoles.admin.numbering import Numbers
->>>>>>> wt-brw
 from sqlqueue.formats import at
 
 __all__ = ["REFRESH_S", "heading", "numbers"]
