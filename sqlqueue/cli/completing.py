@@ -29,7 +29,6 @@ __all__ = ["directories", "queue_names", "state_names", "task_names"]
 
 _HARMLESS: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:/+-]*")
 _NEWEST_JOBS: Final = 200
-_PATIENCE_S: Final = 0.2
 
 
 def queue_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's signature
@@ -80,7 +79,7 @@ def _in_the_file(
         apply_command_line(invocation)
         if not _is_there(resolved(None).settings.broker_url):
             return []
-        with inspecting(invocation, wait_s=_PATIENCE_S) as inspection:
+        with inspecting(invocation, read_only=True) as inspection:
             found = {name for name in names(inspection) if _HARMLESS.fullmatch(name)}
         return sorted(name for name in found if name.startswith(incomplete))
     return []

@@ -13,6 +13,7 @@ import click
 
 from sqlqueue.actor import actor
 from sqlqueue.cli import documents
+from sqlqueue.cli.completing import queue_names
 from sqlqueue.cli.failures import CommandFailed, ExitCode
 from sqlqueue.cli.gauge import Gauge
 from sqlqueue.cli.invocation import Command, Invocation, duration, pass_invocation
@@ -46,7 +47,9 @@ def _ended_states(text: str) -> list[str]:
 
 
 @click.command(cls=Command)
-@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")
+@click.argument(
+    "queues", nargs=-1, required=True, metavar="QUEUE...", shell_complete=queue_names
+)
 @click.option("--reason", help="Why; kept in the audit table.")
 @click.option("--dry-run", is_flag=True, help="Say how many messages, and delete nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

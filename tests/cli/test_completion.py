@@ -117,6 +117,7 @@ def test_real_bash_takes_the_script_and_offers_what_is_in_the_file(filled, tmp_p
         ("--db other.db inspect jobs --queue ", ["other"]),
         ("pause ", ["default", "mail"]),
         ("resume mail ", ["default", "mail"]),
+        ("purge ", ["default", "mail"]),
         ("call ", ["shop.add", "shop.mail"]),
         ("schedule add name shop.m", ["shop.mail"]),
         ("inspect jobs --state per", ["permanently_failed"]),

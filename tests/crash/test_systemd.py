@@ -208,13 +208,36 @@ def unit(path: Path) -> configparser.ConfigParser:
     return parser
 
 
+def test_every_unit_is_a_service_that_talks_to_systemd_or_a_console() -> None:
+    kinds = {path.name: unit(path)["Service"]["Type"] for path in UNITS}
+    assert kinds == {
+        "sqlqueue-console@.service": "exec",
+        "sqlqueue-producer.service": "notify",
+        "sqlqueue-worker@.service": "notify",
+    }
+
+
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_every_unit_is_restarted_asked_to_stop_and_fenced_in(path: Path) -> None:
+    service = unit(path)["Service"]
+    assert service["Restart"] == "always"
+    assert service["KillSignal"] == "SIGTERM"
+    assert duration_s(service["TimeoutStopSec"], name="TimeoutStopSec") > 0
+    assert service["User"] == "sqlqueue"
+    assert service["UMask"] == "0077"
+    assert service["NoNewPrivileges"] == "yes"
+    assert service["ProtectSystem"] == "strict"
+    # The queue file, and for what the tasks write.
+    assert service["ReadWritePaths"] == service["WorkingDirectory"]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in UNITS if "console" not in path.name], ids=lambda path: path.name
+)
 def test_the_units_are_what_our_drain_and_our_messages_need(path: Path) -> None:
     service = unit(path)["Service"]
     assert service["Type"] == "notify"
     assert service["NotifyAccess"] == "main"
-    assert service["Restart"] == "always"
-    assert service["KillSignal"] == "SIGTERM"
     assert duration_s(service["WatchdogSec"], name="WatchdogSec") >= 30
     grace_s = 30 if "worker" in path.name else 0
     assert float(service["TimeoutStopSec"]) > grace_s
