@@ -5,7 +5,7 @@ Lists are paged by message id (keyset paging: an offset deep into a million rows
 
 * It names few: ids, or a search that meets ids. They are looked up.
 * It names rare states: each state has a partial index, so that up to 5,000 ids are taken from there
-  and sorted.
+  and sorted. These two are one read transaction.
 * Otherwise the file is walked from the newest id down, a block of ids in each read transaction, so
   that no reader stays long and the log can be emptied in between. The tally (see `counting`) says in
   which blocks nothing of the wanted states and queue is; they are stepped over. So a page of what
@@ -18,6 +18,7 @@ Between two blocks rows may change: a list is what each row was when it was look
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -232,6 +233,15 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class _Portion:
+    """Be what is looked at at once: the lowest id, and the clause and values that mean it."""
+
+    low: int
+    clause: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class _Way:
     """Be how to get to the rows of a filter: by ids, newest first, or (None) through blocks."""
 
@@ -242,24 +252,39 @@ class _Way:
     upto: int
     blocks: tuple[int, ...]  # below upto, the newest first
 
-    def portions(self, before: int | None, above: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Yield the lowest id of each portion, and the clause and values that mean it."""
+    def look(
+        self, connection: sqlite3.Connection, *, columns: str, portion: _Portion, limit: int
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of a portion, newest first."""
+        query = columns + FROM_MESSAGES + self.where + portion.clause + _NEWEST_FIRST
+        values = {**self.values, **portion.values, "limit": limit}
+        return connection.execute(query, values).fetchall()
+
+    def count(self, connection: sqlite3.Connection, *, portion: _Portion) -> int:
+        """Count the rows of a portion."""
+        query = _COUNT + FROM_MESSAGES + self.where + portion.clause
+        found: int = connection.execute(query, {**self.values, **portion.values}).fetchone()[0]
+        return found
+
+    def portions(self, before: int | None, above: int) -> Iterator[_Portion]:
+        """Yield the portions from the newest to the oldest, of ids below `before`, and `above`."""
         top = self.newest + 1 if before is None else min(before, self.newest + 1)
         if self.ids is not None:
             ids = [one for one in self.ids if above < one < top]
             for start in range(0, len(ids), _AT_ONCE):
                 some = ids[start : start + _AT_ONCE]
                 values: dict[str, Any] = {}
-                yield some[-1], " AND m.id IN (" + bind_each(values, "id", some) + ")", values
+                names = bind_each(values, "id", some)
+                yield _Portion(some[-1], " AND m.id IN (" + names + ")", values)
             return
         while top > self.upto and top > above + 1:
             low = max(self.upto, top - BLOCK, above + 1)
-            yield low, _IN_BLOCK, {"low": low, "high": top}
+            yield _Portion(low, _IN_BLOCK, {"low": low, "high": top})
             top = low
         for block in self.blocks:
             low, high = max(block * BLOCK, above + 1), min((block + 1) * BLOCK, top)
             if low < high:
-                yield low, _IN_BLOCK, {"low": low, "high": high}
+                yield _Portion(low, _IN_BLOCK, {"low": low, "high": high})
 
 
 class Listing:
@@ -316,15 +341,12 @@ class Listing:
             return self._database.read(lambda c: _tallied(c, chosen)), True
         give_up_s = _deadline_s(budget_s)
         way = self._database.read(lambda c: self._way(c, chosen))
-        count = 0
-        for _, clause, portion in way.portions(None, above):
-            if count >= most or (count and time.monotonic() >= give_up_s):
+        count, looked = 0, False
+        for portion in way.portions(None, above):
+            if count >= most or (looked and time.monotonic() >= give_up_s):
                 return min(count, most), False
-            query = _COUNT + FROM_MESSAGES + way.where + clause
-            values = {**way.values, **portion}
-            count += self._database.read(
-                lambda c, q=query, v=values: c.execute(q, v).fetchone()[0]  # type: ignore[misc]
-            )
+            looked = True
+            count += self._database.read(functools.partial(way.count, portion=portion))
         return min(count, most), count <= most
 
     def again(self, message_ids: Sequence[int]) -> list[JobRow]:
@@ -380,18 +402,31 @@ class Listing:
         budget_s: float | None,
     ) -> tuple[list[tuple[Any, ...]], int]:
         give_up_s = _deadline_s(budget_s)
-        way = self._database.read(lambda c: self._way(c, chosen))
-        rows: list[tuple[Any, ...]] = []
-        for low, clause, portion in way.portions(before, 0):
-            query = columns + FROM_MESSAGES + way.where + clause + _NEWEST_FIRST
-            values = {**way.values, **portion, "limit": limit - len(rows)}
+
+        def begin(connection: sqlite3.Connection) -> tuple[_Way, list[tuple[Any, ...]]]:
+            way = self._way(connection, chosen)
+            found: list[tuple[Any, ...]] = []
+            # Few ids are looked up at once: who asks for one job again and again pays for one look.
+            for portion in way.portions(before, 0) if way.ids is not None else ():
+                if len(found) >= limit:
+                    break
+                found += way.look(
+                    connection, columns=columns, portion=portion, limit=limit - len(found)
+                )
+            return way, found
+
+        way, rows = self._database.read(begin)
+        if way.ids is not None:
+            return rows, rows[-1][0] if rows and len(rows) >= limit else 0
+        for portion in way.portions(before, 0):
+            left = limit - len(rows)
             rows += self._database.read(
-                lambda c, q=query, v=values: c.execute(q, v).fetchall()  # type: ignore[misc]
+                functools.partial(way.look, columns=columns, portion=portion, limit=left)
             )
             if len(rows) >= limit:
-                return rows, rows[-1][0] if rows else low
+                return rows, rows[-1][0] if rows else portion.low
             if time.monotonic() >= give_up_s:
-                return rows, low
+                return rows, portion.low
         return rows, 0
 
     def _way(self, connection: sqlite3.Connection, chosen: JobFilter) -> _Way:

@@ -21,7 +21,7 @@ CREATE TABLE counted (
   upto INTEGER NOT NULL
 ) STRICT;
 
--- What is there is counted once: a second or two for a million messages.
+-- What is there is counted once: some seconds for a million messages.
 INSERT INTO tally (queue, state, is_job, block, messages)
 SELECT queue, state, task IS NOT NULL, id / 16384, count(*) FROM message
 GROUP BY queue, state, task IS NOT NULL, id / 16384;

@@ -6,13 +6,13 @@ import sys
 
 import click
 
-from sqlqueue.cli.invocation import Invocation, pass_invocation
+from sqlqueue.cli.invocation import Command, Invocation, pass_invocation
 from sqlqueue.cli.opening import apply_command_line, load, resolved
 
 __all__ = ["console"]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("role", type=click.Choice(["admin", "ops"]))
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(

@@ -30,7 +30,6 @@ from sqlqueue.inspection import Inspection, JobFilter, State
 from sqlqueue_transport import NewMessage, Outcome, Settlement, Store
 
 RESULTS = Path(__file__).parent / "results" / "inspection.txt"
-GOAL_MS = 20
 DONE, DEAD, PENDING = (State.DONE,), (State.PERMANENTLY_FAILED,), (State.PENDING,)
 
 MESSAGE = """

@@ -119,7 +119,7 @@ def test_a_file_left_in_another_journal_mode_is_put_right(opened, path):
 def test_a_process_killed_while_it_makes_the_file_leaves_one_that_opens(tmp_path):
     """Killed at each statement: there is no file, an empty one or a whole one."""
     ends = []
-    for statement in range(1, 60):
+    for statement in range(1, 90):
         path = tmp_path / f"{statement}" / "q.db"
         path.parent.mkdir()
         open_it = lambda path=path: Database(path).open()  # noqa: E731

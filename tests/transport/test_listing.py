@@ -132,6 +132,15 @@ def test_a_walk_without_time_looks_at_one_portion_and_says_how_far_it_came(small
     )
 
 
+@pytest.mark.parametrize("task", ["tasks.stamp", "never"])
+def test_a_count_without_time_says_that_there_may_be_more(small: Store, task: str) -> None:
+    for _ in range(40):
+        put(small, State.DONE)
+    found, is_complete = small.reading.lists.count(JobFilter(task=task), most=100, budget_s=0)
+    assert found < 40
+    assert not is_complete
+
+
 def test_a_count_ends_at_what_is_the_most(small: Store) -> None:
     for _ in range(40):
         put(small, State.DONE)
