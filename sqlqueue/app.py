@@ -13,6 +13,7 @@ import threading
 import weakref
 from dataclasses import fields, replace
 from datetime import datetime
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -32,7 +33,7 @@ from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import Entry, EntryOptions, Tick, timing
 from sqlqueue.bulk import CHUNK, publish_in_chunks
 from sqlqueue.calls import limits_of, publication_of, signature_of, valid_priority, valid_queue
-from sqlqueue.config import Resolved, Settings, anchored, resolve
+from sqlqueue.config import Resolved, Settings, anchored, mistakes, resolve
 from sqlqueue.errors import (
     ConfigError,
     EnvelopeError,
@@ -400,21 +401,43 @@ class SqlQueue:
         Those of the queue file (`schedules`) are not among them. Raises ConfigError for a table
         that makes no sense, and for a call nobody could enqueue.
         """
-        found = {name: entry_in(self.conf.timezone) for name, entry_in in self._entries.items()}
-        for name, table in self.conf.beat.items():
-            if name in found:
-                raise ConfigError(f"[beat.{name}]: the code has an entry of that name already")
-            found[name] = self._entry_of(name, table)
-        for name, entry in found.items():
-            if entry.signature is not None:
+        return {name: make() for name, make in self._declared_entries()}
+
+    @property
+    def mistakes(self) -> list[str]:
+        """Return all that is wrong with settings and schedule, where `conf` and `entries` raise the first.
+
+        The schedule is looked at once the settings are right.
+        """
+        found = mistakes(self._code)
+        if not found:
+            for _, make in self._declared_entries():
                 try:
-                    self.publication(entry.signature)
-                except EnvelopeError as error:
-                    raise ConfigError(f"schedule entry {quoted(name)}: {error}") from None
+                    make()
+                except ConfigError as error:
+                    found.append(str(error))
         return found
+
+    def _declared_entries(self) -> Iterator[tuple[str, Callable[[], Entry[Signature]]]]:
+        """Yield the name of each entry of code and settings, and what makes it or raises ConfigError."""
+        for name, entry_in in self._entries.items():
+            yield name, partial(self._checked, name, partial(entry_in, self.conf.timezone))
+        for name, table in self.conf.beat.items():
+            yield name, partial(self._checked, name, partial(self._entry_of, name, table))
+
+    def _checked(self, name: str, make: Callable[[], Entry[Signature]]) -> Entry[Signature]:
+        entry = make()
+        if entry.signature is not None:
+            try:
+                self.publication(entry.signature)
+            except EnvelopeError as error:
+                raise ConfigError(f"schedule entry {quoted(name)}: {error}") from None
+        return entry
 
     def _entry_of(self, name: str, table: object) -> Entry[Signature]:
         where = f"[beat.{name}]"
+        if name in self._entries:
+            raise ConfigError(f"{where}: the code has an entry of that name already")
         if not isinstance(table, dict):
             raise ConfigError(f"{where} must be a table with task= and every=, cron= or at=")
         for key in table:

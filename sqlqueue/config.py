@@ -37,7 +37,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import tzinfo
 
 __all__ = [
@@ -170,6 +170,34 @@ def resolve(
         for key, value in layer.items():
             _take(values, origins, key, value=_parsed(key, value, origin), origin=origin)
     return Resolved(Settings(**values), origins)  # type: ignore[arg-type] # parsed one by one above
+
+
+def mistakes(code: Mapping[str, object]) -> list[str]:
+    """Return what is wrong with the settings: not the first mistake alone, as `resolve` tells it, but all.
+
+    Looks where `resolve` looks. Raises nothing, and writes nothing.
+    """
+    found: list[str] = []
+
+    def read(layers: Callable[[], Iterable[tuple[str, Mapping[str, object]]]]) -> None:
+        try:
+            for origin, layer in layers():
+                for key, value in layer.items():
+                    try:
+                        _parsed(key, value, origin)
+                    except ConfigError as error:
+                        found.append(str(error))
+        except ConfigError as error:  # the layer itself: a file, or a variable's name
+            found.append(str(error))
+
+    given = {key: value for key, value in _command_line.values.items() if value is not None}
+    read(lambda: [("code", code)])
+    read(lambda: _toml_layers(_command_line.config_file, os.environ))
+    for variable, text in os.environ.items():
+        # One by one: the first variable that is none would hide the others.
+        read(lambda variable=variable, text=text: _environment_layers({variable: text}))  # type: ignore[misc]
+    read(lambda: [("command line", given)])
+    return found
 
 
 def database_url(text: str) -> str:

@@ -6,6 +6,7 @@ SQLite's locks in this process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sqlite3
@@ -113,13 +114,11 @@ def version_at(path: Path) -> int:
     """
     if not _usable_size(path, create=False):
         raise CannotOpen(f"{path} is empty; the first process that writes makes it a queue")
-    connection = connect(path, _LOOK_WAIT_S, mode="ro")
     try:
-        return version_of(connection, path)
+        with contextlib.closing(connect(path, _LOOK_WAIT_S, mode="ro")) as connection:
+            return version_of(connection, path)
     except sqlite3.DatabaseError as error:
         raise translated(error, path) from error
-    finally:
-        connection.close()
 
 
 def _usable_size(path: Path, *, create: bool) -> int | None:

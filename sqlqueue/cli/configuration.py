@@ -1,4 +1,4 @@
-"""`sqlqueue config show`: the settings in force, and where each came from."""
+"""`sqlqueue config show | validate`: the settings in force, where each came from, and all mistakes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import click
 
+from sqlqueue.cli.failures import CommandFailed, ExitCode
+from sqlqueue.cli.formats import number
 from sqlqueue.cli.invocation import Group, Invocation, pass_invocation
 from sqlqueue.cli.opening import apply_command_line, load, resolved
 from sqlqueue.cli.output import Cell, Column, Output
@@ -23,7 +25,7 @@ _SECRET: Final = re.compile(r"passw|secret|token|credential|api_?key|private", r
 
 @click.group(cls=Group)
 def config() -> None:
-    """Look at the settings."""
+    """Look at the settings, and have them examined."""
 
 
 @config.command()
@@ -59,6 +61,40 @@ def show(invocation: Invocation, origin: bool) -> None:
             for row in rows
         ],
     )
+
+
+@config.command()
+@pass_invocation
+def validate(invocation: Invocation) -> None:
+    """Examine settings and broker, with -A the application and its schedule; tell every mistake.
+
+    Exit 2 where there is one. Nothing is made, migrated or enqueued; a queue file that is missing, and
+    could be made, is no mistake.
+    """
+    from sqlqueue.cli.validating import examined
+
+    output = Output(invocation)
+    apply_command_line(invocation)
+    found = examined(invocation)
+    for warning in found.warnings:
+        output.note(f"warning: {warning}")
+    if not output.is_table:
+        output.document(
+            {
+                "valid": not found.mistakes,
+                "mistakes": found.mistakes,
+                "warnings": found.warnings,
+                "examined": found.subjects,
+            }
+        )
+    elif not found.mistakes:
+        output.line(f"ok: {', '.join(found.subjects)}")
+    if found.mistakes:
+        raise CommandFailed(
+            f"{number(len(found.mistakes), 'mistake')} in the configuration:",
+            ExitCode.USAGE,
+            details=found.mistakes,
+        )
 
 
 def _values(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -232,6 +232,16 @@ def test_a_newer_file_is_exit_6_and_stays(cli, filled, tmp_path):
         assert "has schema version 99" in result.err
 
 
+def test_what_is_no_queue_is_not_migrated(cli, tmp_path):
+    (tmp_path / "queue.db").write_text("no database at all " * 100)
+    result = cli("db", "migrate")
+    assert (result.code, result.out) == (2, "")
+    assert "is not a SQLite database" in result.err
+    (tmp_path / "queue.db").write_text("")
+    assert cli("db", "migrate").code == 2
+    assert (tmp_path / "queue.db").stat().st_size == 0
+
+
 def test_a_missing_file_is_not_made_by_migrating(cli, tmp_path):
     result = cli("db", "migrate")
     assert result.code == 2
