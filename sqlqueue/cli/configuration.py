@@ -11,10 +11,10 @@ from typing import Any, Final
 import click
 
 from sqlqueue.cli.failures import CommandFailed, ExitCode
-from sqlqueue.cli.formats import number
 from sqlqueue.cli.invocation import Group, Invocation, pass_invocation
 from sqlqueue.cli.opening import apply_command_line, load, resolved
 from sqlqueue.cli.output import Cell, Column, Output
+from sqlqueue.formats import number
 from sqlqueue.palette import MUTED
 from sqlqueue.text import without_passwords
 

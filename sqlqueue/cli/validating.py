@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from sqlqueue import config
 from sqlqueue.cli.failures import explain
-from sqlqueue.cli.formats import number
-from sqlqueue.cli.opening import inspecting, load, resolved, without_passwords
-from sqlqueue.text import did_you_mean, quoted
+from sqlqueue.cli.opening import inspecting, load, resolved
+from sqlqueue.formats import number
+from sqlqueue.text import did_you_mean, quoted, without_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable
