@@ -96,7 +96,9 @@ class Deleting:
         _refuse_unended(states)
         before_ms = self._before_ms(older_than_s)
         return self._database.read(
-            lambda c: sum(pruning.count_ended(c, state.value, before_ms) for state in states)
+            lambda c: sum(
+                pruning.count_ended(c, state.value, before_ms) for state in dict.fromkeys(states)
+            )
         )
 
     def prune(

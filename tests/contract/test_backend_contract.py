@@ -497,10 +497,10 @@ ASKED: dict[str, Callable[[Backend], object]] = {
     "resume": lambda b: b.resume("a", actor="me"),
     "purgeable": lambda b: b.purgeable("a"),
     "purge": lambda b: b.purge("a", actor="me"),
-    "prunable": lambda b: b.prunable(older_than_s=1, states=[State.DONE]),
-    "prune": lambda b: b.prune(older_than_s=1, states=[State.DONE], actor="me"),
+    "prunable": lambda b: b.prunable(older_than_s=1, states=(State.DONE,)),
+    "prune": lambda b: b.prune(older_than_s=1, states=(State.DONE,), actor="me"),
     "check": lambda b: b.check(),
-    "backup": lambda b: b.backup(Path("copy.db")),
+    "backup": lambda b: b.backup(Path("backup.db")),
     "a tick": lambda b: b.publish([], tick=TickOf("a", 1, "b")),
     "a unique key": lambda b: b.publish([call(1, unique_key="mine")]),
 }
