@@ -111,8 +111,9 @@ _BY_TEXT = {
 _LAST_CHANGE = "coalesce(m.finished_at_ms, m.started_at_ms, m.enqueued_at_ms)"
 _HAS_PREFIX = "m.job_id >= :job_id AND m.job_id < :job_id_end"
 # A text is looked for as it is, and as JSON writes it.
-_IN_TASK_OR_BODY = """(
+_IN_TEXTS = """(
   instr(m.task, :search) > 0
+  OR instr(m.job_id, :search) > 0
   OR instr(m.body, :search_body) > 0 OR instr(m.body, :search_json) > 0
   OR (m.body IS NULL AND EXISTS (
     SELECT 1 FROM body AS b
@@ -131,8 +132,8 @@ class JobFilter:
     when a job ended, or started, or came.
 
     `search` is what somebody typed into a box: a job id, or its first four characters or more, or
-    "#" and a message id; if no job has such an id, a piece of a task's name or of a body as it is
-    stored.
+    "#" and a message id; if no job has such an id, a piece of an id, of a task's name or of a body as
+    it is stored.
     """
 
     states: tuple[State, ...] = ()
@@ -489,7 +490,7 @@ def _searched(
         found = _ids(connection, _IDS_OF_PREFIX, {**values, "few": _FEW + 1})
         if found:
             return (found, "") if len(found) <= _FEW else (None, " AND " + _HAS_PREFIX)
-    return None, " AND " + _IN_TASK_OR_BODY
+    return None, " AND " + _IN_TEXTS
 
 
 def _rare(connection: sqlite3.Connection, chosen: JobFilter) -> list[int] | None:

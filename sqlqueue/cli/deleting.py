@@ -46,6 +46,14 @@ def _ended_states(text: str) -> list[str]:
     return found
 
 
+def _age(text: str) -> float:
+    """Read an age with its unit: what is pruned is gone, and a bare 7 may have been meant as days."""
+    seconds = duration(text)
+    if seconds and text.strip().replace(".", "", 1).isdigit():
+        raise click.BadParameter(f"{text.strip()} of what? Say '7d', '12h' or '30s'.")
+    return seconds
+
+
 @click.command(cls=Command)
 @click.argument("queues", nargs=-1, required=True, metavar="QUEUE...", shell_complete=queue_names)
 @click.option("--reason", help="Why; kept in the audit table.")
@@ -96,7 +104,7 @@ def purge(
 @click.option(
     "--older-than",
     "older_than_s",
-    type=duration,
+    type=_age,
     required=True,
     metavar="DURATION",
     help="Jobs that ended before: 7d, 12h, 0s for all.",

@@ -40,7 +40,13 @@ def doctor(invocation: Invocation, strict: bool) -> int:
         showing.checks(output, found)
         output.line("")
         failed = [check.name for check in found if check.level.value in bad]
-        output.line("Healthy." if healthy else f"Unhealthy: {', '.join(failed)}.")
+        warned = [check.name for check in found if check.level.value == "warn"]
+        if not healthy:
+            output.line(f"Unhealthy: {', '.join(failed)}.")
+        elif warned:
+            output.line(f"Healthy, with warnings: {', '.join(warned)}.")
+        else:
+            output.line("Healthy.")
     elif invocation.output == "jsonl":
         output.items(map(documents.check_item, found))
     else:

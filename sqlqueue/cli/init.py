@@ -42,6 +42,7 @@ _NEXT: Final = (
     ("sqlqueue worker -A tasks:app --beat", "run jobs, and what is due"),
     ("sqlqueue call -A tasks:app tasks.add '[2, 3]' --wait", "enqueue one"),
     ("sqlqueue inspect stats --watch", "look on"),
+    ("sqlqueue console admin -A tasks:app", "look in a browser: pip install 'sqlqueue[consoles]'"),
     ("supervisord -n -c supervisord.conf", "or all of it, kept running: pip install supervisor"),
 )
 

@@ -78,6 +78,13 @@ def test_purge_in_json(cli, mixed):
     ]
 
 
+@pytest.mark.parametrize("age", ["7", "0.5", " 30"])
+def test_an_age_without_a_unit_is_refused_since_it_may_have_been_meant_as_days(cli, filled, age):
+    result = cli("prune", "--older-than", age, "--yes")
+    assert result.code == 2
+    assert "of what? Say '7d'" in result.err
+
+
 @pytest.mark.parametrize("arguments", [["purge", "default"], ["prune", "--older-than", "0s"]])
 def test_where_nobody_can_be_asked_it_needs_yes(run, mixed, tmp_path, arguments):
     before = states(tmp_path)

@@ -56,7 +56,8 @@ def test_warning_is_unhealthy_only_when_strict(cli, filled, monkeypatch):
     monkeypatch.setattr(
         health, "_check_filesystem", lambda _: Check("filesystem", Level.OK, "fine")
     )
-    assert cli("doctor").code == 0
+    result = cli("doctor")
+    assert (result.code, result.out.splitlines()[-1]) == (0, "Healthy, with warnings: sqlite.")
     assert cli("doctor", "--strict").code == 1
 
 

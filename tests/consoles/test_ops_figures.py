@@ -142,6 +142,20 @@ def test_nothing_that_waits_and_no_worker_is_no_alarm(seen):
     assert found.summary == "No worker is alive, and nothing waits."
 
 
+def test_failures_and_new_dead_letters_are_said_while_workers_are_alive(seen):
+    seen.filled.store.consumers.register(name="w", kind="worker", slots=4)
+    seen.dead()
+    seen.clock.advance(seen.look().activity.bucket_ms / 1000 + 1)
+
+    found = status(seen.look())
+
+    assert found.level == "fail"
+    assert [text.split(" in ")[0] for text in found.problems] == [
+        "100% of the attempts",
+        "1 new dead letter",
+    ]
+
+
 def test_a_queue_that_nobody_serves_is_named_while_others_are_served(seen):
     seen.filled.store.consumers.register(name="w", kind="worker", slots=4)
     seen.filled.store.consumers.consume("t", "default")

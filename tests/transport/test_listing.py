@@ -163,7 +163,8 @@ def test_a_search_means_an_id_first_and_a_text_otherwise(store: Store) -> None:
 
     assert _ids(store, search="01a2-same-1") == [first]
     assert _ids(store, search="01a2-sa") == [second, first]
-    assert _ids(store, search="01a") == []  # too short for a beginning, and no text
+    assert _ids(store, search="a2-same") == [second, first]  # as screens shorten an id
+    assert _ids(store, search="e-1") == [first]
     assert _ids(store, search=f"#{second}") == [second]
     assert _ids(store, search="#4711") == []
     assert _ids(store, search="reports.") == [second]

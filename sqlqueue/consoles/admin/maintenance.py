@@ -132,7 +132,7 @@ def _prune() -> None:
     )
     states = tuple(
         st.multiselect(
-            "As",
+            "In state",
             maintenance_rows.ENDED,
             default=[State.DONE],
             format_func=lambda state: TITLES[state.value],

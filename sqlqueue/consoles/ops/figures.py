@@ -234,6 +234,13 @@ def _of_jobs(seen: Snapshot) -> Iterator[tuple[Level, str]]:
     if seen.long:
         jobs = "1 job runs" if len(seen.long) == 1 else f"{len(seen.long)} jobs run"
         yield "warn", f"{jobs} for longer than the visibility timeout of {took(seen.lease_s)}"
+    level = above(seen.activity.failure_rate, PART_FAILED)
+    if level:
+        part = _percent(seen.activity.failure_rate or 0.0)
+        yield level, f"{part} of the attempts in {seen.window.name} failed"
+    if seen.activity.dead:
+        letters = number(seen.activity.dead, "new dead letter")
+        yield "warn", f"{letters} in {seen.window.name}"
     for name, count in stats.paused.items():
         yield "warn", f"Queue {name} is paused, {number(count, 'message')} waiting"
 
