@@ -47,9 +47,7 @@ def _ended_states(text: str) -> list[str]:
 
 
 @click.command(cls=Command)
-@click.argument(
-    "queues", nargs=-1, required=True, metavar="QUEUE...", shell_complete=queue_names
-)
+@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...", shell_complete=queue_names)
 @click.option("--reason", help="Why; kept in the audit table.")
 @click.option("--dry-run", is_flag=True, help="Say how many messages, and delete nothing.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")

@@ -100,6 +100,12 @@ def test_token_that_others_can_read_is_refused(refused, db):
     assert f"{token} can be read by others" in result.err
 
 
+def test_host_that_is_no_name_of_one_is_refused(refused, db):
+    result = refused("ops", "--host", "a" * 80)
+    assert (result.code, result.out) == (2, "")
+    assert f"--host '{'a' * 80}' is no name of a host" in result.err
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
 def test_port_that_is_none_is_refused(refused, db, port):
     assert refused("ops", "--port", port).code == 2
