@@ -19,6 +19,7 @@ from sqlqueue.backend import SqliteBackend
 from sqlqueue.consoles import source, tokens
 from sqlqueue.consoles.gate import TOKEN, Entry, Gate
 from sqlqueue.errors import ConfigError
+from sqlqueue.text import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -186,6 +187,8 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+    except UnicodeError as error:  # what IDNA does not take, such as 64 characters without a dot
+        raise ConfigError(f"--host {quoted(host)} is no name of a host: {error}") from None
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {_bracketed(host)}:{port}: {error.strerror or error}."

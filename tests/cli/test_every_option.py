@@ -2,8 +2,8 @@
 
 Each row is a command line and what must come of it. `test_no_option_is_without_a_row` compares the
 rows with the command tree: who adds an option adds a row. The options that every command has are
-tried on every command, in the second half; `everything.LINES`
-has a line for each of them to be tried with.
+tried on every command, in the second half; `everything.LINES` has a line for each of them to be tried
+with, `MEANINGLESS` where one of them says nothing, and `TRIED_IN` where else something is tried.
 """
 
 from __future__ import annotations
@@ -19,10 +19,21 @@ from typing import Any
 import click
 import pytest
 
+from sqlqueue_transport import Store
+from sqlqueue_transport.reading import JobFilter
 from tests.cli.conftest import program
-from tests.cli.everything import OF_PROCESSES, UNHEALTHY, WITHOUT_APPLICATION, WITHOUT_FILE, Queue
+from tests.cli.everything import (
+    MEANINGLESS,
+    OF_PROCESSES,
+    TRIED_IN,
+    UNHEALTHY,
+    WITHOUT_FILE,
+    Queue,
+    is_apart,
+    wrong_line,
+)
 from tests.cli.tree import COMMANDS, LEAVES, options_of
-from tests.support import wait_until
+from tests.support import ROOT, wait_until
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,12 @@ def names_of(options: list[click.Option]) -> list[list[str]]:
     return [names for one in options for names in (one.opts, one.secondary_opts) if names]
 
 
+def long_names(command: str, *, shared: bool) -> list[str]:
+    """Return the names with two dashes of a command's options."""
+    names = names_of(options_of(COMMANDS[command], shared=shared))
+    return [name for some in names for name in some if name.startswith("--")]
+
+
 # -- what may come of it ------------------------------------------------------------------------------
 
 
@@ -87,6 +104,30 @@ def changes(state: str, *ids: str) -> Check:
     return check
 
 
+def deletes(*ids: str) -> Check:
+    """Expect that these jobs are gone, and no other changed."""
+
+    def check(seen: Seen) -> None:
+        assert (seen.code, seen.err) == (0, "")
+        left = {one: state for one, state in seen.queue.before.items() if one not in ids}
+        assert seen.queue.states() == left
+
+    return check
+
+
+def copies_to(file: str) -> Check:
+    """Expect a queue file in which the same jobs are."""
+
+    def check(seen: Seen) -> None:
+        assert (seen.code, seen.err) == (0, "")
+        copy = Store(seen.queue.directory / file)
+        rows = copy.reading.jobs(JobFilter(), limit=1000)
+        copy.close()
+        assert {row.job_id for row in rows} == {*seen.queue.before}
+
+    return check
+
+
 def shows(*texts: str, code: int = 0, without: tuple[str, ...] = ()) -> Check:
     """Expect patterns in what is said, on standard output or error."""
 
@@ -106,7 +147,7 @@ def only_shows(*ids: str) -> Check:
     def check(seen: Seen) -> None:
         assert seen.code == 0
         assert all(job_id in seen.out for job_id in ids)
-        assert "nothing was changed" in seen.err
+        assert "nothing was changed" in seen.err.lower()
         assert seen.queue.states() == seen.queue.before
 
     return check
@@ -264,6 +305,8 @@ LISTING = [
     ("--queue mail", ("mail", "letter")),
     ("--error ValueError", ("old", "dead")),
     ("--since 1h", ("mail", "dead", "done", "failed", "running", "waiting", "letter")),
+    ("--until 1h", ("old", "stale")),
+    ("--search tasks.mail", ("mail", "letter")),
     ("--celery-state failure", ("dead",)),
     ("--worker w", ("dead", "done", "failed", "running")),
     ("--limit 1", ("stale",)),
@@ -278,6 +321,8 @@ ACTING = {
             ("--queue mail", ("mail",)),
             ("--error OSError", ("mail",)),
             ("--since 1h --yes", ("mail", "dead")),
+            ("--until 1h", ("old",)),
+            ("--search dead", ("dead",)),
             ("--celery-state FAILURE", ("dead",)),
             ("--worker w", ("dead",)),
             ("--task tasks.add --yes", ("old", "dead")),
@@ -291,6 +336,8 @@ ACTING = {
             ("--queue mail", ("letter",)),
             ("--error OSError", ("failed",)),
             ("--since 1h --yes", ("failed", "waiting", "letter")),
+            ("--until 1h", ("stale",)),
+            ("--search waiting", ("waiting",)),
             ("--celery-state RETRY", ("failed",)),
             ("--worker w", ("failed",)),
             ("--task tasks.add --yes", ("failed", "waiting", "stale")),
@@ -304,6 +351,8 @@ ACTING = {
             ("--queue mail", ("letter",)),
             ("--error OSError", ("failed",)),
             ("--since 1h --yes", ("failed", "waiting", "letter")),
+            ("--until 1h", ("stale",)),
+            ("--search waiting", ("waiting",)),
             ("--celery-state RETRY", ("failed",)),
             ("--worker w", ("failed",)),
             ("--task tasks.add --yes", ("failed", "waiting", "stale")),
@@ -341,6 +390,17 @@ ROWS = [
     Row("requeue", "--task tasks.add --dry-run", only_shows("old", "dead")),
     Row("cancel", "--task tasks.add --dry-run", only_shows("failed", "waiting", "stale")),
     Row("fail", "waiting letter --dry-run", only_shows("waiting", "letter")),
+    Row("purge", "mail --yes", deletes("letter")),
+    Row("purge", "mail --dry-run", only_shows("mail: 1 message would be deleted")),
+    Row("purge", "mail --yes --reason spring", records_for_queue_or_entry("purge", "spring")),
+    Row("prune", "--older-than 1h --state permanently_failed --yes", deletes("old")),
+    Row("prune", "--older-than 0s --yes", deletes("done")),
+    Row("prune", "--older-than 0s --dry-run", only_shows("1 job in done that ended before")),
+    Row(
+        "prune",
+        "--older-than 0s --yes --reason spring",
+        records_for_queue_or_entry("prune", "spring"),
+    ),
     Row("cancel", "running --terminate", asks_to_stop(by_force=False)),
     Row("cancel", "running --force-after 1h", asks_to_stop(by_force=True)),
     Row("pause", "mail --reason 'server down'", records_for_queue_or_entry("pause", "server down")),
@@ -384,6 +444,13 @@ ROWS = [
     ),
     # the rest
     Row("doctor", "--strict", shows("ok +integrity +integrity and", code=1)),
+    Row("db check", "--full", shows("^Full check: in order.\n$")),
+    Row("db backup", "copy.db --force", copies_to("copy.db"), "db backup copy.db"),
+    Row(
+        "console",
+        "ops --auth none --host 0.0.0.0",
+        shows("^error: .*leave out --auth none", code=2),
+    ),
     Row("config show", "--origin", shows(r"^SETTING +VALUE +ORIGIN\n", r"durability.* default\n")),
 ]
 
@@ -448,8 +515,6 @@ def mail(*args):
 def produce(tick):
     yield Signature("tasks.add")
 """
-# What is tried in a test of its own below.
-ELSEWHERE = {"worker": {"--beat"}}
 DEMO = {
     "--count": "2",
     "--every": "0.1s",
@@ -513,17 +578,31 @@ def test_the_demo_heeds_each_of_its_options(run, tmp_path):
 
 def test_no_option_is_without_a_row():
     tried = {(row.command, option) for row in [*ROWS, *PROCESSES] for option in row.options}
-    tried |= {(command, option) for command, those in ELSEWHERE.items() for option in those}
-    tried |= {("demo", option) for option in DEMO}
-    there = {
-        (path, names[0])
+    tried |= {(command, option) for command, those in TRIED_IN.items() for option in those}
+    missing = [
+        f"{path} {names[0]}"
         for path, command in LEAVES.items()
         for names in names_of(
             [option for option in options_of(command, shared=False) if not option.hidden]
         )
-    }
-    missing = [f"{path} {option}" for path, option in sorted(there - tried)]
+        if not {(path, name) for name in names} & tried
+    ]
     assert not missing, f"add a row to ROWS in {Path(__file__).name} for: {', '.join(missing)}"
+
+
+def test_what_is_tried_elsewhere_is_an_option_and_a_test():
+    for command, those in TRIED_IN.items():
+        names = {name for shared in (True, False) for name in long_names(command, shared=shared)}
+        for option, where in those.items():
+            assert option in names, (command, option)
+            file, _, test = where.partition("::")
+            assert f"\ndef {test}" in (ROOT / file).read_text(), where
+
+
+def test_what_means_nothing_is_a_shared_option_and_tried_nowhere():
+    for command, those in MEANINGLESS.items():
+        assert {*those} <= {*long_names(command, shared=True)}
+        assert not {*those} & {*TRIED_IN.get(command, {})}
 
 
 # -- what every command understands ---------------------------------------------------------------------
@@ -548,17 +627,50 @@ def test_version_is_told_and_nothing_done(cli, queue, line, command):
     assert queue.states() == queue.before
 
 
-@every_command
+def without_sense(option: str) -> list[str]:
+    """Return the commands to which a shared option says nothing, and which end by themselves."""
+    return [path for path, those in MEANINGLESS.items() if option in those and path not in SLOW]
+
+
+# A test of each says elsewhere that it goes by nothing of others: TRIED_IN, and test_demo.
+SLOW = {"bench", "demo", "console", "worker", "beat"}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (command, words)
+        for words in ("-A no_such_module:app", "--db missing/other.db", "--config nope.toml")
+        for command in without_sense({"-A": "--app"}.get(words.split()[0], words.split()[0]))
+    ]
+    + [(command, form) for form in ("--json", "-o jsonl") for command in without_sense("--output")],
+)
+def test_option_that_means_nothing_to_a_command_changes_nothing(cli, queue, line, command, words):
+    with_it = cli(*line(command, *words.split()))
+    assert (with_it.code, with_it.err) == (0, "")
+    assert with_it.out
+    assert not (queue.directory / "missing").exists()
+    if command != "init":  # which has nothing to do a second time
+        assert with_it == cli(*line(command))
+    assert queue.states() == queue.before
+
+
+def but_for(option: str) -> pytest.MarkDecorator:
+    """Try every command to which a shared option says something that can be tried in a line."""
+    those = [path for path in LEAVES if not is_apart(path, option)]
+    return pytest.mark.parametrize("command", those)
+
+
+@but_for("--app")
 def test_app_is_imported_and_one_that_is_not_there_is_exit_2(cli, queue, line, command):
-    if command in WITHOUT_APPLICATION:
-        return
     for option in ("-A", "--app"):
         result = cli(*line(command, option, "no_such_module:app"))
         assert (result.code, result.out) == (2, "")
-        assert result.err.startswith("error: cannot import app 'no_such_module:app'")
+        assert result.err.startswith("error: ")
+        assert "cannot import app 'no_such_module:app'" in result.err
 
 
-@every_command
+@but_for("--db")
 def test_db_is_the_file_that_is_used(cli, run, queue, line, command):
     call = run if command in OF_PROCESSES else cli
     result = call(*line(command, "--db", "missing/other.db"))
@@ -569,18 +681,17 @@ def test_db_is_the_file_that_is_used(cli, run, queue, line, command):
     assert "missing" in result.err
 
 
-@every_command
+@but_for("--config")
 def test_config_is_the_settings_file_that_is_read(cli, queue, line, command):
     result = cli(*line(command, "--config", "nope.toml"))
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: no settings file at 'nope.toml'")
+    assert result.err.startswith("error: ")
+    assert "no settings file at 'nope.toml'" in result.err
 
 
-@every_command
+@but_for("--output")
 @pytest.mark.parametrize("option", ["-o json", "--output json", "--json", "-o jsonl"])
 def test_output_is_json_where_it_is_asked_for(cli, queue, line, command, option):
-    if command in OF_PROCESSES:
-        return  # worker and beat print nothing; the demo's document is tested with its options
     result = cli(*line(command, *option.split()))
     assert result.code == UNHEALTHY.get(command, 0)
     documents = [json.loads(text) for text in result.out.splitlines()]
@@ -592,11 +703,9 @@ def test_output_is_json_where_it_is_asked_for(cli, queue, line, command, option)
         assert cli(*line(command, "-o", wrong)).code == 2
 
 
-@every_command
+@but_for("--quiet")
 @pytest.mark.parametrize("option", ["-q", "--quiet"])
 def test_quiet_leaves_only_data_and_errors(cli, queue, line, command, option):
-    if command in OF_PROCESSES:
-        return
     result = cli(*line(command, option))
     assert result.code == UNHEALTHY.get(command, 0)
     assert not [text for text in result.err.splitlines() if not text.startswith("error: ")]
@@ -604,32 +713,32 @@ def test_quiet_leaves_only_data_and_errors(cli, queue, line, command, option):
 
 @every_command
 @pytest.mark.parametrize("option", ["-v", "--verbose"])
-def test_verbose_shows_where_an_error_comes_from(cli, queue, line, command, option):
-    result = cli(*line(command, "--config", "nope.toml", option))
+def test_verbose_shows_where_an_error_comes_from(cli, queue, shop, command, option):
+    words = wrong_line(command, app=shop)
+    result = cli(*words, option)
     assert result.code == 2
     assert result.err.startswith("Traceback (most recent call last):\n")
-    assert "Traceback" not in cli(*line(command, "--config", "nope.toml")).err
+    assert "Traceback" not in cli(*words).err
 
 
 @every_command
-def test_no_color_leaves_a_terminal_its_own(screen, queue, line, command):
+def test_no_color_leaves_a_terminal_its_own(screen, queue, line, shop, command):
     if command not in OF_PROCESSES:
         plain = screen(*line(command, "--no-color"))
         assert plain.code == UNHEALTHY.get(command, 0)
         assert not re.search(r"\x1b\[[0-9;]*[34][0-9]", plain.text)
-    colored = screen(*line(command, "--config", "nope.toml"))
-    plain = screen(*line(command, "--config", "nope.toml", "--no-color"))
+    words = wrong_line(command, app=shop)
+    colored = screen(*words)
+    plain = screen(*words, "--no-color")
     assert "\x1b[31m" in colored.text
     assert plain.text == colored.words
 
 
-@every_command
-def test_utc_is_understood_and_marks_the_times_of_a_job(cli, queue, line, command):
-    if command in OF_PROCESSES:
-        return
+@but_for("--utc")
+def test_utc_is_understood_and_marks_the_times_that_are_told(cli, queue, line, command):
     result = cli(*line(command, "--utc"))
     assert result.code == UNHEALTHY.get(command, 0)
-    assert (" UTC (" in result.out) is (command == "inspect job")
+    assert bool(re.search(r"\d UTC\b", result.out)) is (command in {"inspect job", "prune"})
 
 
 def test_every_shared_option_is_tried_on_every_command():

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from sqlqueue.cli.deleting import _ENDED
 from sqlqueue.health import Level
 from sqlqueue.operations import Action
 from sqlqueue.scheduled import Standing
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.schedules import Described
 from tests.cli import schemas
-from tests.cli.everything import LINES, UNHEALTHY, WITHOUT_FILE
+from tests.cli.everything import LINES, MEANINGLESS, UNHEALTHY, WITHOUT_FILE
 from tests.cli.filling import HOSTILE
 from tests.cli.schemas import OF_COMMANDS, SCHEMAS
 from tests.cli.tree import LEAVES
 from tests.support import ROOT
 
-# They print no data: their words are a log, whose events docs/worker.md lists.
-WITHOUT_JSON = {"worker", "beat"}
-# It starts processes; its document is held against its schema in test_demo.
-WITH_PROCESSES = {"demo"}
+# Why is said there: a log, whose events docs/worker.md lists, a script, a link.
+WITHOUT_JSON = {path for path, those in MEANINGLESS.items() if "--output" in those}
+# They start processes; their documents are held against their schemas in test_demo and test_bench.
+WITH_PROCESSES = {"bench", "demo"}
 # `call --wait` needs a worker: see test_call.
 BESIDES = {"inspect dead --by error", "call --wait"}
 TRIED = sorted(set(OF_COMMANDS) - WITH_PROCESSES - {"call --wait"})
@@ -47,6 +48,12 @@ MORE = [
     ("fail running --reason because", 0),
     ("pause mail default", 0),
     ("schedule resume tidy", 0),
+    ("purge mail default --yes", 0),
+    ("prune --older-than 1h --state done,expired --state permanently_failed --yes", 0),
+    ("db path --db other.db", 0),
+    ("db check --full", 0),
+    ("init", 0),
+    ("config validate --config nope.toml", 2),
     ("doctor --strict", 1),
     ("config show --origin", 0),
 ]
@@ -142,6 +149,10 @@ def test_enumerations_are_those_of_the_code():
     assert enum("doctor", "$defs", "item", "properties", "level") == [
         level.value for level in Level
     ]
+    assert enum("prune", "properties", "states", "items") == [*_ENDED]
+    durability = SCHEMAS["bench"]["properties"]["settings"]["properties"]["durability"]["enum"]
+    [asked] = [one for one in LEAVES["bench"].params if one.name == "durability"]
+    assert durability == [*asked.type.choices]
     assert enum("workers", "$defs", "item", "properties", "kind") == check_of("kind")
 
 

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -188,15 +189,10 @@ def test_living_worker_is_seen_and_drains_at_sigterm(run, shop, tmp_path):
     assert process.returncode == 0
 
 
-def test_worker_greets_on_a_terminal(shop, tmp_path):
+def on_a_terminal(*arguments: object, cwd: Path) -> str:
+    """Run a program to its end, and return what it says on its terminal."""
     ours, theirs = pty.openpty()
-    process = program(
-        *("worker", "-A", shop, "--burst", "-n", "red", "--no-color"),
-        cwd=tmp_path,
-        stderr=theirs,
-        stdout=subprocess.DEVNULL,
-        text=False,
-    )
+    process = program(*arguments, cwd=cwd, stderr=theirs, stdout=subprocess.DEVNULL, text=False)
     os.close(theirs)
     said = b""
     try:
@@ -206,6 +202,18 @@ def test_worker_greets_on_a_terminal(shop, tmp_path):
         pass
     assert process.wait(timeout=30) == 0
     os.close(ours)
-    text = said.decode()
+    return said.decode()
+
+
+def test_worker_greets_on_a_terminal(shop, tmp_path):
+    words = ("worker", "-A", shop, "--burst", "-n", "red", "--no-color")
+    text = on_a_terminal(*words, cwd=tmp_path)
     for expected in ("worker red", "2 tasks: shop.add, shop.fail", "queue.db", "sums", "ctrl-c"):
         assert expected in text
+
+
+@pytest.mark.parametrize("kind", ["worker --burst -P solo", "beat --max-ticks 1"])
+def test_process_that_is_to_be_quiet_does_not_greet(clock, tmp_path, kind):
+    words = (*kind.split(), "-A", clock, "--log-file", "x.log")
+    assert "ctrl-c" in on_a_terminal(*words, cwd=tmp_path)
+    assert on_a_terminal(*words, "--quiet", cwd=tmp_path) == ""

@@ -10,6 +10,8 @@ import socket
 
 import pytest
 
+from sqlqueue.cli import main
+from sqlqueue.consoles import launch
 from sqlqueue_transport import Store, close_store
 from tests.cli.conftest import Result, program
 from tests.consoles.conftest import free_port
@@ -96,6 +98,12 @@ def test_token_that_others_can_read_is_refused(refused, db):
     assert f"{token} can be read by others" in result.err
 
 
+def test_host_that_is_no_name_of_one_is_refused(refused, db):
+    result = refused("ops", "--host", "a" * 80)
+    assert (result.code, result.out) == (2, "")
+    assert f"--host '{'a' * 80}' is no name of a host" in result.err
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
 def test_port_that_is_none_is_refused(refused, db, port):
     assert refused("ops", "--port", port).code == 2
@@ -178,6 +186,36 @@ def test_console_on_another_loopback_address_is_known_by_it(start, db):
             connection.close()
 
     assert wait_until(ask, deadline_s=30) == 401
+
+
+def test_console_answers_to_the_names_it_was_given(start, db):
+    console = start("ops", "--allow-host", "queue.example")
+    console.wait()
+    assert console.get("/", Host="queue.example").status == 401
+    assert console.get("/", Host="other.example").status not in {200, 303, 401}
+
+
+def test_browser_is_opened_where_it_is_wanted(start, db, tmp_path):
+    script = tmp_path / "browser"
+    script.write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/opened.new"\n')
+    script.chmod(0o700)
+    opened = tmp_path / "opened.new"
+    shy = start("ops", env={"BROWSER": f"{script} %s"})
+    shy.wait()
+    console = start("ops", "--browser", env={"BROWSER": f"{script} %s"})
+    wait_until(lambda: opened.exists() and opened.read_text(), deadline_s=30)
+    assert opened.read_text() == f"{console.link}\n"
+    for one in (shy, console):
+        assert one.stop()[0] == 0
+    assert opened.read_text() == f"{console.link}\n"
+
+
+def test_pages_are_told_to_show_times_in_utc(db, monkeypatch):
+    told = []
+    monkeypatch.setattr(launch, "serve", lambda console, chosen, **_: told.append(chosen.utc))
+    for words in ([], ["--utc"]):
+        assert main(["console", "ops", "--no-browser", "--db", str(db), *words]) == 0
+    assert told == [False, True]
 
 
 def test_settings_of_streamlit_in_the_working_directory_change_nothing_that_guards(start, db):
