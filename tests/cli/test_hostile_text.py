@@ -132,6 +132,7 @@ LINES = [
     ["db", "check"],
     ["db", "backup", HOSTILE],
     ["db", "migrate"],
+    ["db", "recount"],
     ["config", "validate"],
     ["config", "validate", "-A", HOSTILE],
     ["init", HOSTILE],
@@ -185,7 +186,7 @@ LINES = [
     ["console", HOSTILE],
     ["console", "ops", "--host", HOSTILE],
     ["console", "ops", "--token", HOSTILE],
-    ["console", "ops", "--allow-host", HOSTILE, "--auth", "none", "--host", "0.0.0.0"],  # noqa: S104 - refused
+    ["console", "ops", "--allow-host", HOSTILE, "--auth", "none", "--host", "0.0.0.0"],
     ["init", HOSTILE[:40] + "/b"],
     ["bench", "--dir", HOSTILE],
     ["bench", "--payload", HOSTILE],
