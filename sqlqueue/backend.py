@@ -26,6 +26,7 @@ from sqlqueue_transport.backup import back_up
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
 from sqlqueue_transport.messages import Outcome, TickAnswer, TickOf
 from sqlqueue_transport.pruning import Policy
+from sqlqueue_transport.recounting import recount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         JobRow,
         QueueRow,
     )
+    from sqlqueue_transport.recounting import Recounted
     from sqlqueue_transport.schedules import Schedules
     from sqlqueue_transport.store import Store
 
@@ -351,6 +353,9 @@ class Inspecting(Protocol):
     ) -> BackupReport:
         """Copy the file while it is in use; see `backup.back_up`. Reads only, of the queue."""
 
+    def recount(self, tell: Callable[[int, int], None] | None = None) -> Recounted:
+        """Make the file's counts what is there; see `recounting.recount`."""
+
 
 class Backend(Running, Inspecting, Protocol):
     """Be a broker, as the framework sees it."""
@@ -476,6 +481,7 @@ class SqliteBackend:
         self.prune = self.store.deleting.prune
         self.check = functools.partial(checking.damage, self.store.path)
         self.backup = functools.partial(back_up, self.store.path)
+        self.recount = functools.partial(recount, self.store.database)
         self.leave = self.store.consumers.leave
         self.note_end = self.store.consumers.note_end
         self.beat = self.store.consumers.beat

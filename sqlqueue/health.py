@@ -26,6 +26,7 @@ from sqlqueue.inspection import JobFilter, State
 from sqlqueue.scheduled import Standing
 from sqlqueue_transport import files, log_guard
 from sqlqueue_transport.migrations import SCHEMA_VERSION
+from sqlqueue_transport.reading import WRONG_COUNTS
 from sqlqueue_transport.transport import split_url
 from sqlqueue_transport.writer_lock import read_holder
 
@@ -254,12 +255,15 @@ def _check_invariants(store: Store, *, strict: bool) -> Check:
     broken = store.reading.broken_invariants(full=strict)
     if not broken:
         return Check("invariants", Level.OK, "states, leases and attempts agree")
+    hint = "another program has written to it, or this is a bug: please report it"
+    if WRONG_COUNTS in broken:
+        hint += ". 'sqlqueue db recount' counts anew"
     return Check(
         "invariants",
         Level.FAIL,
         "the file says what must never be",
         tuple(f"{count} {name}" for name, count in broken.items()),
-        hint="another program has written to it, or this is a bug: please report it",
+        hint=hint,
     )
 
 

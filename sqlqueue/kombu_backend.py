@@ -77,6 +77,7 @@ class KombuBackend:
     prune = _not_available("deleting jobs that have ended")
     check = _not_available("examining a file")
     backup = _not_available("a backup")
+    recount = _not_available("counting anew")
 
     def __init__(self, connection: kombu.Connection) -> None:
         """Take a connected Kombu connection."""

@@ -23,6 +23,7 @@ from sqlqueue_transport import migrations, opening
 from sqlqueue_transport.acting import CHUNK
 from sqlqueue_transport.backup import BackupReport
 from sqlqueue_transport.lifecycle import Event, State, sources
+from sqlqueue_transport.recounting import Recounted
 from sqlqueue_transport.schedules import Changed
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "Migration",
     "Operations",
     "QueueChange",
+    "Recounted",
     "Report",
     "Target",
     "legal_actions",
@@ -418,6 +420,15 @@ class Operations:
         name of the destination that was not there before.
         """
         return self._inspection.backend.backup(destination, force=force, tell=tell)
+
+    def recount(self, tell: Callable[[int, int], None] | None = None) -> Recounted:
+        """Make the file's counts what is there, where another program has made them wrong.
+
+        `tell` is called in this thread with how many blocks of ids are done, of how many; what it raises
+        ends it. No job changes, so there is no record of it. If the process dies midway, a part is
+        right, and doing it again does the rest.
+        """
+        return self._inspection.backend.recount(tell)
 
     def _refuse_unknown(self, queues: Sequence[str]) -> None:
         known = {row.name for row in self._inspection.backend.queues()}

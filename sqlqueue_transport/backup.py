@@ -17,18 +17,20 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import stat
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from sqlqueue_transport import checking, files
 from sqlqueue_transport.errors import BackupRefused, DiskFault
+from sqlqueue_transport.opening import run_directory_of
 from sqlqueue_transport.read_only import ReadOnlyDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 __all__ = ["BackupReport", "back_up"]
 
@@ -58,9 +60,10 @@ def back_up(
     `tell` is called in this thread with the bytes copied so far and those of all; what it raises
     ends the backup. Raises BackupRefused for a destination that exists (unless `force`), is a
     directory or the queue itself, or that another process is making; DiskFault, and a CannotOpen
-    of the source. If it fails, or the process dies midway, there is nothing by the name of the
-    destination that was not there before; only a kill leaves a `.partial` file, which the next
-    backup of that name writes over. A fork in another thread waits for the end.
+    of the source. With `force` a regular file is replaced, and nothing else ever is. If it fails, or
+    the process dies midway, there is nothing by the name of the destination that was not there
+    before; only a kill leaves a hidden file `.NAME.sqlqueue-backup`, which the next backup of that
+    name writes over. A fork in another thread waits for the end.
     """
     began_s = time.monotonic()
     if destination.is_dir():
@@ -86,9 +89,12 @@ def back_up(
 
 
 def _refuse(source: Path, destination: Path, *, force: bool) -> None:
-    if destination.name in {source.name + end for end in ("", *files.COMPANIONS)} and (
-        destination.parent == source.parent
-    ):
+    run_directory = run_directory_of(source)
+    of_the_queue = {source, *(Path(f"{source}{end}") for end in files.COMPANIONS), run_directory}
+    if {
+        destination,
+        _making_of(destination),
+    } & of_the_queue or run_directory in destination.parents:
         message = f"{destination} belongs to the queue itself; give the backup another name"
         raise BackupRefused(message)
     for end in ("-wal", "-journal"):
@@ -99,15 +105,25 @@ def _refuse(source: Path, destination: Path, *, force: bool) -> None:
                 "name, or remove that database with its log, if nothing has it open"
             )
             raise BackupRefused(message)
-    if not force and os.path.lexists(destination):
+    if not os.path.lexists(destination):
+        return
+    if not stat.S_ISREG(destination.lstat().st_mode):
+        message = f"{destination} is no regular file, and is not replaced; give another name"
+        raise BackupRefused(message)
+    if not force:
         message = f"{destination} exists; give another name, or --force to replace it"
         raise BackupRefused(message)
+
+
+def _making_of(destination: Path) -> Path:
+    """Return the name under which a copy is made: nobody else's file is called like that."""
+    return destination.with_name(f".{destination.name}.sqlqueue-backup")
 
 
 @contextlib.contextmanager
 def _making(destination: Path) -> Iterator[tuple[Path, int]]:
     """Give a new file beside the destination to write to, and take it away unless it was renamed."""
-    making = destination.with_name(f"{destination.name}.partial")
+    making = _making_of(destination)
     files.create_private_file(making)
     descriptor = os.open(making, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -8,7 +8,7 @@ several where its docstring speaks of portions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue_transport.activity import Activity
 from sqlqueue_transport.checking import complaints
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.database import Database
 
 __all__ = [
+    "WRONG_COUNTS",
     "AttemptRow",
     "AuditRow",
     "Counts",
@@ -77,6 +78,7 @@ SELECT status, value FROM result WHERE key = 'celery-task-meta-' || :job_id
 """
 
 # Each must find nothing; what it finds is a broken promise of the schema or of this software.
+WRONG_COUNTS: Final = "counts that differ from what is there"
 _INVARIANTS = {
     "processing jobs whose worker is not registered": """
       SELECT count(*) FROM message AS m
@@ -222,7 +224,7 @@ class Reading:
 
         found = self._database.read(work)
         if full and (wrong := self.counting.wrong_tallies()):
-            found["counts that differ from what is there"] = wrong
+            found[WRONG_COUNTS] = wrong
         return found
 
     def damage(self, *, full: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""`sqlqueue db path | check | backup | migrate`: the file itself."""
+"""`sqlqueue db path | check | backup | migrate | recount`: the file itself."""
 
 from __future__ import annotations
 
@@ -123,6 +123,25 @@ def migrate(invocation: Invocation, dry_run: bool) -> None:
         output.line(f"{found.path}: migrated {versions}. Backup: {found.backup}")
     else:
         output.line(f"{found.path}: would be migrated {versions}. Backup: {found.backup}")
+
+
+@db.command()
+@pass_invocation
+def recount(invocation: Invocation) -> None:
+    """Count anew where 'doctor --strict' tells that counts differ from what is there.
+
+    Another program has written to the file then. Jobs are as they were; workers go on meanwhile.
+    """
+    output = Output(invocation)
+    with inspecting(invocation) as inspection, Gauge(invocation, "counting") as gauge:
+        from sqlqueue.operations import Operations
+
+        found = Operations(inspection).recount(gauge.count)
+    if output.is_table:
+        what = f"{number(found.wrong, 'block')} of {found.blocks:,}"
+        output.line(f"Counted anew; {what} had been wrong.")
+    else:
+        output.document(documents.recount_document(found))
 
 
 def _path(invocation: Invocation) -> Path:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Choice,
         Migration,
         QueueChange,
+        Recounted,
         Report,
         Target,
     )
@@ -53,6 +54,7 @@ __all__ = [
     "purge_document",
     "queue_action_document",
     "queue_item",
+    "recount_document",
     "stats_document",
     "worker_item",
 ]
@@ -331,6 +333,11 @@ def migration_document(migration: Migration, *, is_done: bool) -> dict[str, Any]
         "migrated": is_done,
         "backup": migration.backup and str(migration.backup),
     }
+
+
+def recount_document(found: Recounted) -> dict[str, Any]:
+    """Return `db recount`."""
+    return {"blocks": found.blocks, "wrong": found.wrong}
 
 
 def _size(path: Path) -> int | None:

@@ -174,7 +174,7 @@ def test_a_backup_that_is_ended_leaves_no_half_and_the_next_one_works(
     run, large, tmp_path, number, code
 ):
     process = program("db", "backup", "backup.db", cwd=tmp_path)
-    partial = tmp_path / "backup.db.partial"
+    partial = tmp_path / ".backup.db.sqlqueue-backup"
     wait_until(lambda: partial.exists() and partial.stat().st_size, every_s=0.0005)
     process.send_signal(number)
     process.communicate(timeout=30)

@@ -121,7 +121,6 @@ LINES = [
     ["schedule", "resume", HOSTILE],
     ["schedule", "remove", HOSTILE],
     ["purge", HOSTILE, "--dry-run"],
-    ["purge", HOSTILE],
     ["purge", HOSTILE, "--yes", "--reason", HOSTILE],
     ["prune", "--older-than", "0s", "--dry-run"],
     ["prune", "--older-than", "0s", "--yes", "--reason", HOSTILE],
@@ -132,10 +131,10 @@ LINES = [
     ["db", "check"],
     ["db", "backup", HOSTILE],
     ["db", "migrate"],
+    ["db", "recount"],
     ["config", "validate"],
     ["config", "validate", "-A", HOSTILE],
     ["init", HOSTILE],
-    ["completion", "bash"],
     ["config", "show", "--origin"],
     # what is wrong with a line is told with the line's own words
     ["inspect", "job", HOSTILE + "?"],
@@ -185,7 +184,7 @@ LINES = [
     ["console", HOSTILE],
     ["console", "ops", "--host", HOSTILE],
     ["console", "ops", "--token", HOSTILE],
-    ["console", "ops", "--allow-host", HOSTILE, "--auth", "none", "--host", "0.0.0.0"],  # noqa: S104 - refused
+    ["console", "ops", "--allow-host", HOSTILE, "--auth", "none", "--host", "0.0.0.0"],
     ["init", HOSTILE[:40] + "/b"],
     ["bench", "--dir", HOSTILE],
     ["bench", "--payload", HOSTILE],
@@ -225,6 +224,10 @@ def test_a_question_on_a_terminal_is_harmless(screen, hostile):
     assert "such as " in asked.text
     assert "evil\\x1b[5;7mblink" in asked.words
     assert "nothing was changed" in asked.text
+    assert_harmless(asked.text, colored=True)
+    asked = screen("purge", HOSTILE, answer="another\n")
+    assert "evil\\x1b[5;7mblink" in asked.words
+    assert "nothing was deleted" in asked.text
     assert_harmless(asked.text, colored=True)
 
 

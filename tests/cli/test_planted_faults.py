@@ -293,6 +293,27 @@ def test_rows_that_contradict_each_other(filled, diagnose):
 # -- jobs and workers ------------------------------------------------------------------------------------
 
 
+def test_counts_that_another_program_has_made_wrong(filled, diagnose, cli, tmp_path):
+    done = filled.done()
+    filled.close()
+    # As if it were one of a million: old enough to be counted.
+    edit(tmp_path / "queue.db", "UPDATE counted SET upto = 2")
+    edit(tmp_path / "queue.db", "INSERT INTO tally VALUES ('default', 'done', 1, 0, 7)")
+    assert diagnose().code == 0  # counting takes a walk over every message
+    diagnose("--strict").assert_found(
+        "invariants",
+        "fail",
+        "1 counts that differ",
+        hint="'sqlqueue db recount' counts anew",
+        besides=("sqlite",),  # of which a strict doctor complains, too
+    )
+    assert cli("db", "recount").out == "Counted anew; 1 block of 1 had been wrong.\n"
+    assert cli("db", "recount", "--json").json == {"schema": 1, "blocks": 1, "wrong": 0}
+    assert diagnose("--strict").checks["invariants"]["level"] == "ok"
+    assert cli("inspect", "stats", "--json").json["states"]["done"] == 1
+    assert cli("inspect", "job", done).code == 0
+
+
 def test_a_lease_that_is_over(filled, diagnose, cli):
     filled.store.consumers.register(name="w/1", kind="child", queues=["default"], slots=1)
     job_id = filled.publish()

@@ -501,6 +501,7 @@ ASKED: dict[str, Callable[[Backend], object]] = {
     "prune": lambda b: b.prune(older_than_s=1, states=(State.DONE,), actor="me"),
     "check": lambda b: b.check(),
     "backup": lambda b: b.backup(Path("backup.db")),
+    "recount": lambda b: b.recount(),
     "a tick": lambda b: b.publish([], tick=TickOf("a", 1, "b")),
     "a unique key": lambda b: b.publish([call(1, unique_key="mine")]),
 }

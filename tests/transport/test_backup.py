@@ -54,7 +54,7 @@ def test_a_backup_holds_every_state_and_is_a_queue_again(store, tmp_path, clock)
     assert report.bytes == report.path.stat().st_size
     assert report.took_s > 0
     assert stat.S_IMODE(report.path.stat().st_mode) == 0o600
-    assert "backup.db.partial" not in names(tmp_path)
+    assert ".backup.db.sqlqueue-backup" not in names(tmp_path)
     with restored(report.path, clock=clock) as again:
         assert {state: state_of(again, ids[state]) for state in State} == {s: s for s in State}
         assert checking.damage(report.path, full=True) == ()
@@ -198,7 +198,7 @@ def test_a_destination_that_comes_meanwhile_stays(store, tmp_path):
     with pytest.raises(BackupRefused, match="exists"):
         back_up(store.path, destination, tell=lambda *_: destination.write_text("precious"))
     assert destination.read_text() == "precious"
-    assert "backup.db.partial" not in names(tmp_path)
+    assert ".backup.db.sqlqueue-backup" not in names(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["queue.db", "queue.db-wal", "queue.db-shm", "queue.db-journal"])
@@ -226,10 +226,36 @@ def test_the_log_of_another_database_is_never_played_into_a_backup(store, tmp_pa
 
 def test_a_link_at_the_temporary_name_is_not_followed(store, tmp_path):
     (tmp_path / "precious").write_text("precious")
-    (tmp_path / "backup.db.partial").symlink_to(tmp_path / "precious")
+    (tmp_path / ".backup.db.sqlqueue-backup").symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic link"):
         back_up(store.path, tmp_path / "backup.db")
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_queue_is_not_made_over_by_its_own_backup(tmp_path):
+    source = tmp_path / ".backup.db.sqlqueue-backup"
+    with restored(source) as store:
+        publish(store)
+        with pytest.raises(BackupRefused, match="belongs to the queue itself"):
+            back_up(source, tmp_path / "backup.db", force=True)
+        assert store.reading.counts().states[State.PENDING] == 1
+
+
+@pytest.mark.parametrize("name", ["queue.db-run/presence", "queue.db-run/writer.lock"])
+def test_side_files_of_the_queue_are_not_replaced(store, tmp_path, name):
+    before = (tmp_path / name).read_bytes() if (tmp_path / name).exists() else None
+    with pytest.raises(BackupRefused, match="belongs to the queue itself"):
+        back_up(store.path, tmp_path / name, force=True)
+    assert before is None or (tmp_path / name).read_bytes() == before
+
+
+def test_what_is_no_regular_file_is_never_replaced(store, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("pipe", "link"):
+        with pytest.raises(BackupRefused, match="no regular file"):
+            back_up(store.path, tmp_path / name, force=True)
+    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
 
 
 def test_a_missing_queue_is_not_made(tmp_path):
@@ -281,9 +307,9 @@ def test_what_a_killed_backup_left_is_written_over_by_the_next(store, tmp_path):
     read_line(maker)
     kill(maker)
     assert "backup.db" not in names(tmp_path)
-    assert "backup.db.partial" in names(tmp_path)
+    assert ".backup.db.sqlqueue-backup" in names(tmp_path)
     assert back_up(store.path, tmp_path / "backup.db").jobs == 1
-    assert "backup.db.partial" not in names(tmp_path)
+    assert ".backup.db.sqlqueue-backup" not in names(tmp_path)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):

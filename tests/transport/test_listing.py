@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -12,6 +13,8 @@ from sqlqueue_transport import listing
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.listing import JobFilter, JobRow
 from sqlqueue_transport.messages import Fault, Outcome
+from sqlqueue_transport.reading import WRONG_COUNTS
+from sqlqueue_transport.recounting import Recounted, recount
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock
 from tests.transport.rows import (
@@ -251,12 +254,51 @@ def test_a_wrong_tally_is_found_by_a_full_look_only(small: Store) -> None:
     }
 
 
-def test_a_wrong_tally_stops_no_job(small: Store) -> None:
-    ids = [publish(small) for _ in range(9)]
-    small.database.write(lambda c: c.execute("DELETE FROM tally").rowcount)
-    taken = claim_one(small)
-    assert taken.message_id == ids[0]
-    assert small.settle([ended(taken, Outcome.done())]) == []
+WRONG = (
+    "DELETE FROM tally",
+    "UPDATE tally SET messages = 0",
+    "UPDATE tally SET messages = -5",
+    "UPDATE tally SET messages = messages + 100, queue = 'other'",
+    "UPDATE tally SET block = block - 7",
+    "UPDATE tally SET block = block + 7",
+    "UPDATE counted SET upto = 999999",
+    "UPDATE counted SET upto = 2",
+    "UPDATE counted SET upto = -3",
+    "DELETE FROM counted",
+)
+
+
+@pytest.mark.parametrize("statement", WRONG)
+def test_a_wrong_tally_stops_no_job_and_is_mended_by_counting_anew(
+    small: Store, statement: str
+) -> None:
+    """A CHECK that counts are not negative would make each of these settlements fail."""
+    ids = [publish(small) for _ in range(20)]
+    small.database.write(lambda c: c.execute(statement).rowcount)
+    for message_id in ids[:5]:
+        taken = claim_one(small)
+        assert taken.message_id == message_id
+        assert small.settle([ended(taken, Outcome.done())]) == []
+    assert small.reading.broken_invariants(full=True) == {WRONG_COUNTS: ANY}
+    assert all(count >= 0 for count in small.reading.counts().states.values())
+
+    told: list[tuple[int, int]] = []
+    found = recount(small.database, lambda done, whole: told.append((done, whole)))
+    assert found.blocks == len(told) == told[-1][0] == told[-1][1]
+    assert small.reading.broken_invariants(full=True) == {}
+    assert small.reading.counts().states[State.DONE] == 5
+    assert len(every(small, JobFilter())) == 20
+    assert recount(small.database).wrong == 0
+    for message_id in [*ids[5:], *[publish(small) for _ in range(20)]]:
+        taken = claim_one(small)
+        assert taken.message_id == message_id
+        small.settle([ended(taken, Outcome.done())])
+    assert small.reading.broken_invariants(full=True) == {}
+
+
+def test_an_empty_file_can_be_counted_anew(store: Store) -> None:
+    assert recount(store.database) == Recounted(blocks=1, wrong=0)
+    assert store.reading.broken_invariants(full=True) == {}
 
 
 # -- plans ------------------------------------------------------------------------------------------
