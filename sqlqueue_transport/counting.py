@@ -209,7 +209,7 @@ class Counting:
         """Return of how many (queue, state) the tally is wrong; walks over every message."""
 
         def work(connection: sqlite3.Connection) -> int:
-            said, there = tally(connection), _by_key(connection, _COUNTED_AGAIN)
+            said, there = _said(connection), _by_key(connection, _COUNTED_AGAIN)
             return sum(said.get(key, 0) != there.get(key, 0) for key in {*said, *there})
 
         return self._database.read(work)
@@ -217,7 +217,14 @@ class Counting:
 
 def tally(connection: sqlite3.Connection) -> Tally:
     """Count all messages by queue, state, and whether they are jobs; for a transaction of the caller's."""
-    return dict(Counter(_by_key(connection, _OLD)) + Counter(_by_key(connection, _NEW)))
+    return {key: count for key, count in _said(connection).items() if count > 0}
+
+
+def _said(connection: sqlite3.Connection) -> Counter[tuple[str, State, bool]]:
+    """Return what tally and tail say, also what is wrongly below zero (which "+" would leave out)."""
+    found = Counter(_by_key(connection, _OLD))
+    found.update(_by_key(connection, _NEW))
+    return found
 
 
 def _by_key(connection: sqlite3.Connection, query: str) -> Tally:

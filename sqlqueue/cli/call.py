@@ -68,7 +68,12 @@ def call(
         raise click.UsageError("give either --countdown or --eta, not both")
     if eta is not None:
         at_ms = moment_ms(eta, name="--eta")
-        options["eta"] = datetime.fromtimestamp(at_ms / 1000, tz=timezone.utc)
+        try:
+            options["eta"] = datetime.fromtimestamp(at_ms / 1000, tz=timezone.utc)
+        except (ValueError, OverflowError, OSError):
+            raise click.UsageError(
+                f"--eta {quoted(eta)} is beyond the years of a calendar"
+            ) from None
     positional = read_json(args, list, what="JSON_ARGS", example="'[1, \"a\"]'")
     named = read_json(kwargs, dict, what="--kwargs", example="""'{"name": "a"}'""")
     output = Output(invocation)

@@ -46,6 +46,11 @@ def test_options_reach_the_job(cli):
     )
 
 
+def test_an_eta_that_no_calendar_has_in_utc_is_exit_2(cli):
+    result = cli("call", "t", "--eta", "9999-12-31T23:59:59-23:00")
+    assert (result.code, "beyond the years" in result.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("eta", "due"),
     [

@@ -494,6 +494,9 @@ def _ticked_text(ticked: Sequence[JobRow], note: str) -> str:
 def _note_action(action: Action, ticked: tuple[JobRow, ...] | None) -> None:
     """Note what a button asks for, with the jobs as they stood on the screen; None: all matching."""
     _desk().asked = (action, ticked)
+    if ticked is None:
+        # Said once: what comes later is not meant by the next button.
+        st.session_state["all-matching"] = False
 
 
 def _open_dialog(shown: Sheet, action: Action, ticked: tuple[JobRow, ...] | None) -> None:

@@ -141,6 +141,7 @@ def test_all_matching_opens_the_dialog_about_all_of_them(shown):
     assert not at.exception
     assert at.button(key="dialog-confirm").label == "Requeue 60 jobs"
     assert at.text_input(key="dialog-count").label == "Type 60 to confirm"
+    assert not at.checkbox(key="all-matching").value, "the next button must not mean all again"
 
 
 def test_confirmed_action_changes_the_jobs_with_reason_and_actor_and_is_reported(shown):
