@@ -118,7 +118,7 @@ def _scratch(directory: str) -> Iterator[Path]:
     """Make a directory in that one, and remove it with all that is in it."""
     where = Path(directory).resolve()
     if not where.is_dir():
-        raise CommandFailed(f"{quoted(str(where))} is no directory.", ExitCode.USAGE)
+        raise CommandFailed(f"--dir {quoted(directory)} is no directory.", ExitCode.USAGE)
     with tempfile.TemporaryDirectory(prefix="sqlqueue-bench-", dir=where) as name:
         yield Path(name)
 

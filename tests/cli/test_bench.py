@@ -101,7 +101,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--dir", "nowhere"], "nowhere' is no directory."),
+        (["--dir", "nowhere"], "--dir 'nowhere' is no directory."),
         (["--payload", "2MB"], "--payload: at most 1,000,000 bytes"),
         (["--payload", "much"], "--payload"),
         (["--durability", "eternal"], "'publish', 'full', 'process'"),
