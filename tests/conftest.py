@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -16,10 +17,16 @@ _PID = os.getpid()
 
 
 def pytest_configure() -> None:
-    """Let this process open many files: a process keeps the presence file of each queue it used."""
+    """Let this process open many files, and programs that it starts be interrupted.
+
+    A process keeps the presence file of each queue it used. And a shell starts what it runs in the
+    background with SIGINT ignored, which programs inherit, so that tests of ctrl-c would wait in vain.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65_536 if hard == resource.RLIM_INFINITY else min(65_536, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
