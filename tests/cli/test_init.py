@@ -130,7 +130,11 @@ def test_worker_and_beat_of_the_written_project_run_its_jobs(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "tool",
-    ["mypy --strict --follow-imports=silent", "ruff check --isolated", "ruff format --isolated --check"],
+    [
+        "mypy --strict --follow-imports=silent",
+        "ruff check --isolated",
+        "ruff format --isolated --check",
+    ],
     ids=["types", "lint", "format"],
 )
 def test_written_tasks_please_the_tools_of_whoever_goes_on_with_them(cli, tmp_path, tool):
