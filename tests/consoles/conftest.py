@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.cli.conftest import program
-from tests.support import kill, read_line, wait_until
+from tests.support import free_port, kill, read_line, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -90,14 +89,6 @@ class Console:
             self.process.send_signal(number)
         _, error = self.process.communicate(timeout=30)
         return self.process.returncode, error
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture
