@@ -14,8 +14,7 @@ from sqlqueue.cli import main
 from sqlqueue.consoles import launch
 from sqlqueue_transport import Store, close_store
 from tests.cli.conftest import Result, program
-from tests.consoles.conftest import free_port
-from tests.support import kill, run_python, wait_until
+from tests.support import free_port, kill, run_python, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
