@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 
@@ -41,7 +42,10 @@ def on_a_terminal(*arguments: str, answer: str, cwd) -> tuple[int, bytes, bytes]
     os.close(theirs)
     os.write(ours, f"{answer}\n".encode())
     out, _ = process.communicate(timeout=30)
-    screen = os.read(ours, 65536)
+    screen = b""
+    with contextlib.suppress(OSError):  # EIO: the other side has closed, and all is read
+        while piece := os.read(ours, 65_536):
+            screen += piece
     os.close(ours)
     return process.returncode, out, screen
 
