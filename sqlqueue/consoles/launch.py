@@ -41,7 +41,6 @@ _STREAMLIT: Final[dict[str, object]] = {
     "server.maxUploadSize": 1,  # nothing is uploaded
     "server.baseUrlPath": "",  # the link is to the root
     "server.enableStaticServing": False,
-    "server.enableAgentApi": False,  # programs have the command line
     "browser.gatherUsageStats": False,
     "client.showErrorDetails": "none",  # a traceback is for the log, not for whoever looks
     "client.toolbarMode": "minimal",
@@ -125,6 +124,7 @@ def serve(
     console: Console, chosen: Source, *, tell: Callable[[str], None], open_browser: bool
 ) -> None:
     """Serve a console until SIGTERM or ctrl-c; `tell` gets the link. Call it in the main thread."""
+    import streamlit.config  # noqa: PLC0415
     from starlette.middleware import Middleware  # noqa: PLC0415 - takes a second, and is an extra
     from streamlit.starlette import App  # noqa: PLC0415
 
@@ -143,9 +143,13 @@ def serve(
         signal.signal(number, lambda *_: None)
     # It takes what stands in argv for a script and its arguments, and looks for settings beside it.
     sys.argv = [str(_SCRIPTS[console.role])]
+    settings = dict(_STREAMLIT)
+    # Streamlit 1.65 has none. (Its public way to ask reads the settings, and then says they changed.)
+    if "server.enableAgentApi" in streamlit.config._config_options_template:  # noqa: SLF001
+        settings["server.enableAgentApi"] = False  # programs have the command line
     app.run(
         config={
-            **_STREAMLIT,
+            **settings,
             **streamlit_theme(),
             "server.address": console.host,
             "server.port": console.port,
