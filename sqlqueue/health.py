@@ -277,7 +277,7 @@ def _check_jobs(inspection: Inspection) -> Iterator[Check]:
     now_ms = inspection.now_ms
     overdue, orphaned, long = [], [], []
     for row in inspection.every_job(JobFilter(states=(State.PROCESSING,))):
-        name = f"job {row.job_id or f'#{row.message_id}'} on {row.worker or 'nobody'}"
+        name = f"job {row.name} on {row.worker or 'nobody'}"
         if row.lease_left_ms is not None and row.lease_left_ms <= 0:
             overdue.append(f"{name}: over for {-row.lease_left_ms / 1000:.1f} s")
         if row.worker not in alive:

@@ -400,7 +400,7 @@ class Inspection:
             if detail is not None:
                 arguments = self._arguments(detail)
                 yield Call(
-                    id=detail.row.job_id or f"#{row.message_id}",
+                    id=detail.row.name,
                     message_id=row.message_id,
                     state=detail.row.state.value,
                     args=arguments.args or (),

@@ -305,7 +305,7 @@ class Testing:
         job = inspection.job(f"#{message_id}")
         row, error = job.row, job.error
         return StoredJob(
-            id=row.job_id or f"#{message_id}",
+            id=row.name,
             task=row.task or "",
             queue=row.queue,
             state=row.state.value,

@@ -208,6 +208,11 @@ class JobRow:
     lease_left_ms: int | None = None
     is_started: bool = False
 
+    @property
+    def name(self) -> str:
+        """Return what people are shown and may say for it: the job id, or "#" and the message id."""
+        return self.job_id or f"#{self.message_id}"
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:

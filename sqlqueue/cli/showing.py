@@ -110,7 +110,7 @@ def jobs(output: Output, rows: Sequence[JobRow], inspection: Inspection) -> None
         ],
         [
             [
-                row.job_id or f"#{row.message_id}",
+                row.name,
                 _standing(row),
                 row.task or "",
                 _tries(row.attempts, inspection.max_attempts_of(row)),

@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from sqlqueue.consoles.admin.questions import LABELS, legal_states
-from sqlqueue.consoles.admin.rows import error_line, name_of, ran
+from sqlqueue.consoles.admin.rows import error_line, ran
 from sqlqueue.formats import ago, at, took
 from sqlqueue.inspection import Call
 from sqlqueue.operations import Action
@@ -218,7 +218,7 @@ def command_of(action: Action, job: Job, *, db: str) -> str:
     # An id means the newest message that carries it; an older one has only its own number, and so
     # has one whose id cannot be typed.
     is_newest = row.job_id is not None and all(other < row.message_id for other in job.others)
-    name = name_of(row)
+    name = row.name
     if not is_newest or name.startswith("-") or escaped(name) != name:
         name = f"#{row.message_id}"
     verb = "cancel" if action is Action.TERMINATE else action.value
@@ -239,7 +239,7 @@ def views(app: SqlQueue | None, job: Job) -> tuple[tuple[str, str], ...]:
     if app is None or not app.job_views:
         return ()
     call = Call(
-        id=name_of(row),
+        id=row.name,
         message_id=row.message_id,
         state=row.state.value,
         args=job.arguments.args or (),

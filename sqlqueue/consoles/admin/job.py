@@ -14,7 +14,7 @@ from sqlqueue.backend import SqliteBackend
 from sqlqueue.consoles import look, source
 from sqlqueue.consoles.admin import acting, details, pages
 from sqlqueue.consoles.admin.questions import ICONS, LABELS, choice_of
-from sqlqueue.consoles.admin.rows import error_line, link, name_of, standing
+from sqlqueue.consoles.admin.rows import error_line, link, standing
 from sqlqueue.consoles.admin.view import View
 from sqlqueue.consoles.shield import shielded
 from sqlqueue.errors import JobNotFound
@@ -95,7 +95,7 @@ def _head(row: JobRow) -> None:
     with st.container(key="job-head", horizontal=True, vertical_alignment="center"):
         st.subheader(look.safe(row.task or "no job of ours"), anchor=False, width="content")
         st.html(look.badge(standing(row)), width="content")
-        st.code(look.plain(name_of(row)), language=None, width="content")
+        st.code(look.plain(row.name), language=None, width="content")
 
 
 def _actions(row: JobRow) -> None:

@@ -26,7 +26,6 @@ __all__ = [
     "cells",
     "error_line",
     "link",
-    "name_of",
     "ran",
     "standing",
 ]
@@ -60,7 +59,7 @@ def cells(
     """
     if row is None:
         return {**_EMPTY, "Job": f"#{message_id}", "Open": None, "State": [GONE]}
-    name = name_of(row)
+    name = row.name
     return {
         "Job": escaped(name),
         "Open": link(name),
@@ -75,11 +74,6 @@ def cells(
         "Last error": error_line(row.error_type, row.error_message),
         "Arguments": call,
     }
-
-
-def name_of(row: JobRow) -> str:
-    """Return what links and the command line take for a job: its id, or "#" and the message id."""
-    return row.job_id or f"#{row.message_id}"
 
 
 def link(name: str) -> str:

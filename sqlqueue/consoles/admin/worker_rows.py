@@ -143,7 +143,7 @@ def _lines(worker: Worker, now_ms: int, silent_after_s: float) -> Iterator[list[
 
 
 def _job(job: JobRow) -> Html:
-    name = job.job_id or f"#{job.message_id}"
+    name = job.name
     part = job.progress.part if job.progress else None
     said = [
         "" if part is None else f"{part:.0%}",

@@ -157,7 +157,7 @@ def arguments_text(found: Arguments) -> str:
 
 
 def _active_row(seen: Snapshot, row: JobRow) -> tuple[Cell, ...]:
-    name = row.job_id or f"#{row.message_id}"
+    name = row.name
     since_ms = row.started_at_ms
     elapsed_s = None if since_ms is None else max(seen.now_ms - since_ms, 0) / 1000
     said = seen.arguments.get(row.message_id, "")
