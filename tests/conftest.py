@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from sqlqueue import config
 from sqlqueue_transport import stores
 
 SLOW_TIMEOUT_S = 600
@@ -82,3 +83,10 @@ def _gives_back_its_stores() -> Iterator[None]:
     yield
     left = [str(path) for path in stores._open if path not in before]
     assert not left, f"left open: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _forgets_its_command_line() -> Iterator[None]:
+    """Take back what a command that ran in this process was told: applications of later tests obey it."""
+    yield
+    config.set_command_line({})

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from sqlqueue import config
 from sqlqueue.cli import main
 from tests.cli import everything
 from tests.cli.filling import Filled
@@ -49,7 +48,6 @@ def directory(tmp_path, monkeypatch) -> Iterator[Path]:
     before = list(sys.path)
     yield tmp_path
     sys.path[:] = before
-    config.set_command_line({})
 
 
 @pytest.fixture
