@@ -57,8 +57,8 @@ docs: $(RUNTIME) ## write docs/commands.md anew, from the help of the commands
 bench: $(TEST) ## measure: latency, CPU, throughput
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-soak: $(TEST) ## run a day of load, kills and restarts in a quarter of an hour; does anything grow?
-	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
+soak: $(TEST) ## prove the promises with their full figures: kills, power cuts, load; an hour and a half
+	$(BIN)/python -m tests.proofs $(ARGS)
 
 clean: ## remove caches and builds; .venv, jobs/, logs/ and databases stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -83,6 +83,12 @@ class Console:
         except OSError:
             return False
 
+    def end(self) -> None:
+        """Kill it, if it is still there, and close its pipes."""
+        kill(self.process)
+        for pipe in filter(None, (self.process.stdout, self.process.stderr)):
+            pipe.close()
+
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """End it by a signal; return its exit code and what it had said on stderr."""
         if self.process.poll() is None:
@@ -91,31 +97,31 @@ class Console:
         return self.process.returncode, error
 
 
+def start_console(role: str, *arguments: object, cwd: Path, **popen: Any) -> Console:
+    """Start a console; whoever does ends it."""
+    process = program(
+        *("console", role, "--no-browser", "--port", free_port(), *arguments), cwd=cwd, **popen
+    )
+    try:
+        return Console(role, process, read_line(process, deadline_s=60))
+    except BaseException:
+        kill(process)
+        process.communicate()
+        raise
+
+
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., Console]]:
     """Start consoles: `start("admin", "--auth", "none")`; they end with the test."""
     started: list[Console] = []
 
     def call(role: str, *arguments: object, cwd: Path = tmp_path, **popen: Any) -> Console:
-        process = program(
-            *("console", role, "--no-browser", "--port", free_port(), *arguments),
-            cwd=cwd,
-            **popen,
-        )
-        try:
-            console = Console(role, process, read_line(process, deadline_s=60))
-        except BaseException:
-            kill(process)
-            process.communicate()
-            raise
-        started.append(console)
-        return console
+        started.append(start_console(role, *arguments, cwd=cwd, **popen))
+        return started[-1]
 
     yield call
     for console in started:
-        kill(console.process)
-        for pipe in filter(None, (console.process.stdout, console.process.stderr)):
-            pipe.close()
+        console.end()
 
 
 @pytest.fixture

@@ -1,9 +1,5 @@
 """Run a day in minutes: load, failures, kills and restarts, and look whether anything grows.
 
-    make soak                                  a quarter of an hour
-    make soak ARGS="--seconds 60"              a minute
-    python -m tests.benchmarks.soak --seconds 900 --write
-
 Two workers of two children, a beat, and a publisher of short jobs, of which some fail, are retried,
 or become dead letters. Children and workers are killed (-9), workers are restarted in turn, an
 operator requeues dead letters, and somebody looks on, as a console does. What is done is kept for
@@ -17,17 +13,13 @@ come at once, so that space is given back. Every few seconds memory, descriptors
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import platform
 import random
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -37,17 +29,16 @@ from pathlib import Path
 from sqlqueue_transport import Store, log_guard
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.reading import JobFilter
-from tests.benchmarks.soak_app import ATTEMPTS
+from tests.proofs.day_app import ATTEMPTS
 from tests.support import ROOT, wait_until
 
-RESULTS = Path(__file__).parent / "results" / "soak.txt"
 TABLES = ("message", "attempt", "body", "audit", "worker", "tick")
 RATE = 40  # jobs a second
 ENDS = {State.DONE, State.PERMANENTLY_FAILED, State.CANCELLED, State.EXPIRED}
 
 PUBLISH = """
 import os, sys, time
-from tests.benchmarks.soak_app import DIRECTORY, bad, short
+from tests.proofs.day_app import DIRECTORY, bad, short
 rate, burst = float(sys.argv[1]), int(sys.argv[2])
 large = "x" * 60_000
 began, number = time.monotonic(), 0
@@ -68,6 +59,16 @@ with open(DIRECTORY / "published.txt", "a", buffering=1) as acknowledged:
                 short.delay(f"{number}.{part}", time.time(), large)
                 acknowledged.write(f"short {number}.{part}\\n")
 """
+
+
+def prove(
+    directory: Path, *, seconds: float, seed: int, say: Callable[[str], object] = print
+) -> list[str]:
+    """Let a day pass in so many seconds; return the table of what was sampled.
+
+    The seed decides whom the kills hit, not when: no run is another's twin.
+    """
+    return Day(directory, seconds, random.Random(seed), say).run().splitlines()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +94,13 @@ class Sample:
 
 
 @dataclass
-class Soak:
-    """Be the soak in one directory; `run` returns its report and raises AssertionError."""
+class Day:
+    """Be the day in one directory; `run` returns its report and raises AssertionError."""
 
     directory: Path
     seconds: float
-    say: Callable[[str], None] = print
+    chance: random.Random
+    say: Callable[[str], object] = print
     workers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     others: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -114,8 +116,8 @@ class Soak:
         self.environment = {
             **{key: value for key, value in os.environ.items() if "SQLQUEUE" not in key},
             "PYTHONPATH": str(ROOT),
-            "SOAK_DIRECTORY": str(self.directory),
-            "SOAK_KEPT_S": str(2 * self.done_s),
+            "DAY_DIRECTORY": str(self.directory),
+            "DAY_KEPT_S": str(2 * self.done_s),
             "SQLQUEUE_DB": str(self.path),
             "SQLQUEUE_RETENTION_DONE": str(self.done_s),
             "SQLQUEUE_RETENTION_DEAD": str(2 * self.done_s),
@@ -139,8 +141,8 @@ class Soak:
 
     def start_worker(self, name: str) -> None:
         self.workers[name] = self.start(
-            *(name, "-m", "tests.benchmarks.soak_app", "worker"),
-            *("-A", "tests.benchmarks.soak_app:app", "-n", name, "-c", "2"),
+            *(name, "-m", "tests.proofs.day_app", "worker"),
+            *("-A", "tests.proofs.day_app:app", "-n", name, "-c", "2"),
         )
 
     def children(self, worker: subprocess.Popen[bytes]) -> list[int]:
@@ -163,12 +165,12 @@ class Soak:
             for name in ("w1", "w2"):
                 self.start_worker(name)
             self.others["beat"] = self.start(
-                *("beat", "-m", "tests.benchmarks.soak_app", "beat"),
-                *("-A", "tests.benchmarks.soak_app:app"),
+                *("beat", "-m", "tests.proofs.day_app", "beat"),
+                *("-A", "tests.proofs.day_app:app"),
             )
             burst = round(RATE * max(self.seconds / 8, 5.0))
             self.others["publisher"] = self.start("publisher", "-c", PUBLISH, RATE, burst)
-            self.soak()
+            self.pass_by()
             self.drain()
             self.check_jobs()
         finally:
@@ -178,7 +180,7 @@ class Soak:
         self.check_flatness()
         return report
 
-    def soak(self) -> None:
+    def pass_by(self) -> None:
         began_s = time.monotonic()
         sample_every_s = max(2.0, self.seconds / 150)
         due = {
@@ -203,23 +205,23 @@ class Soak:
         """Requeue half of the newest dead letters, as an operator would after mending the cause."""
         rows = self.store.reading.jobs(JobFilter(states=(State.PERMANENTLY_FAILED,)), limit=20)
         targets = [(row.message_id, row.state) for row in rows[::2]]
-        self.store.acting.act(Event.REQUEUE, targets, actor="soak", reason="mended")
+        self.store.acting.act(Event.REQUEUE, targets, actor="operator", reason="mended")
 
     def kill_child(self) -> None:
         children = [pid for worker in self.workers.values() for pid in self.children(worker)]
         if children:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(random.choice(children), signal.SIGKILL)
+                os.kill(self.chance.choice(children), signal.SIGKILL)
 
     def kill_worker(self) -> None:
-        name = random.choice(list(self.workers))
+        name = self.chance.choice(list(self.workers))
         self.workers[name].kill()
         self.workers[name].wait()
         self.start_worker(name)
 
     def restart_worker(self) -> None:
         """Let a worker drain, and start it anew."""
-        name = random.choice(list(self.workers))
+        name = self.chance.choice(list(self.workers))
         worker = self.workers[name]
         self.await_start(worker)
         worker.send_signal(signal.SIGTERM)
@@ -364,16 +366,11 @@ class Soak:
     def report(self) -> str:
         """Return the table and the plots."""
         middle, last = self.thirds()
-        machine = (
-            f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-            f"SQLite {sqlite3.sqlite_version}"
-        )
         load = (
             f"{self.seconds:.0f} s, {RATE} jobs/s published and 5 by a beat, 2 workers of 2 children; "
             f"done kept for {self.done_s:g} s, dead letters for {2 * self.done_s:g} s"
         )
         lines = [
-            machine,
             load,
             "  ".join(f"{name} {count}" for name, count in sorted(self.events.items())),
             "",
@@ -432,20 +429,3 @@ def plot(values: list[float], *, width: int = 48) -> str:
         for i in range(min(width, len(values)))
     ]
     return "".join(blocks[min(round(value / top * 8), 8)] for value in shown)
-
-
-def main() -> None:
-    """Soak, print the report, and with `--write` keep it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=900.0)
-    parser.add_argument("--write", action="store_true", help=f"keep the report as {RESULTS.name}")
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sqlqueue-soak-") as name:
-        report = Soak(Path(name), chosen.seconds, say=lambda line: print(line, flush=True)).run()
-    print(f"\n{report}")
-    if chosen.write:
-        RESULTS.write_text(report + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The application of the soak, and its processes: `python -m tests.benchmarks.soak_app worker …`.
+"""The application of the day, and its processes: `python -m tests.proofs.day_app worker …`.
 
 Run as a program it is the command line of sqlqueue itself, in which a minute's round of housekeeping
 comes every two seconds, and ticks are kept for as long as dead letters. Jobs leave a line each at
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from sqlqueue import SqlQueue
 
-DIRECTORY = Path(os.environ.get("SOAK_DIRECTORY", "."))
+DIRECTORY = Path(os.environ.get("DAY_DIRECTORY", "."))
 ATTEMPTS = 3
 
-app = SqlQueue("soak", task_max_attempts=ATTEMPTS)
+app = SqlQueue("day", task_max_attempts=ATTEMPTS)
 
 
 def note(kind: str, event: str, number: str, published_s: float) -> None:
@@ -65,7 +65,7 @@ def _main() -> int:
     from sqlqueue_transport import housekeeping, pruning
 
     housekeeping.EVERY_MS = 2000
-    pruning._TICKS_KEPT_MS = int(float(os.environ["SOAK_KEPT_S"]) * 1000)
+    pruning._TICKS_KEPT_MS = int(float(os.environ["DAY_KEPT_S"]) * 1000)
     return main()
 
 
