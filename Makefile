@@ -33,8 +33,9 @@ test: $(TEST) ## run the fast tests
 	$(BIN)/pytest -n 4 -m "not slow and not debian" $(ARGS)
 
 # pytest ends with 5 when it has selected nothing. That is no failure, but no proof either.
+# Two files of tests at once: most of them wait for processes. Their servers are made once a file.
 test-all: $(TEST) ## run the tests that are slow or need Debian packages
-	@$(BIN)/pytest -m "slow or debian" $(ARGS); code=$$?; \
+	@$(BIN)/pytest -n 2 --dist loadfile -m "slow or debian" $(ARGS); code=$$?; \
 	if [ $$code -eq 5 ]; then \
 		echo "make test-all: NOTHING WAS TESTED, no test is marked slow or debian" >&2; exit 0; \
 	fi; exit $$code

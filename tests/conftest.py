@@ -14,6 +14,7 @@ from sqlqueue import config
 from sqlqueue_transport import stores
 
 SLOW_TIMEOUT_S = 600
+MEASURED_LINES = 20  # what a test printed last
 _PID = os.getpid()
 
 
@@ -74,6 +75,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"not installed: {', '.join(missing)}")
         if missing:
             pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what slow tests have printed, though they passed: what they measured.
+
+    No test asserts a speed, so that whoever wants to know one has to see it.
+    """
+    told = [
+        (report.nodeid, report.capstdout.rstrip().splitlines()[-MEASURED_LINES:])
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call" and "slow" in report.keywords and report.capstdout.strip()
+    ]
+    if told:
+        terminalreporter.section("measured")
+    for node_id, lines in told:
+        terminalreporter.write_line(node_id)
+        for line in lines:
+            terminalreporter.write_line(f"    {line}")
 
 
 @pytest.fixture(autouse=True)
