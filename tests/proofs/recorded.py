@@ -1,0 +1,207 @@
+"""What is recorded for the power cuts: small programs that use a queue and say what they were told.
+
+`python -m tests.proofs.recorded PROGRAM ARGUMENT…`, in the directory of the queue. A note is written
+*before* something is asked for (it may be in the file from then on) and *after* it returned (from
+then on it is promised). A job's id is its token, which says what its body is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+from sqlqueue_transport import Fault, NewMessage, Outcome, Settlement, Store
+from sqlqueue_transport import pruning
+from sqlqueue_transport.backup import back_up
+from sqlqueue_transport.lifecycle import State
+from sqlqueue_transport.messages import Delivery, TickAnswer, TickOf
+from sqlqueue_transport.pruning import Policy
+from sqlqueue_transport.recounting import recount
+from tests.proofs import broken
+from tests.proofs.recording import note
+
+QUEUE = "default"
+DATABASE = Path("queue.db")
+FAULT = Fault("ValueError", "no such file")
+SMALL, MIDDLE, LARGE = 20, 9_000, 120_000
+
+
+def body_of(token: str) -> bytes:
+    """Return the body that belongs to a token: its own text again and again, as long as it says."""
+    size = int(token.rpartition("-")[2])
+    return (f"{token}|".encode() * (size // len(token) + 1))[:size]
+
+
+def message(token: str, *, queue: str = QUEUE, unique: bool = False) -> NewMessage:
+    """Make the message of a token."""
+    return NewMessage(
+        body_of(token), queue, job_id=token, task="t", unique_key=token if unique else None
+    )
+
+
+def publish(store: Store, tokens: list[str], *, durable: bool = True, unique: bool = False) -> None:
+    """Publish the messages of some tokens in one transaction."""
+    note("publishing", tokens=tokens)
+    store.publish([message(token, unique=unique) for token in tokens], durable=durable)
+    note("published", tokens=tokens, durable=durable)
+
+
+# -- programs -----------------------------------------------------------------------------------------
+
+
+def publisher(name: str, count: int) -> None:
+    """Publish single jobs, small and large, batches, jobs of an own id, and from two threads."""
+    store, rng = Store(DATABASE), random.Random(name)
+    numbers = itertools.count()
+
+    def token(size: int) -> str:
+        return f"{name}-{next(numbers)}-{size}"
+
+    def some() -> None:
+        for _ in range(3):
+            publish(store, [token(SMALL)])
+
+    for _ in range(count):
+        how = rng.choice(("small", "small", "middle", "large", "batch", "own id", "threads", "lax"))
+        if how == "batch":
+            publish(store, [token(rng.choice((SMALL, MIDDLE))) for _ in range(rng.randint(2, 8))])
+        elif how == "own id":
+            one = token(SMALL)
+            publish(store, [one], unique=True)
+            publish(store, [one], unique=True)
+        elif how == "threads":
+            threads = [threading.Thread(target=some) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        else:
+            size = {"small": SMALL, "middle": MIDDLE, "large": LARGE, "lax": SMALL}[how]
+            publish(store, [token(size)], durable=how != "lax")
+    os._exit(0)  # its log and shared memory stay as they are
+
+
+def worker(name: str, count: int, durability: str) -> None:
+    """Claim and settle: done, a retry now and then, seldom a dead letter; alone or with a claim."""
+    store, rng = Store(DATABASE), random.Random(name)
+    store.consumers.register(name=name, kind="worker")
+    waiting: list[tuple[Delivery, str]] = []
+    settled = 0
+    while settled < count:
+        settlements = [Settlement(d.message_id, d.delivery, _outcome(d, to)) for d, to in waiting]
+        for delivery, to in waiting:
+            note("settling", token=delivery.job_id, to=to)
+        durable = durability == "full"
+        if rng.random() < 0.5:
+            claim = store.claim(
+                [QUEUE], rng.choice((1, 1, 4)), lease_s=60, settlements=settlements, durable=durable
+            )
+            refused, deliveries = claim.refused, claim.deliveries
+        else:
+            refused = store.settle(settlements, durable=durable) if settlements else []
+            deliveries = store.claim([QUEUE], rng.choice((1, 1, 4)), lease_s=60).deliveries
+        assert refused == []
+        for delivery, to in waiting:
+            note("settled", token=delivery.job_id, to=to, durable=durable)
+        settled += len(waiting)
+        waiting = [
+            (d, rng.choice(("done", "done", "done", "done", "retry", "dead"))) for d in deliveries
+        ]
+        if not waiting:
+            time.sleep(0.001)  # the publishers have not come so far
+    os._exit(0)
+
+
+def _outcome(delivery: Delivery, to: str) -> Outcome:
+    if to == "retry":
+        return Outcome.retry(FAULT, in_s=0)
+    if to == "dead":
+        return Outcome.dead(FAULT)
+    return Outcome.done(f'"{delivery.job_id}"')
+
+
+def creator(name: str) -> None:
+    """Make the file, if nobody has yet, publish and close."""
+    store = Store(DATABASE)
+    for number in range(3):
+        publish(store, [f"{name}-{number}-{SMALL}"])
+    store.close()
+    store = Store(DATABASE)
+    publish(store, [f"{name}-3-{MIDDLE}"])
+    store.close()
+
+
+def keeper(name: str, rounds: int) -> None:
+    """Open, publish, empty the log, claim, settle and close; the last to close deletes the log."""
+    for number in range(rounds):
+        store = Store(DATABASE)
+        tokens = [f"{name}-{number}-{i}-{size}" for i, size in enumerate((SMALL, MIDDLE))]
+        publish(store, tokens[:1])
+        if number % 2:
+            store.database.empty_log()
+        publish(store, tokens[1:])
+        claim = store.claim([QUEUE], 1, lease_s=60)
+        for delivery in claim.deliveries:
+            note("settling", token=delivery.job_id, to="done")
+            durable = number % 3 == 0
+            store.settle(
+                [Settlement(delivery.message_id, delivery.delivery, _outcome(delivery, "done"))],
+                durable=durable,
+            )
+            note("settled", token=delivery.job_id, to="done", durable=durable)
+        store.close()
+
+
+def saver(count: int) -> None:
+    """Back the file up, under new names and over an older backup."""
+    for number in range(count):
+        name = f"copy-{number}.db" if number % 2 else "newest.db"
+        note("backing up", name=name)
+        back_up(Path.cwd() / DATABASE, Path.cwd() / name, force=name == "newest.db")
+        note("backed up", name=name)
+
+
+def pruner() -> None:
+    """Delete what has ended and what waits, recount, and give pages back to the filesystem."""
+    pruning._FREE_PAGES = 50  # a small file, too, has something to give back
+    store = Store(DATABASE)
+    ended = [State.DONE, State.PERMANENTLY_FAILED]
+    note("deleting", ended=True, queue=None)
+    store.deleting.prune(older_than_s=0, states=ended, actor="test")
+    note("deleting", ended=True, queue="other")
+    store.deleting.purge("other", actor="test")
+    recount(store.database)
+    give_up_s = time.monotonic() + 60
+    freed = 0
+    while not freed and time.monotonic() < give_up_s:
+        # One store remembers when its next turn is; a new one asks again at once.
+        freed += store.housekeeping.turn(Policy(0, 0, 0)).removed.get("pages", 0)
+    assert freed, "no page was given back"
+    store.close()
+
+
+def beat(name: str, count: int) -> None:
+    """Take ticks, each with two jobs, at the same time as another beat does."""
+    store = Store(DATABASE)
+    for due in range(1, count + 1):
+        tokens = [f"entry-{due}-{i}-{SMALL}" for i in range(2)]
+        note("publishing", tokens=tokens, tick=due)
+        tick = TickOf("entry", due * 1000, name)
+        answer = store.publish_tick([message(token) for token in tokens], tick)
+        if answer is TickAnswer.TAKEN:
+            note("published", tokens=tokens, durable=True)
+    store.close()
+
+
+PROGRAMS = {
+    one.__name__: one for one in (publisher, worker, creator, keeper, saver, pruner, beat)
+}
+
+if __name__ == "__main__":
+    broken.apply(os.environ.get("BREAK", ""))
+    PROGRAMS[sys.argv[1]](*(int(a) if a.isdigit() else a for a in sys.argv[2:]))
