@@ -258,8 +258,8 @@ def _begin(recording: Recording, tokens: list[str], done: Sequence[str] = ()) ->
         recording.note("settled", token=token, to="done", durable=True)
 
 
-def _old(version: int) -> Callable[[Recording], None]:
-    """Begin with a file of an older schema."""
+def _old(version: int, *, is_closed: bool) -> Callable[[Recording], None]:
+    """Begin with a file of an older schema; unless it was closed, its jobs are in the log still."""
 
     def prepare(recording: Recording) -> None:
         path = recording.queue / DATABASE
@@ -271,14 +271,22 @@ def _old(version: int) -> Callable[[Recording], None]:
             f"PRAGMA application_id = {migrations.APPLICATION_ID}; PRAGMA user_version = {version};"
             "INSERT INTO queue (name, created_at_ms) VALUES ('default', 1)"
         )
+        connection.execute("PRAGMA wal_checkpoint").fetchall()
         connection.executemany(
             "INSERT INTO message (queue, state, task, job_id, enqueued_at_ms, body)"
             " VALUES ('default', 'pending', 't', ?, 1, ?)",
             [(token, body_of(token)) for token in tokens],
         )
         connection.commit()
+        if not is_closed:  # as after a kill
+            left = recording.directory / "left"
+            shutil.copytree(recording.queue, left)
         connection.close()
-        path.chmod(0o600)
+        if not is_closed:
+            shutil.rmtree(recording.queue)
+            left.rename(recording.queue)
+        for file in recording.queue.iterdir():
+            file.chmod(0o600)
         _begin(recording, tokens)
         recording.note("old", version=version)
 
@@ -312,10 +320,10 @@ SCENARIOS = {
     ),
     "creation": Scenario(_empty, [("creator", "c1")], 10),
     "two creators": Scenario(_empty, [("creator", "c1"), ("creator", "c2")], 5),
-    "schema 1": Scenario(_old(1), [("creator", "c1")], 5),
-    "schema 2": Scenario(_old(2), [("creator", "c1")], 5),
-    "schema 3": Scenario(_old(3), [("creator", "c1")], 5),
-    "backups": Scenario(_empty, [("publisher", "p1", 30), ("saver", 6)], 5),
+    "schema 1": Scenario(_old(1, is_closed=True), [("creator", "c1")], 5),
+    "schema 2": Scenario(_old(2, is_closed=False), [("creator", "c1")], 5),
+    "schema 3": Scenario(_old(3, is_closed=False), [("creator", "c1")], 5),
+    "backups": Scenario(_filled, [("publisher", "p1", 30), ("saver", 6)], 5),
     "deleting": Scenario(_filled, [("publisher", "p1", 15), ("pruner",)], 5),
     "two beats": Scenario(_empty, [("beat", "b1", 40), ("beat", "b2", 40)], 5),
     "quiet files": Scenario(_empty, [("keeper", "k1", 12), ("keeper", "k2", 12)], 10),

@@ -88,11 +88,16 @@ class Recording:
 
     def begin(self) -> None:
         """Take what is in the directory for what is on the disk; the log begins with it."""
-        shutil.copytree(self.queue, self.before)
-        inodes = {
-            str(path.relative_to(self.queue)): path.stat().st_ino
-            for path in [self.queue, *self.queue.rglob("*")]
-        }
+        inodes = {}
+        for path in [self.queue, *sorted(self.queue.rglob("*"))]:
+            name = path.relative_to(self.queue)
+            if path.is_dir():
+                (self.before / name).mkdir()
+            elif path.is_file():  # the pipes that wake sleepers are made anew
+                shutil.copyfile(path, self.before / name)
+            else:
+                continue
+            inodes[str(name)] = path.stat().st_ino
         (self.directory / "inodes.json").write_text(json.dumps(inodes))
         self.log.touch()
 
