@@ -293,6 +293,20 @@ def _old(version: int, *, is_closed: bool) -> Callable[[Recording], None]:
     return prepare
 
 
+def _after_a_cut(recording: Recording) -> None:
+    """Begin with what a machine found after an earlier cut."""
+    earlier = record("durable settlements", recording.directory / "earlier")
+    model, records = disk.Disk(earlier), list(earlier.records())
+    until = len(records) * 3 // 5
+    for one in records[:until]:
+        model.follow(one)
+    disk.write(model.after_cut(random.Random(0)), recording.queue)
+    recording.begin()
+    for one in records[:until]:
+        if one.kind is Kind.NOTE:
+            recording.note(**one.note)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """Be something to record: how it begins, the programs at work, and its share of the cuts."""
@@ -306,10 +320,10 @@ SCENARIOS = {
     "traffic": Scenario(
         _empty,
         [
-            ("publisher", "p1", 60),
-            ("publisher", "p2", 60),
-            ("worker", "w1", 60, "publish"),
-            ("worker", "w2", 60, "publish"),
+            ("publisher", "p1", 90),
+            ("publisher", "p2", 90),
+            ("worker", "w1", 90, "publish"),
+            ("worker", "w2", 90, "publish"),
         ],
         30,
     ),
@@ -326,6 +340,10 @@ SCENARIOS = {
     "backups": Scenario(_filled, [("publisher", "p1", 30), ("saver", 6)], 5),
     "deleting": Scenario(_filled, [("publisher", "p1", 15), ("pruner",)], 5),
     "two beats": Scenario(_empty, [("beat", "b1", 40), ("beat", "b2", 40)], 5),
+    "application": Scenario(_empty, [("caller", 20), ("served", 40)], 5),
+    "second cut": Scenario(
+        _after_a_cut, [("creator", "c1"), ("worker", "w3", 8, "full"), ("publisher", "p3", 5)], 5
+    ),
     "quiet files": Scenario(_empty, [("keeper", "k1", 12), ("keeper", "k2", 12)], 10),
 }
 
@@ -351,7 +369,7 @@ def cut(
     *,
     total: int,
     seed: int,
-    ignores_syncs: bool = False,
+    ignores: str = "",
 ) -> Iterator[Counter[str]]:
     """Make the cuts of these numbers, of `total` that are spread over the recording.
 
@@ -359,7 +377,7 @@ def cut(
     """
     records = list(recording.records())
     first = next(i for i, one in enumerate(records) if one.kind is not Kind.NOTE)
-    model, told, at = disk.Disk(recording, ignores_syncs=ignores_syncs), Told(), 0
+    model, told, at = disk.Disk(recording, ignores=ignores), Told(), 0
     with tempfile.TemporaryDirectory(
         prefix="sqlqueue-cuts-", dir=_MEMORY if _MEMORY.is_dir() else recording.directory
     ) as place:

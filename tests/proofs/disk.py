@@ -47,12 +47,16 @@ class _Node:
 
 
 class Disk:
-    """Follow a recording. `ignores_syncs` makes it a disk whose syncs do nothing."""
+    """Follow a recording."""
 
-    def __init__(self, recording: Recording, *, ignores_syncs: bool = False) -> None:
-        """Begin with what was there before, all of it durable."""
+    def __init__(self, recording: Recording, *, ignores: str = "") -> None:
+        """Begin with what was there before, all of it durable.
+
+        The disk may be broken: with `ignores` "syncs" it does nothing for a sync, with "names"
+        nothing for that of a directory.
+        """
         self.root = recording.queue.resolve()
-        self._ignores_syncs = ignores_syncs
+        self._ignores = ignores
         self._nodes: dict[int, _Node] = {}
         self._directories: dict[str, _Node] = {}  # by real path, as processes see them
         self._syncs: dict[tuple[int, int], int] = {}
@@ -82,8 +86,10 @@ class Disk:
             self._syncs[record.thread, record.inode] = self._count
         elif kind is Kind.SYNC_END:
             began = self._syncs.pop((record.thread, record.inode))
-            if not self._ignores_syncs:
-                self._sync(self._nodes.setdefault(record.inode, _Node()), began)
+            node = self._nodes.setdefault(record.inode, _Node())
+            is_ignored = self._ignores == "syncs" or (self._ignores == "names" and node.names is not None)
+            if not is_ignored:
+                self._sync(node, began)
         elif kind in {Kind.CREATE, Kind.LINK, Kind.MKDIR}:
             self._made(kind, record.inode, Path(record.names[0]))
         elif kind is Kind.UNLINK:

@@ -8,6 +8,7 @@ then on it is promised). A job's id is its token, which says what its body is.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import sys
@@ -32,7 +33,13 @@ SMALL, MIDDLE, LARGE = 20, 9_000, 120_000
 
 
 def body_of(token: str) -> bytes:
-    """Return the body that belongs to a token: its own text again and again, as long as it says."""
+    """Return the body that belongs to a token: its own text again and again, as long as it says.
+
+    Those of an application are calls with the token as the only argument.
+    """
+    if token.startswith("app-"):
+        nothing = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+        return json.dumps([[token], {}, nothing], separators=(",", ":")).encode()
     size = int(token.rpartition("-")[2])
     return (f"{token}|".encode() * (size // len(token) + 1))[:size]
 
@@ -198,8 +205,29 @@ def beat(name: str, count: int) -> None:
     store.close()
 
 
+def caller(count: int) -> None:
+    """Call a task of an application, one by one and many at once."""
+    from tests.proofs.recorded_app import echo
+
+    for number in range(count):
+        tokens = [f"app-{number}{i}-{SMALL}" for i in range(3)]
+        note("publishing", tokens=tokens[:1])
+        echo.apply_async((tokens[0],), job_id=tokens[0])
+        note("published", tokens=tokens[:1], durable=True)
+        note("publishing", tokens=tokens[1:])
+        echo.map(tokens[1:], job_id=str)
+        note("published", tokens=tokens[1:], durable=True)
+
+
+def served(count: int) -> None:
+    """Become a worker of that application, with two children, for so many jobs."""
+    command = [sys.executable, "-m", "sqlqueue", "-A", "tests.proofs.recorded_app", "worker"]
+    os.execv(sys.executable, [*command, "-c", "2", "--max-jobs", str(count)])  # noqa: S606
+
+
 PROGRAMS = {
-    one.__name__: one for one in (publisher, worker, creator, keeper, saver, pruner, beat)
+    one.__name__: one
+    for one in (publisher, worker, creator, keeper, saver, pruner, beat, caller, served)
 }
 
 if __name__ == "__main__":
