@@ -57,6 +57,29 @@ def _durability_process() -> None:
     Store.publish = lax
 
 
+def _settlements_not_flushed() -> None:
+    settle, claim = Store.settle, Store.claim
+
+    def lax(self: Store, settlements: Any, *, durable: bool = False) -> Any:
+        return settle(self, settlements, durable=False)
+
+    def lax_claim(self: Store, *arguments: Any, **options: Any) -> Any:
+        return claim(self, *arguments, **{**options, "durable": False})
+
+    Store.settle, Store.claim = lax, lax_claim
+
+
+def _batch_in_two() -> None:
+    publish = Store.publish
+
+    def halves(self: Store, messages: Any, *, durable: bool = True) -> Any:
+        for half in (messages[:1], messages[1:]):
+            if half:
+                publish(self, half, durable=durable)
+
+    Store.publish = halves
+
+
 def _backup_not_flushed() -> None:
     sync = os.fsync
 
@@ -82,6 +105,8 @@ WAYS: dict[str, Callable[[], None]] = {
     "flush before the commit": _flush_before_commit,
     "no sync of directories": _no_directory_sync,
     "durability process": _durability_process,
+    "settlements not flushed": _settlements_not_flushed,
+    "a batch in two transactions": _batch_in_two,
     "backup not flushed": _backup_not_flushed,
     "tick and jobs apart": _tick_apart,
 }

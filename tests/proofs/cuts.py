@@ -344,6 +344,9 @@ SCENARIOS = {
     "second cut": Scenario(
         _after_a_cut, [("creator", "c1"), ("worker", "w3", 8, "full"), ("publisher", "p3", 5)], 5
     ),
+    "killed processes": Scenario(
+        _empty, [("mortals", "m", 20), ("mortals", "n", 20), ("publisher", "p1", 10)], 10
+    ),
     "quiet files": Scenario(_empty, [("keeper", "k1", 12), ("keeper", "k2", 12)], 10),
 }
 

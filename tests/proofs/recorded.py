@@ -7,14 +7,17 @@ then on it is promised). A job's id is its token, which says what its body is.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from sqlqueue_transport import Fault, NewMessage, Outcome, Settlement, Store
 from sqlqueue_transport import pruning
@@ -205,6 +208,31 @@ def beat(name: str, count: int) -> None:
     store.close()
 
 
+def mortals(name: str, count: int) -> None:
+    """Publish and settle in one process after the other, each killed at one of its writes."""
+    rng = random.Random(name)
+    for number in range(count):
+        pid = os.fork()
+        if not pid:
+            ctypes.CDLL(None).recorder_die_after(rng.randint(1, 250))
+            _live(f"{name}{number}")
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def _live(name: str) -> NoReturn:
+    """Use the queue until death."""
+    store = Store(DATABASE)
+    for number in itertools.count():
+        publish(store, [f"{name}-{number}{i}-{SMALL}" for i in range(2)])
+        publish(store, [f"{name}-{number}3-{MIDDLE}"])
+        (delivery,) = store.claim([QUEUE], 1, lease_s=60).deliveries
+        note("settling", token=delivery.job_id, to="done")
+        done = _outcome(delivery, "done")
+        store.settle([Settlement(delivery.message_id, delivery.delivery, done)], durable=True)
+        note("settled", token=delivery.job_id, to="done", durable=True)
+
+
 def caller(count: int) -> None:
     """Call a task of an application, one by one and many at once."""
     from tests.proofs.recorded_app import echo
@@ -227,7 +255,7 @@ def served(count: int) -> None:
 
 PROGRAMS = {
     one.__name__: one
-    for one in (publisher, worker, creator, keeper, saver, pruner, beat, caller, served)
+    for one in (publisher, worker, creator, keeper, saver, pruner, beat, mortals, caller, served)
 }
 
 if __name__ == "__main__":

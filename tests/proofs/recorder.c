@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -49,6 +50,13 @@ struct record {
 
 static const char *directory, *log_path;
 static size_t directory_length;
+static unsigned records_left; /* until this process kills itself; 0: it does not */
+
+/* For recorded programs: die by SIGKILL right after so many further records of this process. */
+void recorder_die_after(unsigned records)
+{
+    records_left = records;
+}
 
 #define REAL(name) \
     static __typeof__(name) *real; \
@@ -83,6 +91,7 @@ static void record(uint32_t kind, uint64_t inode, uint64_t at, const struct iove
     if (log < 0) fail("open");
     if (syscall(SYS_writev, log, all, parts + 1) != (long)head.size) fail("append");
     syscall(SYS_close, log);
+    if (records_left && !--records_left) kill(getpid(), SIGKILL);
     errno = saved;
 }
 
