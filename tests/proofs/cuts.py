@@ -36,6 +36,7 @@ from tests.proofs.recording import Kind, Recording
 from tests.support import ROOT, FakeClock
 
 PROCESSES = 2
+CUTS_A_ROUND = 3_000
 FIXTURES = Path(__file__).parent.parent / "transport" / "fixtures"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - only made-up disks are in it
 _ROWS = """
@@ -347,7 +348,7 @@ SCENARIOS = {
     "killed processes": Scenario(
         _empty, [("mortals", "m", 20), ("mortals", "n", 20), ("publisher", "p1", 10)], 10
     ),
-    "quiet files": Scenario(_empty, [("keeper", "k1", 12), ("keeper", "k2", 12)], 10),
+    "quiet files": Scenario(_empty, [("keeper", "k1", 20), ("keeper", "k2", 5)], 10),
 }
 
 
@@ -416,26 +417,56 @@ def main(directory: str, seed: str, total: str, first: str, end: str = "") -> No
 def prove(
     directory: Path, *, cuts: int, seed: int, say: Callable[[str], object] = print
 ) -> list[str]:
-    """Record every scenario once and cut its power, `cuts` times in all. Return figures for people."""
-    shares = sum(scenario.share for scenario in SCENARIOS.values())
+    """Record every scenario and cut its power, `cuts` times in all. Return figures for people.
+
+    For each few thousand cuts all is recorded anew: what happens between processes is never the
+    same twice. A recording whose cuts failed stays in `directory`.
+    """
     sums: Counter[str] = Counter()
-    for name, scenario in SCENARIOS.items():
-        recording = record(name, directory / name.replace(" ", "-"))
-        total = max(1, round(cuts * scenario.share / shares))
-        figures = _cut_in_parallel(recording, total=total, seed=seed)
-        sums += figures
-        size = recording.log.stat().st_size
-        say(
-            f"{name}: {figures['cuts']:,} cuts of {size / 1e6:.1f} MB recorded, "
-            f"{figures['cpu_ms'] / figures['cuts']:.1f} ms each"
-        )
-        shutil.rmtree(recording.directory)
+    rounds = -(-cuts // CUTS_A_ROUND)
+    for number in range(rounds):
+        share = cuts * (number + 1) // rounds - cuts * number // rounds
+        sums += _round(directory / f"round-{number}", share, seed + number, say)
+    assert sums["log resets"], "no log was begun anew: the recordings are too short"
     return [
         f"{sums['cuts']:,} power cuts, {sums['promised']:,} acknowledged publishes looked for: 0 lost; "
-        f"{sums['again']:,} settlements not on the disk yet: all run again",
-        f"{sums['old']:,} files found before a migration, {sums['new']:,} with a whole backup beside "
-        f"them; {sums['backups']:,} backups found, all whole",
+        f"{sums['again']:,} settlements were not on the disk: all run again",
+        f"{sums['records']:,} records of {sums['recordings']} recordings, {sums['log resets']} logs begun "
+        f"anew; {sums['old']:,} files found as before a migration, {sums['new']:,} migrated, each with "
+        f"a whole backup; {sums['backups']:,} backups found, all whole",
     ]
+
+
+def _round(directory: Path, cuts: int, seed: int, say: Callable[[str], object]) -> Counter[str]:
+    shares = sum(scenario.share for scenario in SCENARIOS.values())
+    sums: Counter[str] = Counter()
+    done = 0
+    for name, scenario in SCENARIOS.items():
+        recording = record(name, directory / name.replace(" ", "-"))
+        done += scenario.share
+        total = cuts * done // shares - sums["cuts"]
+        if total:
+            figures = _cut_in_parallel(recording, total=total, seed=seed)
+            say(f"{name}: {total:,} cuts, {figures['cpu_ms'] / total:.1f} ms each")
+            sums += figures
+        sums += _measured(recording)
+        shutil.rmtree(recording.directory)
+    directory.rmdir()
+    return sums
+
+
+def _measured(recording: Recording) -> Counter[str]:
+    """Count the records, and how often a log was begun anew in place."""
+    figures: Counter[str] = Counter(recordings=1)
+    logs: dict[int, int] = {}
+    for one in recording.records():
+        figures["records"] += 1
+        if one.kind is Kind.CREATE and one.names[0].endswith("-wal"):
+            logs[one.inode] = 0
+        elif one.kind is Kind.WRITE and one.inode in logs and one.at == 0:
+            figures["log resets"] += logs[one.inode]
+            logs[one.inode] = 1
+    return figures
 
 
 def _cut_in_parallel(recording: Recording, *, total: int, seed: int) -> Counter[str]:

@@ -98,24 +98,28 @@ class Disk:
         elif kind is Kind.RENAME:
             old, new = map(Path, record.names)
             assert old.parent == new.parent, "renaming between directories is not modelled"
-            moved = self._directories[str(old.parent)].now.get(old.name)
+            moved = self._directory(old.parent).now.get(old.name)
             if moved is not None:
                 self._rename(old.parent, {old.name: None, new.name: moved})
 
     def _made(self, kind: Kind, inode: int, path: Path) -> None:
-        there = self._directories[str(path.parent)].now.get(path.name)
+        there = self._directory(path.parent).now.get(path.name)
         if kind is Kind.CREATE and there is not None and there is self._nodes.get(inode):
             return  # two processes saw that it was missing
         node = self._nodes.get(inode) if kind is Kind.LINK else None
         if node is None:
             # The number of a file that is gone is used again.
-            node = self._nodes[inode] = _Node(names={} if kind is Kind.MKDIR else None)
+            node = self._nodes[inode] = _Node()
         if kind is Kind.MKDIR:
-            self._directories[str(path)] = node
+            node = self._nodes[inode] = self._directory(path)
         self._rename(path.parent, {path.name: node})
 
+    def _directory(self, path: Path) -> _Node:
+        """Return a directory, also one whose making another process has not recorded yet."""
+        return self._directories.setdefault(str(path), _Node(names={}))
+
     def _rename(self, directory: Path, change: dict[str, _Node | None]) -> None:
-        node = self._directories[str(directory)]
+        node = self._directory(directory)
         node.renames.append((self._count, change))
         node.now.update(change)
 
@@ -135,7 +139,7 @@ class Disk:
         """Return what a machine may find now: content by path from the directory on, None a directory."""
         whole = rng.choice(("lost", "there", "each", "each", "each"))
         found: dict[str, bytes | None] = {}
-        self._find("", self._directories[str(self.root)], whole, rng, found)
+        self._find("", self._directory(self.root), whole, rng, found)
         return found
 
     def _find(

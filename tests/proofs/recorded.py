@@ -147,8 +147,12 @@ def creator(name: str) -> None:
 
 
 def keeper(name: str, rounds: int) -> None:
-    """Open, publish, empty the log, claim, settle and close; the last to close deletes the log."""
+    """Open, publish, empty the log, claim, settle and close; the last to close deletes the log.
+
+    Now and then a reader was there first, and made the log.
+    """
     for number in range(rounds):
+        looking = Store(DATABASE, read_only=True) if number % 3 == 1 else None
         store = Store(DATABASE)
         tokens = [f"{name}-{number}-{i}-{size}" for i, size in enumerate((SMALL, MIDDLE))]
         publish(store, tokens[:1])
@@ -165,6 +169,8 @@ def keeper(name: str, rounds: int) -> None:
             )
             note("settled", token=delivery.job_id, to="done", durable=durable)
         store.close()
+        if looking is not None:
+            looking.close()
 
 
 def saver(count: int) -> None:
