@@ -360,7 +360,8 @@ def record(name: str, directory: Path, *, way: str = "") -> Recording:
     scenario.prepare(recording)
     if not recording.log.exists():
         recording.begin()
-    recording.run("tests.proofs.recorded", scenario.programs, deadline_s=120, env={"BREAK": way})
+    programs = [("-m", "tests.proofs.recorded", *one) for one in scenario.programs]
+    recording.run(programs, env={"BREAK": way})
     return recording
 
 

@@ -255,16 +255,21 @@ ssize_t writev(int fd, const struct iovec *parts, int count)
     return written;
 }
 
-#define PWRITEV(name, offset) \
-    ssize_t name(int fd, const struct iovec *parts, int count, offset at) \
+#define PWRITEV(name, parameters, arguments) \
+    ssize_t name parameters \
     { \
         REAL(name); \
-        ssize_t written = real(fd, parts, count, at); \
+        ssize_t written = real arguments; \
         wrote_all(fd, at, parts, count, written); \
         return written; \
     }
 /* clang-format off */
-PWRITEV(pwritev, off_t) PWRITEV(pwritev64, off64_t)
+PWRITEV(pwritev, (int fd, const struct iovec *parts, int count, off_t at), (fd, parts, count, at))
+PWRITEV(pwritev64, (int fd, const struct iovec *parts, int count, off64_t at), (fd, parts, count, at))
+PWRITEV(pwritev2, (int fd, const struct iovec *parts, int count, off_t at, int flags),
+        (fd, parts, count, at, flags))
+PWRITEV(pwritev64v2, (int fd, const struct iovec *parts, int count, off64_t at, int flags),
+        (fd, parts, count, at, flags))
 /* clang-format on */
 
 #define FTRUNCATE(name, offset) \
@@ -287,22 +292,23 @@ PWRITEV(pwritev, off_t) PWRITEV(pwritev64, off64_t)
             record(TRUNCATE, found.st_ino, (uint64_t)size, NULL, 0); \
         return answer; \
     }
-#define FALLOCATE(name, parameters, arguments) \
+#define FALLOCATE(name, is_other, parameters, arguments) \
     int name parameters \
     { \
         REAL(name); \
         int answer = real arguments; \
         uint64_t inode = answer ? 0 : inode_of(fd); \
+        if (inode && (is_other)) fail(#name " that does not extend a recorded file"); \
         if (inode) record(EXTEND, inode, (uint64_t)(at + length), NULL, 0); \
         return answer; \
     }
 /* clang-format off */
 FTRUNCATE(ftruncate, off_t) FTRUNCATE(ftruncate64, off64_t)
 TRUNCATE_PATH(truncate, off_t) TRUNCATE_PATH(truncate64, off64_t)
-FALLOCATE(fallocate, (int fd, int mode, off_t at, off_t length), (fd, mode, at, length))
-FALLOCATE(fallocate64, (int fd, int mode, off64_t at, off64_t length), (fd, mode, at, length))
-FALLOCATE(posix_fallocate, (int fd, off_t at, off_t length), (fd, at, length))
-FALLOCATE(posix_fallocate64, (int fd, off64_t at, off64_t length), (fd, at, length))
+FALLOCATE(fallocate, mode, (int fd, int mode, off_t at, off_t length), (fd, mode, at, length))
+FALLOCATE(fallocate64, mode, (int fd, int mode, off64_t at, off64_t length), (fd, mode, at, length))
+FALLOCATE(posix_fallocate, 0, (int fd, off_t at, off_t length), (fd, at, length))
+FALLOCATE(posix_fallocate64, 0, (int fd, off64_t at, off64_t length), (fd, at, length))
 /* clang-format on */
 
 /* Copies inside of the kernel have no content we could see: nobody may use them on our files. */

@@ -111,10 +111,8 @@ class Recording:
         """Add a note, as the function `note` does in a recorded program."""
         _append(self.log, what, values)
 
-    def start(
-        self, module: str, arguments: Sequence[object], env: Mapping[str, str]
-    ) -> subprocess.Popen[str]:
-        """Start a module as a program that is recorded; the caller waits for it."""
+    def start(self, arguments: Sequence[object], env: Mapping[str, str]) -> subprocess.Popen[str]:
+        """Start Python with these arguments, recorded; the caller waits for it."""
         environment = {
             **os.environ,
             **env,
@@ -124,7 +122,7 @@ class Recording:
             "RECORDER_LOG": str(self.log),
         }
         return subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
+            [sys.executable, *map(str, arguments)],
             env=environment,
             cwd=self.queue,
             stdout=subprocess.PIPE,
@@ -134,14 +132,16 @@ class Recording:
 
     def run(
         self,
-        module: str,
         programs: Sequence[Sequence[object]],
         *,
-        deadline_s: float,
-        env: Mapping[str, str],
+        deadline_s: float = 120,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """Run several programs at once, recorded, to their ends. Raises AssertionError if one fails."""
-        processes = [self.start(module, arguments, env) for arguments in programs]
+        """Run programs at once, recorded, to their ends; each is a list of arguments for Python.
+
+        Raises AssertionError if one fails or is not done in time.
+        """
+        processes = [self.start(arguments, env or {}) for arguments in programs]
         try:
             for process, arguments in zip(processes, programs, strict=True):
                 out, _ = process.communicate(timeout=deadline_s)
