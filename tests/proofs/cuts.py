@@ -66,6 +66,8 @@ class Told:
     begun: dict[str, set[str]] = field(default_factory=dict)
     saved: set[str] = field(default_factory=set)
     old_version: int | None = None
+    acted: set[str] = field(default_factory=set)  # jobs that an operator was asked to change
+    facts: dict[str, list[object]] = field(default_factory=dict)  # by query: what it may find
 
     def hear(self, note: dict[str, Any]) -> None:
         """Take in the next note."""
@@ -92,6 +94,12 @@ class Told:
         elif what == "backed up":
             self.saving[note["name"]] = self.begun[note["name"]]
             self.saved.add(note["name"])
+        elif what == "acting":
+            self.acted.add(note["token"])
+        elif what == "changing":
+            self.facts.setdefault(note["query"], [note["before"]]).append(note["value"])
+        elif what == "changed":
+            self.facts[note["query"]] = [note["value"]]
         else:
             self.old_version = note["version"]
 
@@ -126,6 +134,9 @@ def examine(directory: Path, found: dict[str, bytes | None], told: Told, *, drai
         rows = store.database.read(lambda c: c.execute(_ROWS).fetchall())
         figures += _examine_jobs(rows, told)
         ticks = store.database.read(lambda c: c.execute("SELECT due_ms FROM tick").fetchall())
+        for query, values in told.facts.items():
+            value = store.database.read(lambda c, q=query: c.execute(q).fetchone())  # type: ignore[misc]
+            assert (value and value[0]) in values, f"{query}: {value}, not one of {values}"
         _examine_ticks({due // 1000 for (due,) in ticks}, {row[0] for row in rows}, told)
         _use(store, {row[0] for row in rows if row[1] in _UNENDED and row[6] == QUEUE}, drains=drains)
     finally:
@@ -151,6 +162,8 @@ def _examine_jobs(rows: list[tuple[Any, ...]], told: Told) -> Counter[str]:
             raise AssertionError(f"of a batch only a part is there: {sorted(missing)} are not")
     for token, state, result, attempts, body, recorded, _ in rows:
         assert body == body_of(token), f"{token} has another body"
+        if token in told.acted:
+            continue
         asked, settled = told.settling[token], told.settled[token]
         end = _ENDS.get(state)
         assert state in _UNENDED or end in asked, f"{token} is {state}, which nobody asked for"
@@ -348,6 +361,8 @@ SCENARIOS = {
     "killed processes": Scenario(
         _empty, [("mortals", "m", 20), ("mortals", "n", 20), ("publisher", "p1", 10)], 10
     ),
+    "forks": Scenario(_empty, [("forking", "f1", 12), ("forking", "f2", 12)], 5),
+    "an operator": Scenario(_filled, [("operator",)], 5),
     "quiet files": Scenario(_empty, [("keeper", "k1", 20), ("keeper", "k2", 5)], 10),
 }
 

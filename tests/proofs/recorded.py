@@ -7,6 +7,7 @@ then on it is promised). A job's id is its token, which says what its body is.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -16,13 +17,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from sqlqueue_transport import Fault, NewMessage, Outcome, Settlement, Store
 from sqlqueue_transport import pruning
 from sqlqueue_transport.backup import back_up
-from sqlqueue_transport.lifecycle import State
+from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Delivery, TickAnswer, TickOf
 from sqlqueue_transport.pruning import Policy
 from sqlqueue_transport.recounting import recount
@@ -239,6 +241,68 @@ def _live(name: str) -> NoReturn:
         note("settled", token=delivery.job_id, to="done", durable=True)
 
 
+def forking(name: str, count: int) -> None:
+    """Publish in two threads while a third forks, for which all is closed and opened again."""
+    store = Store(DATABASE)
+    numbers = itertools.count()
+    is_over = threading.Event()
+
+    def publishing() -> None:
+        while not is_over.is_set():
+            publish(store, [f"{name}-{next(numbers)}-{SMALL}"])
+
+    threads = [threading.Thread(target=publishing) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(count):
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    is_over.set()
+    for thread in threads:
+        thread.join()
+
+
+def operator() -> None:
+    """Do what operators do, all of it promised once it has returned."""
+    store = Store(DATABASE)
+    found = store.database.read(lambda c: c.execute("SELECT id, job_id, state FROM message").fetchall())
+    done = [row for row in found if row[2] == "done"]
+    pending = [row for row in found if row[2] == "pending"]
+    plan = [(Event.REQUEUE, row, "pending") for row in done[:8]]
+    plan += [(Event.CANCEL, row, "cancelled") for row in pending[:8]]
+    plan += [(Event.FAIL, row, "permanently_failed") for row in pending[8:16]]
+    random.Random(0).shuffle(plan)
+    for number, (event, (message_id, token, state), after) in enumerate(plan):
+        note("acting", token=token)
+        query = f"SELECT state FROM message WHERE job_id = '{token}'"
+        with _changing(query, after, before=state):
+            store.acting.act(event, [(message_id, State(state))], actor="test")
+        is_paused = int(number % 2 == 0)
+        change = store.pausing.pause if is_paused else store.pausing.resume
+        with _changing("SELECT paused_at_ms > 0 FROM queue WHERE name = 'other'", is_paused or None):
+            change("other", actor="test")
+        with _changing(f"SELECT description FROM schedule WHERE entry = 'e{number}'", "every 5 s"):
+            store.schedules.add(
+                f"e{number}",
+                description="every 5 s",
+                target="t",
+                definition="{}",
+                next_due_ms=None,
+                actor="test",
+            )
+    store.close()
+
+
+@contextlib.contextmanager
+def _changing(query: str, value: object, *, before: object = None) -> Iterator[None]:
+    """Note what a query may find from now on, and must find once the block is over."""
+    note("changing", query=query, value=value, before=before)
+    yield
+    note("changed", query=query, value=value)
+
+
 def caller(count: int) -> None:
     """Call a task of an application, one by one and many at once."""
     from tests.proofs.recorded_app import echo
@@ -261,7 +325,7 @@ def served(count: int) -> None:
 
 PROGRAMS = {
     one.__name__: one
-    for one in (publisher, worker, creator, keeper, saver, pruner, beat, mortals, caller, served)
+    for one in (publisher, worker, creator, keeper, saver, pruner, beat, mortals, forking, operator, caller, served)
 }
 
 if __name__ == "__main__":
