@@ -44,6 +44,29 @@ def _flush_before_commit() -> None:
     Database._transaction = early
 
 
+def _join_a_flush_in_flight() -> None:
+    def joined(self: flushing.Flushing, commit: int) -> None:
+        is_first = self.mutex.acquire(blocking=False)
+        with self.mutex:
+            if is_first:
+                self.mutex.release()
+                self.flush_now()
+
+    flushing.Flushing.flush = joined
+
+
+def _old_descriptor() -> None:
+    open_writer, first = opening.open_writer, []
+
+    def with_old_log(path: Path, held: Any, **options: Any) -> sqlite3.Connection:
+        connection = open_writer(path, held, **options)
+        first.append(held.log)
+        held.log = os.dup(first[0])
+        return connection
+
+    opening.open_writer = with_old_log
+
+
 def _no_directory_sync() -> None:
     files.sync_directory = lambda _: None
 
@@ -103,6 +126,8 @@ WAYS: dict[str, Callable[[], None]] = {
     "no flush of our own": _no_flush,
     "synchronous off": _synchronous_off,
     "flush before the commit": _flush_before_commit,
+    "a flush in flight is joined": _join_a_flush_in_flight,
+    "the descriptor of an older log": _old_descriptor,
     "no sync of directories": _no_directory_sync,
     "durability process": _durability_process,
     "settlements not flushed": _settlements_not_flushed,

@@ -87,7 +87,9 @@ class Disk:
         elif kind is Kind.SYNC_END:
             began = self._syncs.pop((record.thread, record.inode))
             node = self._nodes.setdefault(record.inode, _Node())
-            is_ignored = self._ignores == "syncs" or (self._ignores == "names" and node.names is not None)
+            is_ignored = self._ignores == "syncs" or (
+                self._ignores == "names" and node.names is not None
+            )
             if not is_ignored:
                 self._sync(node, began)
         elif kind in {Kind.CREATE, Kind.LINK, Kind.MKDIR}:
@@ -197,7 +199,9 @@ def _anything(path: Path, rng: random.Random) -> bytes | None:
 def _content(node: _Node, whole: str, rng: random.Random) -> bytes:
     """Return what may be found of a file."""
     pending = [record for _, record in node.pending]
-    how = whole if whole != "each" else rng.choice(("lost", "there", "first", "some", "torn", "last"))
+    how = (
+        whole if whole != "each" else rng.choice(("lost", "there", "first", "some", "torn", "last"))
+    )
     if how == "lost" or not pending:
         return bytes(node.content)
     if how in {"there", "first"}:

@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from sqlqueue_transport import Fault, NewMessage, Outcome, Settlement, Store
-from sqlqueue_transport import pruning
+from sqlqueue_transport import Fault, NewMessage, Outcome, Settlement, Store, pruning
 from sqlqueue_transport.backup import back_up
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.messages import Delivery, TickAnswer, TickOf
@@ -267,7 +266,9 @@ def forking(name: str, count: int) -> None:
 def operator() -> None:
     """Do what operators do, all of it promised once it has returned."""
     store = Store(DATABASE)
-    found = store.database.read(lambda c: c.execute("SELECT id, job_id, state FROM message").fetchall())
+    found = store.database.read(
+        lambda c: c.execute("SELECT id, job_id, state FROM message").fetchall()
+    )
     done = [row for row in found if row[2] == "done"]
     pending = [row for row in found if row[2] == "pending"]
     plan = [(Event.REQUEUE, row, "pending") for row in done[:8]]
@@ -281,7 +282,9 @@ def operator() -> None:
             store.acting.act(event, [(message_id, State(state))], actor="test")
         is_paused = int(number % 2 == 0)
         change = store.pausing.pause if is_paused else store.pausing.resume
-        with _changing("SELECT paused_at_ms > 0 FROM queue WHERE name = 'other'", is_paused or None):
+        with _changing(
+            "SELECT paused_at_ms > 0 FROM queue WHERE name = 'other'", is_paused or None
+        ):
             change("other", actor="test")
         with _changing(f"SELECT description FROM schedule WHERE entry = 'e{number}'", "every 5 s"):
             store.schedules.add(
@@ -320,12 +323,25 @@ def caller(count: int) -> None:
 def served(count: int) -> None:
     """Become a worker of that application, with two children, for so many jobs."""
     command = [sys.executable, "-m", "sqlqueue", "-A", "tests.proofs.recorded_app", "worker"]
-    os.execv(sys.executable, [*command, "-c", "2", "--max-jobs", str(count)])  # noqa: S606
+    os.execv(sys.executable, [*command, "-c", "2", "--max-jobs", str(count)])
 
 
 PROGRAMS = {
     one.__name__: one
-    for one in (publisher, worker, creator, keeper, saver, pruner, beat, mortals, forking, operator, caller, served)
+    for one in (
+        publisher,
+        worker,
+        creator,
+        keeper,
+        saver,
+        pruner,
+        beat,
+        mortals,
+        forking,
+        operator,
+        caller,
+        served,
+    )
 }
 
 if __name__ == "__main__":

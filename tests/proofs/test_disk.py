@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import textwrap
 from collections import Counter
@@ -190,7 +189,9 @@ def test_a_sync_promises_only_what_was_written_before_it_began(recording):
     assert {content[:1] for content in findings(model, "old")} == {b"o", b"a"}
 
 
-def test_a_file_that_was_cut_short_may_have_its_old_length_and_one_that_grew_may_hold_zeros(recording):
+def test_a_file_that_was_cut_short_may_have_its_old_length_and_one_that_grew_may_hold_zeros(
+    recording,
+):
     model = followed(recording, 'os.truncate("old", 100)')
     assert {len(content) for content in findings(model, "old")} == {100, 2000}
     model = followed(recording, 'put("old", 4096, b"n" * 512)')
@@ -270,4 +271,4 @@ def test_the_same_number_finds_the_same_disk(recording, tmp_path):
     (place / "left over").touch()
     disk.write(found, place)
     assert {path.name: path.read_bytes() for path in place.iterdir()} == found
-    assert os.stat(place / "old").st_mode & 0o777 == 0o600
+    assert (place / "old").stat().st_mode & 0o777 == 0o600
