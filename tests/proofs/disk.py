@@ -52,8 +52,8 @@ class Disk:
     def __init__(self, recording: Recording, *, ignores: str = "") -> None:
         """Begin with what was there before, all of it durable.
 
-        The disk may be broken: with `ignores` "syncs" it does nothing for a sync, with "names"
-        nothing for that of a directory.
+        A broken disk `ignores` the syncs of a file, by its name; "/" are those of directories, and
+        "*" are all.
         """
         self.root = recording.queue.resolve()
         self._ignores = ignores
@@ -87,8 +87,10 @@ class Disk:
         elif kind is Kind.SYNC_END:
             began = self._syncs.pop((record.thread, record.inode))
             node = self._nodes.setdefault(record.inode, _Node())
-            is_ignored = self._ignores == "syncs" or (
-                self._ignores == "names" and node.names is not None
+            is_ignored = (
+                self._ignores == "*"
+                or (self._ignores == "/" and node.names is not None)
+                or node is self._directory(self.root).now.get(self._ignores)
             )
             if not is_ignored:
                 self._sync(node, began)

@@ -63,7 +63,14 @@ def test_the_cuts_see_what_a_broken_queue_loses(tmp_path, way, scenario, loss):
 
 @pytest.mark.parametrize(
     ("ignores", "scenario"),
-    [("syncs", "durable settlements"), ("names", "creation"), ("names", "quiet files")],
+    [
+        ("*", "durable settlements"),
+        ("/", "creation"),
+        ("/", "quiet files"),
+        ("queue.db-wal", "traffic"),
+        ("queue.db", "traffic"),
+        ("queue.db", "quiet files"),
+    ],
 )
 def test_the_cuts_see_what_a_disk_that_ignores_syncs_loses(tmp_path, ignores, scenario):
     recording = record(scenario, tmp_path / "recording")

@@ -253,13 +253,18 @@ def test_mapped_files_hold_anything(recording):
 
 def test_a_disk_may_ignore_syncs(recording):
     code = 'put("old", 0, b"n" * 2000); sync("old"); put("new", 0, b"n"); sync(".")'
-    found = findings(followed(recording, code, ignores="syncs"), "old")
+    found = findings(followed(recording, code, ignores="*"), "old")
     assert b"o" * 2000 in found
-    model = disk.Disk(recording, ignores="names")
+    model = disk.Disk(recording, ignores="/")
     for one in recording.records():
         model.follow(one)
     assert set(findings(model, "old")) == {b"n" * 2000}
     assert None in findings(model, "new")
+    model = disk.Disk(recording, ignores="old")
+    for one in recording.records():
+        model.follow(one)
+    assert b"o" * 2000 in findings(model, "old")
+    assert set(findings(model, "new")) == {b"n", b"\0", b""}
 
 
 def test_the_same_number_finds_the_same_disk(recording, tmp_path):
