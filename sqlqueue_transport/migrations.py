@@ -127,6 +127,9 @@ def migrate(connection: sqlite3.Connection, path: Path, *, from_version: int) ->
         connection.backup(copy)
     finally:
         copy.close()
+    # The copy is on the disk, but its rollback journal is gone only in memory: found again after a
+    # power cut it would empty the backup, beside a file that was migrated.
+    files.sync_directory(backup.parent)
     for version in versions:
         _run_script(connection, f"{MIGRATIONS[version]()}\nPRAGMA user_version = {version};")
 

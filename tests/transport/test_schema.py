@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sqlqueue_transport import migrations
+from sqlqueue_transport import files, migrations
 from sqlqueue_transport.lifecycle import FINISHED, State
 from sqlqueue_transport.messages import NewMessage, Outcome
 from sqlqueue_transport.store import Store
@@ -284,12 +284,9 @@ def structure(path: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
-    tmp_path: Path, version: int
-) -> None:
-    old, new = tmp_path / "old.db", tmp_path / "new.db"
-    connection = sqlite3.connect(old)
+def old_file(path: Path, version: int) -> Path:
+    """Make a file of an older schema, with one job that failed once."""
+    connection = sqlite3.connect(path)
     connection.executescript(
         (Path(__file__).parent / "fixtures" / f"schema-{version}.sql").read_text()
     )
@@ -302,7 +299,15 @@ def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
         " VALUES (1, 1, 1, 1, 1, 'failed');"
     )
     connection.close()
-    old.chmod(0o600)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
+    tmp_path: Path, version: int
+) -> None:
+    old, new = old_file(tmp_path / "old.db", version), tmp_path / "new.db"
     for path in (old, new):
         store = Store(path)
         store.publish([NewMessage(b"[]", "default", task="t")])
@@ -316,3 +321,26 @@ def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
     assert store.reading.broken_invariants(full=True) == {}
     assert rows_of(store, "SELECT message_id, outcome FROM attempt") == [(1, "failed")]
     store.close()
+
+
+def test_a_backup_is_wholly_on_the_disk_before_the_file_is_migrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rollback journal, found again after a power cut, would empty it: that is gone, too."""
+    path = old_file(tmp_path / "old.db", 3)
+    seen: list[object] = []
+    sync, run = files.sync_directory, migrations._run_script
+
+    def synced(directory: Path) -> None:
+        found = [(one.name, one.stat().st_size > 0) for one in directory.glob("*.backup*")]
+        seen[:] = [directory, found]
+        sync(directory)
+
+    def checked(connection: sqlite3.Connection, script: str) -> None:
+        assert seen == [tmp_path, [("old.db.v3.backup", True)]]
+        run(connection, script)
+
+    monkeypatch.setattr(files, "sync_directory", synced)
+    monkeypatch.setattr(migrations, "_run_script", checked)
+    Store(path).close()
+    assert seen
