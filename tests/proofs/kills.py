@@ -19,7 +19,6 @@ processes left behind of themselves:
 from __future__ import annotations
 
 import collections
-import json
 import random
 import threading
 import time
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from sqlqueue_transport import Store
 from tests.proofs.swarm import Line, Swarm
-from tests.proofs.swarm_app import POISON_ATTEMPTS, TICK_MS
+from tests.proofs.swarm_app import TICK_MS
 from tests.support import is_running
 
 PROMISED_S = 2.0  # until what a dead process held is given back
@@ -49,9 +48,6 @@ WHERE m.state = 'processing'
 """
 _SUPERVISORS = "SELECT pid FROM worker WHERE kind = 'worker' AND ended_at_ms IS NULL"
 _TOO_OFTEN = f"SELECT count(*) FROM message WHERE attempts > {MAX_ATTEMPTS}"
-_JOBS = """
-SELECT id, job_id, task, state, attempts, delivery, result, queue FROM message ORDER BY id
-"""
 _ATTEMPTS = "SELECT message_id, delivery, outcome FROM attempt"
 
 
@@ -264,16 +260,8 @@ class Watch(threading.Thread):
 
 def judge(swarm: Swarm) -> list[str]:
     """Compare the file with what the processes left; return the figures."""
-    attempted, acknowledged = (
-        set(swarm.read(name)) for name in ("attempted.txt", "acknowledged.txt")
-    )
-    rows = [row for row in swarm.rows(_JOBS) if row[2] != "tock"]
-    wrong: list[str] = []
-    stored = collections.Counter(row[1] for row in rows)
-    wrong += [f"{job} was acknowledged and is gone" for job in acknowledged - stored.keys()]
-    wrong += [f"{job} was never published" for job in stored.keys() - attempted]
-    wrong += [f"{job} is there {count} times" for job, count in stored.items() if count > 1]
-
+    jobs = swarm.jobs()
+    wrong = swarm.lost_or_strange(jobs)
     trace = collections.defaultdict(list)
     deaths = dict(swarm.killed_s)
     for line in swarm.trace():
@@ -286,18 +274,17 @@ def judge(swarm: Swarm) -> list[str]:
             lost_of[message_id].add(delivery)
     states: collections.Counter[str] = collections.Counter()
     doubles = runs = lost = 0
-    for message_id, job, _, state, attempts, delivery, result, _ in rows:
-        lines = trace[job]
-        about = f"{job} (message {message_id}, {state}, {attempts} attempts)"
-        states[state] += 1
-        lost += len(lost_of[message_id])
+    for job in jobs:
+        lines, lost_here = trace[job.job_id], lost_of[job.message_id]
+        states[job.state] += 1
+        lost += len(lost_here)
         runs += sum(line.event == "start" for line in lines)
         doubles += max(sum(line.event == "end" for line in lines) - 1, 0)
         wrong += [
-            f"{about}: {what}"
+            f"{job.job_id} (message {job.message_id}, {job.state}): {what}"
             for what in (
-                *_wrong_end(job, state, attempts, delivery, result, lines),
-                *_wrong_counts(deaths, attempts, lost_of[message_id], lines),
+                *job.wrong_end(lines, max_attempts=MAX_ATTEMPTS),
+                *_wrong_counts(deaths, job.attempts, lost_here, lines),
                 *_overlaps(deaths, lines),
             )
         ]
@@ -305,32 +292,12 @@ def judge(swarm: Swarm) -> list[str]:
     assert not wrong, f"seed {swarm.seed}: {len(wrong)} promises broken: " + "; ".join(wrong[:20])
     ticks = swarm.rows("SELECT count(*) FROM tick")[0][0]
     return [
-        f"{len(rows):,} jobs stored of {len(acknowledged):,} acknowledged and"
-        f" {len(attempted):,} attempted: 0 lost, 0 unexpected, "
-        + ", ".join(f"{count:,} {state}" for state, count in states.most_common()),
+        f"{len(jobs):,} jobs stored, {len(swarm.read('acknowledged.txt')):,} acknowledged:"
+        " 0 lost, 0 unexpected, " + ", ".join(f"{count:,} {state}" for state, count in states.most_common()),
         f"{runs:,} runs, {lost:,} of them lost and counted; {doubles:,} jobs had their effect twice"
         " (killed between effect and settlement), 0 deliveries overlapped",
         f"{ticks:,} ticks of two beats, each enqueued once",
     ]
-
-
-def _wrong_end(
-    job: str, state: str, attempts: int, delivery: int, result: str | None, lines: list[Line]
-) -> list[str]:
-    """Return what is wrong with how a job ended."""
-    if job.startswith("poison"):
-        if (state, attempts) != ("permanently_failed", POISON_ATTEMPTS):
-            return ["a poison did not end at exactly its last attempt"]
-        return []
-    if state == "permanently_failed":
-        return [] if attempts == MAX_ATTEMPTS else ["given up before its last attempt"]
-    if state != "done":
-        return ["it has not ended"]
-    if not any((line.event, line.delivery) == ("end", delivery) for line in lines):
-        return [f"done, but delivery {delivery} has not ended its work"]
-    if json.loads(result or "null") != delivery:
-        return [f"settled by delivery {result}, while {delivery} was the newest"]
-    return []
 
 
 def _wrong_counts(

@@ -6,6 +6,7 @@ left of it can be found by its working directory.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -20,8 +21,12 @@ from typing import Any
 
 from sqlqueue_transport import Store
 from sqlqueue_transport.writer_lock import read_holder
+from tests.proofs.swarm_app import POISON_ATTEMPTS
 from tests.support import ROOT, is_running, wait_until
 
+_JOBS = """
+SELECT id, job_id, task, state, attempts, delivery, result FROM message ORDER BY id
+"""
 ENDS = ("done", "permanently_failed", "cancelled", "expired")
 
 
@@ -35,6 +40,35 @@ class Line:
     pid: int
     parent: int
     at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Be what the file says of a job. `delivery` is the newest; `result` JSON."""
+
+    message_id: int
+    job_id: str
+    task: str
+    state: str
+    attempts: int
+    delivery: int
+    result: str | None
+
+    def wrong_end(self, lines: list[Line], *, max_attempts: int) -> list[str]:
+        """Return what is wrong with how it ended; `lines` are its trace."""
+        if self.task == "poison":
+            if (self.state, self.attempts) != ("permanently_failed", POISON_ATTEMPTS):
+                return ["a poison did not end at exactly its last attempt"]
+            return []
+        if self.state == "permanently_failed":
+            return [] if self.attempts == max_attempts else ["given up before its last attempt"]
+        if self.state != "done":
+            return ["it has not ended"]
+        if not any((line.event, line.delivery) == ("end", self.delivery) for line in lines):
+            return [f"done, but delivery {self.delivery} has not ended its work"]
+        if json.loads(self.result or "null") != self.delivery:
+            return [f"settled by delivery {self.result}, while {self.delivery} was the newest"]
+        return []
 
 
 @dataclass
@@ -91,6 +125,11 @@ class Swarm:
     def start_publisher(self, name: str, rate: float) -> None:
         """Start a process that publishes `rate` jobs a second."""
         self.start(name, "-m", "tests.proofs.swarm_app", name, str(rate))
+
+    def start_publishing(self, job_id: str) -> None:
+        """Start a process that publishes one job, as the publishers do, and ends."""
+        code = "import sys; from tests.proofs import swarm_app; swarm_app.send(sys.argv[1:])"
+        self.start(f"once-{job_id}", "-c", code, job_id)
 
     def named(self, *prefixes: str) -> list[str]:
         """Return the names that begin with one of the prefixes."""
@@ -201,6 +240,20 @@ class Swarm:
                         yield json.loads(text)
 
     # -- judging ----------------------------------------------------------------------------------
+
+    def jobs(self) -> list[Job]:
+        """Return every job that a publisher of ours, or nobody at all, has published."""
+        return [Job(*row) for row in self.rows(_JOBS) if row[2] != "tock"]
+
+    def lost_or_strange(self, jobs: list[Job]) -> list[str]:
+        """Compare what is stored with what was acknowledged and attempted; return what differs."""
+        attempted, acknowledged = map(set, map(self.read, ("attempted.txt", "acknowledged.txt")))
+        stored = collections.Counter(job.job_id for job in jobs)
+        return [
+            *(f"{job} was acknowledged and is gone" for job in acknowledged - stored.keys()),
+            *(f"{job} was never published" for job in stored.keys() - attempted),
+            *(f"{job} is there {count} times" for job, count in stored.items() if count > 1),
+        ]
 
     def check_file(self) -> None:
         """Fail unless the file is sound, the counts are right, and nobody is left in it."""

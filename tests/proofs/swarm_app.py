@@ -20,6 +20,10 @@ from sqlqueue.backend import SqliteBackend, Taken
 from sqlqueue.task import Signature
 
 DIRECTORY = Path(os.environ.get("PROOF_DIRECTORY", "."))
+# How long jobs take on average; most are much shorter, so that the store is busy, too.
+MEAN_MS = int(os.environ.get("PROOF_MEAN_MS", "100"))
+KINDS = {"short": 70.0, "retried": 12.0, "later": 8.0, "threads": 9.7}
+POISON = float(os.environ.get("PROOF_POISON", "0.3"))  # of a hundred jobs, so many kill
 POISON_ATTEMPTS = 3
 TICK_MS = 500
 
@@ -85,14 +89,19 @@ def poison(self, seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _stop_here(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.1)  # another thread may take the signal, and this one run on for a moment
+
+
 @app.task(name="stops_in_the_lock", bind=True)
-def stops_in_the_lock(self) -> int:
+def stops_in_the_lock(self, seconds: float) -> int:
     """Stop this very process in a transaction, which keeps everybody from writing; once."""
     trace("start", self.request.id, self.request.delivery)
     if self.request.attempt == 1:
         backend = app.backend
         assert isinstance(backend, SqliteBackend)
-        backend.store.database.write(lambda _: os.kill(os.getpid(), signal.SIGSTOP))
+        backend.store.database.write(_stop_here)
     trace("end", self.request.id, self.request.delivery)
     return self.request.delivery
 
@@ -124,8 +133,19 @@ def call_of(job_id: str) -> Signature:
     if kind == "threads":
         return Signature("short", (seconds,), {}, {"job_id": job_id, "queue": "threads"})
     if kind == "later":
-        return Signature("short", (seconds,), {}, {"job_id": job_id, "countdown": 10 * seconds})
+        return Signature("short", (seconds,), {}, {"job_id": job_id, "countdown": min(5 * seconds, 3.0)})
     return Signature(kind, (seconds,), {}, {"job_id": job_id})
+
+
+def send(ids: list[str]) -> None:
+    """Publish jobs, and note their ids before and after."""
+    append("attempted.txt", *ids)
+    if len(ids) == 1:
+        call = call_of(ids[0])
+        app.send_task(call.task, call.args, **call.options)
+    else:
+        app.publish_many(map(call_of, ids))
+    append("acknowledged.txt", *ids)
 
 
 def publish(name: str, rate: float) -> None:
@@ -139,15 +159,6 @@ def publish(name: str, rate: float) -> None:
     )
     life, count = os.getpid(), 0
 
-    def send(ids: list[str]) -> None:
-        append("attempted.txt", *ids)
-        if len(ids) == 1:
-            call = call_of(ids[0])
-            app.send_task(call.task, call.args, **call.options)
-        else:
-            app.publish_many(map(call_of, ids))
-        append("acknowledged.txt", *ids)
-
     if attempted - acknowledged:
         send(sorted(attempted - acknowledged))
     began_s = time.monotonic()
@@ -156,10 +167,9 @@ def publish(name: str, rate: float) -> None:
         ids = []
         for _ in range(size):
             count += 1
-            kind = chance.choices(
-                ("short", "retried", "later", "threads", "poison"), (70, 12, 8, 9.7, 0.3)
-            )[0]
-            length_ms = min(round(chance.expovariate(1 / 60)), 500)
+            (kind,) = chance.choices([*KINDS, "poison"], [*KINDS.values(), POISON])
+            mean_ms = chance.choice((MEAN_MS / 20, 2 * MEAN_MS))
+            length_ms = min(round(chance.expovariate(1 / mean_ms)), 6 * MEAN_MS)
             ids.append(f"{kind}-{length_ms}-{name}-{life}-{count}")
         send(ids)
         time.sleep(max(began_s + count / rate - time.monotonic(), 0.0))
