@@ -91,8 +91,10 @@ def prove(
     return [
         f"{killer.told()} in {killed_in_s:.0f} s",
         *lines,
-        f"{len(watch.worst_s)} jobs seen with a dead process: given back after {watch.worst:.2f} s"
-        f" at worst (promised {PROMISED_S:g} s), median {watch.median:.2f} s",
+        (
+            f"{len(watch.worst_s)} jobs seen with a dead process: given back after {watch.worst:.2f} s"
+            f" at worst (promised {PROMISED_S:g} s), median {watch.median:.2f} s"
+        ),
     ]
 
 
@@ -293,9 +295,12 @@ def judge(swarm: Swarm) -> list[str]:
     ticks = swarm.rows("SELECT count(*) FROM tick")[0][0]
     return [
         f"{len(jobs):,} jobs stored, {len(swarm.read('acknowledged.txt')):,} acknowledged:"
-        " 0 lost, 0 unexpected, " + ", ".join(f"{count:,} {state}" for state, count in states.most_common()),
-        f"{runs:,} runs, {lost:,} of them lost and counted; {doubles:,} jobs had their effect twice"
-        " (killed between effect and settlement), 0 deliveries overlapped",
+        " 0 lost, 0 unexpected, "
+        + ", ".join(f"{count:,} {state}" for state, count in states.most_common()),
+        (
+            f"{runs:,} runs, {lost:,} of them lost and counted; {doubles:,} jobs had their effect twice"
+            " (killed between effect and settlement), 0 deliveries overlapped"
+        ),
         f"{ticks:,} ticks of two beats, each enqueued once",
     ]
 

@@ -28,6 +28,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from sqlqueue_transport import Store
 from sqlqueue_transport.errors import Busy
 from sqlqueue_transport.writer_lock import read_holder
@@ -235,15 +237,12 @@ class Stopper:
         """See that who wants to write is told within its bound who keeps it from that."""
         bound_s = 0.5
         began_s = time.monotonic()
-        try:
-            Store(self.swarm.path, busy_timeout_s=bound_s)  # to open it for writing is a write
-        except Busy as busy:
-            took_s = time.monotonic() - began_s
-            assert busy.holder == holder, f"{busy}, but it is {holder}"
-            assert took_s < 5 * bound_s, f"told after {took_s:.1f} s"
-            self.busy_s.append(took_s)
-        else:
-            raise AssertionError(f"process {holder} holds the lock, and somebody could write")
+        with pytest.raises(Busy) as caught:  # to open it for writing is a write
+            Store(self.swarm.path, busy_timeout_s=bound_s).close()
+        took_s = time.monotonic() - began_s
+        assert caught.value.holder == holder, f"{caught.value}, but it is {holder}"
+        assert took_s < 5 * bound_s, f"told after {took_s:.1f} s"
+        self.busy_s.append(took_s)
 
     def doctor_names(self, holder: int) -> str:
         """Return what `sqlqueue doctor` says, if it names the holder."""
@@ -343,17 +342,23 @@ def judge(swarm: Swarm, leases: Leases, stopper: Stopper) -> list[str]:
         wrong += [f"{job.job_id} (message {job.message_id}, {job.state}): {what}" for what in found]
     wrong += _leases_cut_short(attempts, leases, last_s, trace)
     assert not wrong, f"seed {swarm.seed}: {len(wrong)} promises broken: " + "; ".join(wrong[:20])
-    assert len(refused) >= sum(stopper.stops.values()) / 10, "too few came late: this proves nothing"
+    assert len(refused) >= sum(stopper.stops.values()) / 10, (
+        "too few came late: this proves nothing"
+    )
     lost = sum(row[2] == "lost" for row in attempts.values())
     return [
-        f"{len(jobs):,} jobs, 0 lost; {lost:,} leases ended by others,"
-        f" {len(refused):,} late settlements refused and logged, 0 accepted"
-        f" ({by_kill} of {late} were killed before they could be refused)",
+        (
+            f"{len(jobs):,} jobs, 0 lost; {lost:,} leases ended by others,"
+            f" {len(refused):,} late settlements refused and logged, 0 accepted"
+            f" ({by_kill} of {late} were killed before they could be refused)"
+        ),
         f"0 leases overlapped, of {len(leases.until_ms):,} seen",
-        f"inside of the writer lock: others were told who holds it after"
-        f" {max(stopper.busy_s, default=0):.2f} s at worst, with a bound of 0.5 s; a child was killed"
-        f" for it after {max(stopper.killed_s, default=0):.1f} s at worst"
-        f" (promised {LOCK_LIMIT_S:g} s)",
+        (
+            f"inside of the writer lock: others were told who holds it after"
+            f" {max(stopper.busy_s, default=0):.2f} s at worst, with a bound of 0.5 s; a child was killed"
+            f" for it after {max(stopper.killed_s, default=0):.1f} s at worst"
+            f" (promised {LOCK_LIMIT_S:g} s)"
+        ),
     ]
 
 

@@ -133,7 +133,9 @@ def call_of(job_id: str) -> Signature:
     if kind == "threads":
         return Signature("short", (seconds,), {}, {"job_id": job_id, "queue": "threads"})
     if kind == "later":
-        return Signature("short", (seconds,), {}, {"job_id": job_id, "countdown": min(5 * seconds, 3.0)})
+        return Signature(
+            "short", (seconds,), {}, {"job_id": job_id, "countdown": min(5 * seconds, 3.0)}
+        )
     return Signature(kind, (seconds,), {}, {"job_id": job_id})
 
 
