@@ -145,6 +145,8 @@ class Killer:
                     kind = {"w": "supervisor", "b": "beat", "p": "publisher"}[name[0]]
                     self.hit([self.swarm.running[name].pid], kind)
         for name, process in self.swarm.running.items():
+            if process.pid in self.swarm.killed_s:
+                process.wait()
             if process.poll() is not None:
                 # A worker whose application it asks for in a child, and that child was killed, says
                 # so and ends.
