@@ -53,6 +53,8 @@ _note_start = SqliteBackend.note_start
 def _trace_and_note_start(
     backend: SqliteBackend, place: int, taken: Taken, time_limit_s: float, max_attempts: int
 ) -> None:
+    if random.random() < 0.1:
+        time.sleep(0.05)  # or hardly a kill would ever come between claim and start
     trace("noting", str(taken.headers["id"]), taken.delivery)
     _note_start(backend, place, taken, time_limit_s, max_attempts)
 
