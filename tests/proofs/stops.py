@@ -39,6 +39,7 @@ from tests.support import is_running, read_line, run_python, wait_until
 LEASE_S = 2.0
 LOCK_LIMIT_S = 10.0  # how long a supervisor lets its child sit on the writer lock
 MAX_ATTEMPTS = 5
+SLACK_MS = 100  # two clocks are compared, which drift a little
 WORKERS = ("w1", "w2", "w3", "wt")
 PUBLISHERS = ("p1", "p2")
 RATE = 6.0  # jobs a second, of each publisher
@@ -86,6 +87,7 @@ def prove(
         stopper.start_all()
         leases.start()
         while sum(stopper.stops.values()) < stops:
+            assert time.monotonic() - began_s < 120 + 10 * stops, f"too slow: {stopper.told()}"
             stopper.turn()
             if time.monotonic() - said_s > 5:
                 said_s = time.monotonic()
@@ -342,7 +344,7 @@ def judge(swarm: Swarm, leases: Leases, stopper: Stopper) -> list[str]:
         wrong += [f"{job.job_id} (message {job.message_id}, {job.state}): {what}" for what in found]
     wrong += _leases_cut_short(attempts, leases, last_s, trace)
     assert not wrong, f"seed {swarm.seed}: {len(wrong)} promises broken: " + "; ".join(wrong[:20])
-    assert len(refused) >= sum(stopper.stops.values()) / 10, (
+    assert len(refused) >= sum(stopper.stops.values()) / 20, (
         "too few came late: this proves nothing"
     )
     lost = sum(row[2] == "lost" for row in attempts.values())
@@ -372,9 +374,9 @@ def _leases_cut_short(attempts, leases, last_s, trace) -> Iterator[str]:
         ended_ms = ended_at_ms - offset_ms
         if error == "LeaseOver":
             until_ms = leases.until_ms.get((message_id, delivery), 0)
-            if until_ms > ended_ms + 20:
+            if until_ms > ended_ms + SLACK_MS:
                 yield f"{job_id}: delivery {delivery} was ended {until_ms - ended_ms:.0f} ms early"
             continue
         pids = {line.pid for line in trace[job_id] if line.delivery == delivery}
-        if any(last_s[pid] * 1000 > ended_ms + 20 for pid in pids):
+        if any(last_s[pid] * 1000 > ended_ms + SLACK_MS for pid in pids):
             yield f"{job_id}: delivery {delivery} was taken for lost while its process lived"

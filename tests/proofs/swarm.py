@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,10 +204,12 @@ class Swarm:
         states = self.store.reading.counts().states
         return sum(count for state, count in states.items() if state.value not in ENDS)
 
-    def wait_drained(self, deadline_s: float) -> None:
-        """Wait until every job has ended."""
+    def wait_drained(
+        self, *, deadline_s: float, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """Wait until every job has ended; call `meanwhile` meanwhile, which may raise."""
         wait_until(
-            lambda: not self.unfinished(),
+            lambda: (meanwhile(), not self.unfinished())[-1],
             deadline_s=deadline_s,
             every_s=0.1,
             what=f"every job to end (seed {self.seed}): {self.store.reading.counts()}",
