@@ -13,7 +13,7 @@ from tests.support import is_running, run_python, wait_until
 
 
 def _two_workers(arena: Arena) -> tuple[object, dict[str, object], str]:
-    job = arena.publish("once_slow", 6)
+    job = arena.publish("held")
     first = arena.worker("-c", 1, "-n", "first", "--visibility-timeout", "2s")
     running = arena.started(job)
     arena.worker("-c", 1, "-n", "second", "--visibility-timeout", "2s")
@@ -39,6 +39,7 @@ def test_a_stopped_supervisor_loses_its_leases_and_its_child_is_refused(arena: A
     assert again["worker"] != running["worker"]
     arena.wait_state(job, State.DONE)
     # The child of the stopped supervisor runs on; its settlement comes too late.
+    (arena.directory / "go").touch()
     wait_until(lambda: "lease_lost" in arena.logs(), deadline_s=30, what="lease_lost in the log")
     assert arena.job(job).row.attempts == 2
     os.kill(first.pid, signal.SIGCONT)  # type: ignore[attr-defined]
@@ -52,6 +53,7 @@ def test_a_stopped_worker_that_wakes_up_again_is_refused(arena: Arena) -> None:
     detail = arena.wait_state(job, State.DONE)
     assert detail.row.attempts == 2
     done_at = detail.row.finished_at_ms
+    (arena.directory / "go").touch()
     # Child first: its supervisor would kill it for its silence before it could say anything.
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: "lease_lost" in arena.logs(), deadline_s=30, what="lease_lost in the log")
