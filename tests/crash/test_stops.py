@@ -62,6 +62,50 @@ def test_a_stopped_worker_that_wakes_up_again_is_refused(arena: Arena) -> None:
     assert arena.job(job).row.attempts == 2
 
 
+STOPPED_BEFORE_THE_START = """
+import os, signal
+from sqlqueue.backend import SqliteBackend
+
+claim = SqliteBackend.claim
+
+def claim_and_stop(self, *arguments):
+    taken, refused = claim(self, *arguments)
+    if taken:
+        try:
+            os.close(os.open("stopped.pid", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            with open("stopped.pid", "w") as file:
+                file.write(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+    return taken, refused
+
+SqliteBackend.claim = claim_and_stop
+"""
+
+
+@pytest.mark.parametrize("pool", ["processes", "threads"])
+def test_what_was_claimed_and_not_started_before_a_long_stop_is_not_started_after_it(
+    arena: Arena, pool: str
+) -> None:
+    app = arena.directory / "crashapp.py"
+    app.write_text(app.read_text() + STOPPED_BEFORE_THE_START)
+    first = arena.worker("-c", 1, "-P", pool, "-n", "first", "--visibility-timeout", "2s")
+    wait_until(lambda: arena.logs().count("worker_ready") == 1, what="the first worker")
+    job = arena.publish("work", 0)
+    stopped = arena.directory / "stopped.pid"
+    wait_until(lambda: stopped.exists() and stopped.read_text(), what="the claim")
+    os.kill(first.pid, signal.SIGSTOP)  # or it would kill its silent child
+    arena.worker("-c", 1, "-n", "second", "--visibility-timeout", "2s")
+    arena.wait_state(job, State.DONE)
+    os.kill(int(stopped.read_text()), signal.SIGCONT)
+    wait_until(lambda: "lease_lost" in arena.logs(), deadline_s=30, what="lease_lost in the log")
+    os.kill(first.pid, signal.SIGCONT)
+    assert [line["event"] for line in arena.trace()] == ["start", "end"]
+    assert arena.job(job).row.attempts == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_every_process_of_the_tree_drains(arena: Arena, number: int) -> None:
     running = [arena.publish("work", 1.5) for _ in range(2)]

@@ -320,7 +320,7 @@ def judge(swarm: Swarm, leases: Leases, stopper: Stopper) -> list[str]:
     refused = {(one["job_id"], one["delivery"]) for one in swarm.events("lease_lost")}
     killed = {one["pid"] for one in swarm.events("child_killed")}
     attempts = {(row[0], row[1]): row for row in swarm.rows(_ATTEMPTS)}
-    late = by_kill = 0
+    late = by_kill = begun_late = 0
     for job in jobs:
         lines = trace[job.job_id]
         found = list(job.wrong_end(lines, max_attempts=MAX_ATTEMPTS))
@@ -328,6 +328,12 @@ def judge(swarm: Swarm, leases: Leases, stopper: Stopper) -> list[str]:
             found.append(f"delivery {job.delivery} was refused and accepted")
         if job.attempts > len({line.delivery for line in lines if line.event == "noting"}):
             found.append(f"{job.attempts} attempts counted, more than were started")
+        begun_late += sum(
+            line.event == "start"
+            and line.at_s * 1000
+            > leases.until_ms.get((job.message_id, line.delivery), 1 << 62) + SLACK_MS
+            for line in lines
+        )
         for line in lines:
             if line.event not in {"end", "fail"} or line.delivery == job.delivery:
                 continue
@@ -354,7 +360,7 @@ def judge(swarm: Swarm, leases: Leases, stopper: Stopper) -> list[str]:
             f" {len(refused):,} late settlements refused and logged, 0 accepted"
             f" ({by_kill} of {late} were killed before they could be refused)"
         ),
-        f"0 leases overlapped, of {len(leases.until_ms):,} seen",
+        f"{begun_late} jobs begun when their lease was over; 0 leases overlapped, of {len(leases.until_ms):,} seen",
         (
             f"inside of the writer lock: others were told who holds it after"
             f" {max(stopper.busy_s, default=0):.2f} s at worst, with a bound of 0.5 s; a child was killed"
