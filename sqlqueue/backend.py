@@ -216,6 +216,9 @@ class Running(Protocol):
     def note_end(self, place: int) -> None:
         """Forget that note, once the settlement is committed."""
 
+    def forget_starts(self) -> None:
+        """Forget all notes of this process, which cannot settle any more and ends: nothing counts."""
+
     def stops_asked(self, taken: Sequence[Taken]) -> set[int]:
         """Return the message ids of those of these running deliveries that should not go on.
 
@@ -484,6 +487,7 @@ class SqliteBackend:
         self.recount = functools.partial(recount, self.store.database)
         self.leave = self.store.consumers.leave
         self.note_end = self.store.consumers.note_end
+        self.forget_starts = self.store.consumers.forget_starts
         self.beat = self.store.consumers.beat
 
     @property

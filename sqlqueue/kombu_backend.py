@@ -204,6 +204,9 @@ class KombuBackend:
     def note_end(self, *_: object) -> None:
         """Do nothing."""
 
+    def forget_starts(self) -> None:
+        """Do nothing."""
+
     def stops_asked(self, *_: object) -> set[int]:
         """Return nothing: there is no place where an operator could ask."""
         return set()

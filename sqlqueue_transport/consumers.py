@@ -251,7 +251,7 @@ class Consumers:
         """Release what this process holds, uncounted, and give its slot back; harmless twice.
 
         The slot is given back also when the file cannot be written now: whoever sweeps then finds it
-        free, and ends this process as one that was killed.
+        free, and releases the rest, uncounted, too.
         """
         with self._mutex:
             if not self._worker_id or self._slot is None or self._presence is None:
@@ -266,6 +266,8 @@ class Consumers:
                 if presence.entry(slot).worker_id == worker_id:
                     presence.clear_entry(slot)
             finally:
+                if presence.entry(slot).worker_id == worker_id:
+                    presence.clear_notes(slot)
                 self._let_slot_go()
         self._topology.end_unused()
         return lost
@@ -350,6 +352,16 @@ class Consumers:
         slot = self._own_slot()
         self.presence.clear_note(slot, place)
         self.presence.count_ended(slot)
+
+    def forget_starts(self) -> None:
+        """Take every note back: what this process holds is released uncounted once it has ended.
+
+        For a process that cannot settle any more, through no fault of its jobs, and ends. Harmless
+        when it is not registered. Touches no SQL.
+        """
+        with self._mutex:
+            if self._slot is not None and self._presence is not None:
+                self._presence.clear_notes(self._slot)
 
     def beat(self) -> None:
         """Stamp the slot: this interpreter is running. Called by a thread several times a lease."""

@@ -382,7 +382,7 @@ class PresenceFile:
         self._memory[at : at + _NOTE.size] = bytes(_NOTE.size)
 
     def clear_notes(self, slot: int) -> None:
-        """Forget every start noted in a slot; its owner must be stopped."""
+        """Forget every start noted in a slot: its owner is stopped, or it is the caller, and ends."""
         for place in range(NOTES):
             self.clear_note(slot, place)
 

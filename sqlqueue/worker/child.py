@@ -144,6 +144,9 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
         backend.close()
     except (FileReplaced, SchemaChanged) as error:
         log.error("store_gone", worker=order.name, error=str(error))
+        # What has run cannot be settled by us. That is no failure of the job: where it was its last
+        # attempt, an update of the software would make a dead letter of it.
+        backend.forget_starts()
         return FILE_GONE
     except TransportError as error:
         log.error("child_crashed", worker=order.name, error=str(error))

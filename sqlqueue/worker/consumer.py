@@ -94,6 +94,7 @@ class Consumer:
         self._stopping = False
         self._is_swept = False
         self._said_waiting = False
+        self._claimed_s = 0.0  # just before the newest claim, on the monotonic clock
 
     def stop(self) -> None:
         """Finish what runs and take no other; safe in a signal handler."""
@@ -146,6 +147,7 @@ class Consumer:
                     self._backend.leave()
                     self._register()
                     self._is_swept = False
+                self._claimed_s = time.monotonic()
                 found, refused = self._backend.claim(
                     self._order.draw(), self._wanted(settlements), settlements
                 )
@@ -171,8 +173,13 @@ class Consumer:
         return []
 
     def _start(self, taken: Taken) -> Settled | None:
-        """Start a job; return its release when a stop came in between."""
-        if self._stopping:
+        """Start a job; return its release when a stop came in between, or a whole lease has passed.
+
+        A process that was stopped between claim and start, and then goes on, must not begin what is
+        another's by now. The release is refused then, and told.
+        """
+        waited_s = time.monotonic() - self._claimed_s
+        if self._stopping or waited_s >= self._app.conf.visibility_timeout:
             log.info("job_released", **_named(taken))
             return taken, Outcome.release()
         if self._left is not None:

@@ -151,7 +151,8 @@ class Supervisor:
             except (FileReplaced, SchemaChanged) as error:
                 log.error("store_gone", worker=self._options.name, error=str(error))
                 self._exit_code = EXIT_SCHEMA if isinstance(error, SchemaChanged) else EXIT_FAILED
-                self._kill_all(count=True)
+                # No child can settle any more. That is no failure of what they run.
+                self._kill_all(count=False)
             self._stop()
         return self._exit_code
 

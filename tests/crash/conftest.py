@@ -56,6 +56,15 @@ def once_slow(self, seconds):
     trace(self, "end")
 
 
+@app.task(name="held", bind=True)
+def held(self):
+    """Wait for the file `go` in the first attempt only."""
+    trace(self, "start")
+    while self.request.attempt == 1 and not os.path.exists("go"):
+        time.sleep(0.01)
+    trace(self, "end")
+
+
 @app.task(name="suicide", bind=True)
 def suicide(self):
     trace(self, "start")

@@ -1,15 +1,15 @@
-"""What a `kill -9` costs: one attempt of the job it hit, a second of time, and nothing else."""
+"""What a `kill -9` costs: one attempt of the job it hit, a second of time, and nothing else.
+
+One kill at a time; tests/proofs/kills.py makes thousands at random moments.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sqlite3
 import time
-
-import pytest
 
 from sqlqueue_transport.lifecycle import State
 from tests.crash.conftest import Arena
@@ -170,64 +170,3 @@ def test_a_long_job_outlives_many_leases_and_runs_once(arena: Arena) -> None:
     arena.worker("-c", 2, "--visibility-timeout", "1s")
     detail = arena.wait_state(job, State.DONE)
     assert (detail.row.delivery, detail.row.attempts) == (1, 1)
-
-
-@pytest.mark.slow
-def test_every_process_killed_at_random_moments_loses_nothing_and_counts_right(
-    arena: Arena,
-) -> None:
-    """Kill children and whole workers for a while: each job is done, no trace overlaps."""
-    import random
-
-    chosen = random.Random(20261122)
-    jobs = [arena.publish("work", 0.05) for _ in range(300)]
-    workers = [arena.worker("-c", 2) for _ in range(2)]
-    kills = 0
-    give_up_s = time.monotonic() + 25
-    while time.monotonic() < give_up_s:
-        worker = chosen.choice(workers)
-        victims = arena.children(worker) or [worker.pid]
-        if chosen.random() < 0.2:
-            victims = [worker.pid]
-        for pid in victims[:1]:
-            with contextlib.suppress(ProcessLookupError):  # it ended just now
-                os.kill(pid, signal.SIGKILL)
-                kills += 1
-        if worker.pid in victims:
-            worker.wait()
-            workers.remove(worker)
-            workers.append(arena.worker("-c", 2))
-        wait_until(lambda: True)
-        time.sleep(chosen.uniform(0.05, 0.4))  # the moments of the kills are the randomness
-        if all(row.state in {State.DONE, State.PERMANENTLY_FAILED} for row in arena.all_jobs()):
-            break
-    for job in jobs:
-        wait_until(
-            lambda job=job: arena.state(job) in {State.DONE, State.PERMANENTLY_FAILED},
-            deadline_s=60,
-            what=f"job {job}",
-        )
-    print(f"{kills} kills among {len(jobs)} jobs")
-    starts: dict[str, int] = {}
-    for line in arena.trace():
-        if line["event"] == "start":
-            starts[line["job"]] = starts.get(line["job"], 0) + 1
-    for row in arena.all_jobs():
-        assert row.attempts <= 5
-        # A start is counted unless the kill came between the note and the trace's line.
-        assert starts.get(row.job_id or "", 0) <= row.attempts
-        assert row.state is State.DONE or row.attempts == 5
-    assert not overlaps(arena)
-    assert arena.app.backend.store.reading.damage() == []
-
-
-def overlaps(arena: Arena) -> list[str]:
-    """Return jobs of which a later delivery started before an earlier one ended, while it lived."""
-    ends: dict[str, float] = {}
-    found = []
-    for line in arena.trace():
-        if line["event"] == "end":
-            ends[line["job"]] = line["at"]
-        elif line["job"] in ends:
-            found.append(line["job"])  # started again after it had ended well
-    return [job for job in found if arena.job(job).row.attempts == 1]

@@ -13,7 +13,7 @@ from tests.support import is_running, run_python, wait_until
 
 
 def _two_workers(arena: Arena) -> tuple[object, dict[str, object], str]:
-    job = arena.publish("once_slow", 6)
+    job = arena.publish("held")
     first = arena.worker("-c", 1, "-n", "first", "--visibility-timeout", "2s")
     running = arena.started(job)
     arena.worker("-c", 1, "-n", "second", "--visibility-timeout", "2s")
@@ -39,6 +39,7 @@ def test_a_stopped_supervisor_loses_its_leases_and_its_child_is_refused(arena: A
     assert again["worker"] != running["worker"]
     arena.wait_state(job, State.DONE)
     # The child of the stopped supervisor runs on; its settlement comes too late.
+    (arena.directory / "go").touch()
     wait_until(lambda: "lease_lost" in arena.logs(), deadline_s=30, what="lease_lost in the log")
     assert arena.job(job).row.attempts == 2
     os.kill(first.pid, signal.SIGCONT)  # type: ignore[attr-defined]
@@ -52,12 +53,57 @@ def test_a_stopped_worker_that_wakes_up_again_is_refused(arena: Arena) -> None:
     detail = arena.wait_state(job, State.DONE)
     assert detail.row.attempts == 2
     done_at = detail.row.finished_at_ms
+    (arena.directory / "go").touch()
     # Child first: its supervisor would kill it for its silence before it could say anything.
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: "lease_lost" in arena.logs(), deadline_s=30, what="lease_lost in the log")
     os.kill(first.pid, signal.SIGCONT)  # type: ignore[attr-defined]
     assert arena.job(job).row.finished_at_ms == done_at
     assert arena.job(job).row.attempts == 2
+
+
+STOPPED_BEFORE_THE_START = """
+import os, signal
+from sqlqueue.backend import SqliteBackend
+
+claim = SqliteBackend.claim
+
+def claim_and_stop(self, *arguments):
+    taken, refused = claim(self, *arguments)
+    if taken:
+        try:
+            os.close(os.open("stopped.pid", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            with open("stopped.pid", "w") as file:
+                file.write(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+    return taken, refused
+
+SqliteBackend.claim = claim_and_stop
+"""
+
+
+@pytest.mark.parametrize("pool", ["processes", "threads"])
+def test_what_was_claimed_and_not_started_before_a_long_stop_is_not_started_after_it(
+    arena: Arena, pool: str
+) -> None:
+    app = arena.directory / "crashapp.py"
+    app.write_text(app.read_text() + STOPPED_BEFORE_THE_START)
+    first = arena.worker("-c", 1, "-P", pool, "-n", "first", "--visibility-timeout", "2s")
+    wait_until(lambda: arena.logs().count("worker_ready") == 1, what="the first worker")
+    job = arena.publish("work", 0)
+    stopped = arena.directory / "stopped.pid"
+    wait_until(lambda: stopped.exists() and stopped.read_text(), what="the claim")
+    os.kill(first.pid, signal.SIGSTOP)  # or it would kill its silent child
+    arena.worker("-c", 1, "-n", "second", "--visibility-timeout", "2s")
+    arena.wait_state(job, State.DONE)
+    os.kill(int(stopped.read_text()), signal.SIGCONT)
+    wait_until(lambda: "lease_lost" in arena.logs(), deadline_s=30, what="lease_lost in the log")
+    os.kill(first.pid, signal.SIGCONT)
+    assert [line["event"] for line in arena.trace()] == ["start", "end"]
+    assert arena.job(job).row.attempts == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
