@@ -233,6 +233,74 @@ def test_two_full_queues_that_lead_to_each_other_come_to_an_end(store: Store) ->
     assert states == [("a", "pending"), ("b", "pending")]
 
 
+def test_full_queues_that_lead_to_each_other_come_to_an_end_however_long_they_are(
+    store: Store,
+) -> None:
+    """Each drop makes the other too long; one within the other that was deeper than Python's stack."""
+    declare(store, "a", max_length=500, dead_letter_exchange="", dead_letter_routing_key="b")
+    declare(
+        store,
+        "b",
+        max_length=500,
+        max_priority=0,  # so that what arrives is not the next to be dropped
+        dead_letter_exchange="",
+        dead_letter_routing_key="a",
+    )
+    store.publish([new("b") for _ in range(500)], durable=False)
+    store.publish([new("a", priority=9) for _ in range(500)], durable=False)
+    publish(store, "a")
+    waiting = rows_of(
+        store, "SELECT queue, count(*) FROM message WHERE state = 'pending' GROUP BY queue"
+    )
+    assert waiting == [("a", 500), ("b", 500)]
+    # Each of them was dropped once, which ended with the last whose way round was over.
+    ((died,),) = rows_of(store, "SELECT count(*) FROM message WHERE instr(headers, 'x-death')")
+    assert died == 1000
+
+
+def test_a_queue_is_shortened_to_its_length_and_no_further_when_what_it_drops_comes_round(
+    store: Store,
+) -> None:
+    declare(
+        store,
+        "b",
+        max_length=20,
+        max_priority=0,
+        dead_letter_exchange="",
+        dead_letter_routing_key="a",
+    )
+    store.publish([new("b") for _ in range(20)], durable=False)
+    store.publish([new("a", priority=9) for _ in range(50)], durable=False)  # not declared yet
+    declare(store, "a", max_length=10, dead_letter_exchange="", dead_letter_routing_key="b")
+    publish(store, "a")
+    waiting = rows_of(
+        store, "SELECT queue, count(*) FROM message WHERE state = 'pending' GROUP BY queue"
+    )
+    assert waiting == [("a", 10), ("b", 20)]
+
+
+def test_a_copy_of_a_dead_letter_never_keeps_its_settlement_from_happening(store: Store) -> None:
+    """What one queue of the exchange drops for it may fill another one that refuses more."""
+    declare(store, "work", dead_letter_exchange="all")
+    declare(store, "first")
+    declare(store, "full", max_length=1, dead_letter_exchange="", dead_letter_routing_key="last")
+    declare(store, "last", max_length=1, overflow="reject-publish")
+    store.topology.declare_exchange("all", "fanout")
+    for queue in ("first", "full", "last"):
+        store.topology.bind(queue, "all", "")
+    publish(store, "full")
+    message_id = publish(store, "work")
+    assert reject(store, "work") == message_id
+    assert queue_of(store, message_id) == ("first", "pending")
+    waiting = rows_of(store, "SELECT queue FROM message WHERE state = 'pending' ORDER BY queue")
+    assert waiting == [("first",), ("full",), ("last",)]
+
+
+def test_a_time_to_live_does_not_revive_what_expired_in_1970(store: Store) -> None:
+    declare(store, "q", message_ttl=5000)
+    assert row(store, publish(store, "q", expires_at_ms=0))["expires_at_ms"] == 0
+
+
 def test_an_old_rejection_does_not_let_a_message_go_round_for_ever(store: Store) -> None:
     """Where a TTL is 0, it would be in one and the same claim."""
     declare(store, "work", message_ttl=0, dead_letter_exchange="", dead_letter_routing_key="work")
