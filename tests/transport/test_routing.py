@@ -301,6 +301,47 @@ def test_a_time_to_live_does_not_revive_what_expired_in_1970(store: Store) -> No
     assert row(store, publish(store, "q", expires_at_ms=0))["expires_at_ms"] == 0
 
 
+def _lead_to_each_other(store: Store, clock: FakeClock) -> int:
+    """Make a message which, leaving its queue as expired, pushes another one out; return that one.
+
+    It moves to `tight`, which drops a crumb to make room. That comes to `work`, which is then too
+    long for what became due there meanwhile, and drops the first two: the crumb, and who was next.
+    """
+    store.consumers.register(name="w", kind="child")  # now: a plain client sweeps when it does
+    declare(store, "work", max_length=2, dead_letter_exchange="", dead_letter_routing_key="tight")
+    declare(store, "tight", max_length=1, dead_letter_exchange="", dead_letter_routing_key="work")
+    publish(store, "tight", priority=9)
+    publish(store, "work", priority=9, expires_at_ms=clock.wall + 500)
+    due_at_ms = clock.wall + 400
+    pushed = publish(store, "work", priority=8, due_at_ms=due_at_ms, expires_at_ms=clock.wall + 600)
+    for _ in range(2):
+        publish(store, "work", priority=8, due_at_ms=due_at_ms)
+    return pushed
+
+
+def test_a_claim_hands_out_nothing_that_an_expired_message_pushed_out_of_the_queue(
+    store: Store, clock: FakeClock
+) -> None:
+    pushed = _lead_to_each_other(store, clock)
+    clock.advance(0.5)
+    taken = [one.message_id for one in store.claim(["work"], 4, lease_s=60).deliveries]
+    assert len(taken) == 2
+    assert [queue_of(store, one) for one in taken] == [("work", "processing")] * 2
+    assert queue_of(store, pushed) == ("tight", "pending")
+
+
+def test_a_sweep_ends_nothing_as_expired_that_was_moved_to_where_it_is_not(
+    store: Store, clock: FakeClock
+) -> None:
+    pushed = _lead_to_each_other(store, clock)
+    clock.advance(0.4)
+    store.claim(["somewhere else"], 1, lease_s=60)  # which promotes what is due
+    clock.advance(0.2)
+    store.consumers.sweep()
+    assert queue_of(store, pushed) == ("tight", "pending")
+    assert deaths_of(store, pushed) == [("work", "maxlen", 1)]
+
+
 def test_an_old_rejection_does_not_let_a_message_go_round_for_ever(store: Store) -> None:
     """Where a TTL is 0, it would be in one and the same claim."""
     declare(store, "work", message_ttl=0, dead_letter_exchange="", dead_letter_routing_key="work")
