@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # (queue, when it is due or None for now) of every message that became worth waking somebody for.
 Landed = list[tuple[str, "int | None"]]
 
+# Queues that got one more, each with how many it may hold (`x-max-length`); see `_shorten`.
+_Grown = dict[str, int]
+
 # Above this size a body lies in a table of its own: an ack of a 200 kB row took 207 µs, now 11.
 INLINE_BODY_BYTES = 16_384
 
@@ -58,12 +61,14 @@ def publish(
 
     Raises NotDeclared, and QueueFull where a queue refuses more.
     """
-    if message.queue is not None:
-        return _insert(connection, message, message.queue, now_ms, landed)
-    answers = [
-        _insert(connection, message, queue, now_ms, landed)
-        for queue in routes(connection, message.exchange, message.routing_key)
-    ]
+    grown: _Grown = {}
+    queues = (
+        routes(connection, message.exchange, message.routing_key)
+        if message.queue is None
+        else [message.queue]
+    )
+    answers = [_insert(connection, message, queue, now_ms, landed, grown) for queue in queues]
+    _shorten(connection, grown, now_ms, landed)
     return answers[0] if answers else Published(0, stored=False)
 
 
@@ -109,14 +114,15 @@ def topic_matches(pattern: str, routing_key: str) -> bool:
     return stands[-1]
 
 
-def _insert(
+def _insert(  # noqa: PLR0917 - what `publish` and `discard` take, and `grown`
     connection: sqlite3.Connection,
     message: NewMessage,
     queue: str,
     now_ms: int,
     landed: Landed,
+    grown: _Grown,
 ) -> Published:
-    """Store one message in one queue, by the queue's rules."""
+    """Store one message in one queue, by the queue's rules; the caller calls `_shorten`."""
     is_later = message.due_at_ms is not None and message.due_at_ms > now_ms
     priority, expires_at_ms, max_length = message.priority, message.expires_at_ms, None
     rules = connection.execute(sql.QUEUE_RULES, {"queue": queue}).fetchone()
@@ -128,7 +134,8 @@ def _insert(
             priority = min(priority, max_priority)
         if ttl_ms is not None:
             since_ms = message.due_at_ms if is_later and message.due_at_ms else now_ms
-            expires_at_ms = min(expires_at_ms or since_ms + ttl_ms, since_ms + ttl_ms)
+            latest_ms = since_ms + ttl_ms
+            expires_at_ms = latest_ms if expires_at_ms is None else min(expires_at_ms, latest_ms)
         if max_length is not None:
             _refuse_full(connection, queue, max_length)
     inline = len(message.body) <= INLINE_BODY_BYTES
@@ -162,7 +169,7 @@ def _insert(
         connection.execute(sql.STORE_BODY, {"id": message_id, "content": message.body})
     landed.append((queue, message.due_at_ms if is_later else None))
     if max_length is not None:
-        _shorten(connection, queue, max_length, now_ms, landed)
+        grown[queue] = max_length
     return Published(message_id, stored=True)
 
 
@@ -179,13 +186,18 @@ def _refuse_full(connection: sqlite3.Connection, queue: str, max_length: int) ->
         raise QueueFull(message)
 
 
-def _shorten(
-    connection: sqlite3.Connection, queue: str, max_length: int, now_ms: int, landed: Landed
-) -> None:
-    """Drop the oldest of a queue that grew too long. Counting walks over what is ready."""
-    for _ in range(_ready(connection, queue) - max_length):
-        (message_id,) = connection.execute(sql.FIRST_READY, {"queue": queue}).fetchone()
-        discard(connection, message_id, Unwanted.MAXLEN, now_ms, landed)
+def _shorten(connection: sqlite3.Connection, grown: _Grown, now_ms: int, landed: Landed) -> None:
+    """Drop the oldest of queues that grew too long. Counting walks over what is ready.
+
+    What one queue drops may make the next too long, where its dead letter exchange leads. They are
+    shortened one after the other and never within each other: round a circle that would go as deep
+    as the queues are long, and a queue would be shortened while it is being shortened.
+    """
+    while grown:
+        queue, max_length = grown.popitem()
+        for _ in range(_ready(connection, queue) - max_length):
+            (message_id,) = connection.execute(sql.FIRST_READY, {"queue": queue}).fetchone()
+            _discard(connection, message_id, Unwanted.MAXLEN, now_ms, landed, grown)
 
 
 def _ready(connection: sqlite3.Connection, queue: str) -> int:
@@ -203,7 +215,20 @@ def discard(
 
     A job stays as `expired`, or as a dead letter that says why; what is no job is deleted.
     """
-    if dead_letter(connection, message_id, why, now_ms, landed):
+    grown: _Grown = {}
+    _discard(connection, message_id, why, now_ms, landed, grown)
+    _shorten(connection, grown, now_ms, landed)
+
+
+def _discard(  # noqa: PLR0917 - what `publish` and `discard` take, and `grown`
+    connection: sqlite3.Connection,
+    message_id: int,
+    why: Unwanted,
+    now_ms: int,
+    landed: Landed,
+    grown: _Grown,
+) -> None:
+    if _dead_letter(connection, message_id, why, now_ms, landed, grown):
         return
     values = {"id": message_id, "now_ms": now_ms}
     statement = sql.EXPIRE if why is Unwanted.EXPIRED else sql.OVERFLOW
@@ -221,6 +246,20 @@ def dead_letter(
     it on the way (RabbitMQ's guides call that an automatic cycle), and when its headers cannot be
     read or written.
     """
+    grown: _Grown = {}
+    moved = _dead_letter(connection, message_id, why, now_ms, landed, grown)
+    _shorten(connection, grown, now_ms, landed)
+    return moved
+
+
+def _dead_letter(  # noqa: PLR0917 - what `publish` and `discard` take, and `grown`
+    connection: sqlite3.Connection,
+    message_id: int,
+    why: Unwanted,
+    now_ms: int,
+    landed: Landed,
+    grown: _Grown,
+) -> bool:
     row = connection.execute(sql.DEAD_LETTER_RULES, {"id": message_id}).fetchone()
     if row is None:
         return False
@@ -262,7 +301,8 @@ def dead_letter(
             headers=headers_text,
         )
         for target in others:
-            _insert(connection, copy, target, now_ms, landed)
+            # None of them refuses: each was asked above, and nothing else has got more since.
+            _insert(connection, copy, target, now_ms, landed, grown)
     moved = {
         "id": message_id,
         "queue": first,
@@ -270,7 +310,7 @@ def dead_letter(
         "routing_key": key,
         "headers": headers_text,
     }
-    _move(connection, moved, now_ms, landed)
+    _move(connection, moved, now_ms, landed, grown)
     return True
 
 
@@ -297,7 +337,11 @@ def forget_if_gone(connection: sqlite3.Connection, message_id: int) -> None:
 
 
 def _move(
-    connection: sqlite3.Connection, moved: dict[str, Any], now_ms: int, landed: Landed
+    connection: sqlite3.Connection,
+    moved: dict[str, Any],
+    now_ms: int,
+    landed: Landed,
+    grown: _Grown,
 ) -> None:
     queue = moved["queue"]
     ttl_ms, max_length, max_priority, _ = connection.execute(
@@ -311,7 +355,7 @@ def _move(
     connection.execute(sql.DEAD_LETTER, values)
     landed.append((queue, None))
     if max_length is not None:
-        _shorten(connection, queue, max_length, now_ms, landed)
+        grown[queue] = max_length
 
 
 def _headers(text: str) -> dict[str, Any] | None:

@@ -142,6 +142,9 @@ ORDER BY expires_at_ms
 LIMIT :chunk
 """  # noqa: S608
 
+# Of one of them: asked again, because ending another may have moved or dropped it.
+STILL_EXPIRED = f"SELECT 1 FROM message WHERE id = :id AND {_HAS_EXPIRED}"  # noqa: S608
+
 # -- dead letter exchanges --------------------------------------------------------------------------
 
 DEAD_LETTER_RULES = """

@@ -447,6 +447,7 @@ def _take(
     while len(taken) < limit and expired < EXPIRED_AT_ONCE:
         wanted = limit - len(taken)
         rows = connection.execute(sql.READY, {"queue": queue, "limit": wanted}).fetchall()
+        moved = len(landed)
         for *fields, expires_at_ms in rows:
             if (
                 expires_at_ms is not None
@@ -455,12 +456,17 @@ def _take(
             ):
                 routing.discard(connection, fields[0], Unwanted.EXPIRED, lease["now_ms"], landed)
                 expired += 1
+                if len(landed) > moved:
+                    # A dead letter exchange moved it. What is dropped elsewhere to make room may
+                    # come here, and what was read of this queue may have been dropped for that.
+                    break
                 continue
             connection.execute(sql.CLAIM, {"id": fields[0], **lease})
             fields[1] += 1
             taken.append(Delivery(*fields))
-        if len(rows) < wanted:
-            return taken, False
+        else:
+            if len(rows) < wanted:
+                return taken, False
     return taken, bool(connection.execute(sql.ANY_READY, {"queue": queue}).fetchone())
 
 

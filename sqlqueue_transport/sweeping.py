@@ -90,6 +90,9 @@ class Sweeper:
             values = {"now_ms": now_ms, "chunk": EXPIRED_AT_ONCE}
             rows = connection.execute(sql.EXPIRED, values).fetchall()
             for (message_id,) in rows:
+                values["id"] = message_id
+                if not connection.execute(sql.STILL_EXPIRED, values).fetchone():
+                    continue
                 routing.discard(connection, message_id, Unwanted.EXPIRED, now_ms, landed)
             return len(rows)
 

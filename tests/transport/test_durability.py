@@ -121,6 +121,21 @@ def test_a_publish_is_flushed_and_a_settlement_is_not_unless_it_is_asked_for(pat
     store.close()
 
 
+def test_a_settlement_that_rides_with_a_claim_is_flushed_if_it_is_asked_for(path, disk):
+    store = Store(path)
+    store.consumers.register(name="w", kind="worker")
+    store.publish([NewMessage(b"x", "default"), NewMessage(b"y", "default")])
+    (one,) = store.claim(["default"], lease_s=60).deliveries
+    ended = Settlement(one.message_id, one.delivery, Outcome.done())
+    disk.flushed.clear()
+    claim = store.claim(["default"], lease_s=60, settlements=[ended], durable=True)
+    assert claim.refused == []
+    assert len(disk.flushed) == 1
+    store.claim(["default"], lease_s=60, durable=True)  # a claim alone promises nothing
+    assert len(disk.flushed) == 1
+    store.close()
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_the_kernel_is_asked_to_flush_the_log_after_the_commit(path, tmp_path):
     code = """

@@ -233,6 +233,115 @@ def test_two_full_queues_that_lead_to_each_other_come_to_an_end(store: Store) ->
     assert states == [("a", "pending"), ("b", "pending")]
 
 
+def test_full_queues_that_lead_to_each_other_come_to_an_end_however_long_they_are(
+    store: Store,
+) -> None:
+    """Each drop makes the other too long; one within the other that was deeper than Python's stack."""
+    declare(store, "a", max_length=500, dead_letter_exchange="", dead_letter_routing_key="b")
+    declare(
+        store,
+        "b",
+        max_length=500,
+        max_priority=0,  # so that what arrives is not the next to be dropped
+        dead_letter_exchange="",
+        dead_letter_routing_key="a",
+    )
+    store.publish([new("b") for _ in range(500)], durable=False)
+    store.publish([new("a", priority=9) for _ in range(500)], durable=False)
+    publish(store, "a")
+    waiting = rows_of(
+        store, "SELECT queue, count(*) FROM message WHERE state = 'pending' GROUP BY queue"
+    )
+    assert waiting == [("a", 500), ("b", 500)]
+    # Each of them was dropped once, which ended with the last whose way round was over.
+    ((died,),) = rows_of(store, "SELECT count(*) FROM message WHERE instr(headers, 'x-death')")
+    assert died == 1000
+
+
+def test_a_queue_is_shortened_to_its_length_and_no_further_when_what_it_drops_comes_round(
+    store: Store,
+) -> None:
+    declare(
+        store,
+        "b",
+        max_length=20,
+        max_priority=0,
+        dead_letter_exchange="",
+        dead_letter_routing_key="a",
+    )
+    store.publish([new("b") for _ in range(20)], durable=False)
+    store.publish([new("a", priority=9) for _ in range(50)], durable=False)  # not declared yet
+    declare(store, "a", max_length=10, dead_letter_exchange="", dead_letter_routing_key="b")
+    publish(store, "a")
+    waiting = rows_of(
+        store, "SELECT queue, count(*) FROM message WHERE state = 'pending' GROUP BY queue"
+    )
+    assert waiting == [("a", 10), ("b", 20)]
+
+
+def test_a_copy_of_a_dead_letter_never_keeps_its_settlement_from_happening(store: Store) -> None:
+    """What one queue of the exchange drops for it may fill another one that refuses more."""
+    declare(store, "work", dead_letter_exchange="all")
+    declare(store, "first")
+    declare(store, "full", max_length=1, dead_letter_exchange="", dead_letter_routing_key="last")
+    declare(store, "last", max_length=1, overflow="reject-publish")
+    store.topology.declare_exchange("all", "fanout")
+    for queue in ("first", "full", "last"):
+        store.topology.bind(queue, "all", "")
+    publish(store, "full")
+    message_id = publish(store, "work")
+    assert reject(store, "work") == message_id
+    assert queue_of(store, message_id) == ("first", "pending")
+    waiting = rows_of(store, "SELECT queue FROM message WHERE state = 'pending' ORDER BY queue")
+    assert waiting == [("first",), ("full",), ("last",)]
+
+
+def test_a_time_to_live_does_not_revive_what_expired_in_1970(store: Store) -> None:
+    declare(store, "q", message_ttl=5000)
+    assert row(store, publish(store, "q", expires_at_ms=0))["expires_at_ms"] == 0
+
+
+def _lead_to_each_other(store: Store, clock: FakeClock) -> int:
+    """Make a message which, leaving its queue as expired, pushes another one out; return that one.
+
+    It moves to `tight`, which drops a crumb to make room. That comes to `work`, which is then too
+    long for what became due there meanwhile, and drops the first two: the crumb, and who was next.
+    """
+    store.consumers.register(name="w", kind="child")  # now: a plain client sweeps when it does
+    declare(store, "work", max_length=2, dead_letter_exchange="", dead_letter_routing_key="tight")
+    declare(store, "tight", max_length=1, dead_letter_exchange="", dead_letter_routing_key="work")
+    publish(store, "tight", priority=9)
+    publish(store, "work", priority=9, expires_at_ms=clock.wall + 500)
+    due_at_ms = clock.wall + 400
+    pushed = publish(store, "work", priority=8, due_at_ms=due_at_ms, expires_at_ms=clock.wall + 600)
+    for _ in range(2):
+        publish(store, "work", priority=8, due_at_ms=due_at_ms)
+    return pushed
+
+
+def test_a_claim_hands_out_nothing_that_an_expired_message_pushed_out_of_the_queue(
+    store: Store, clock: FakeClock
+) -> None:
+    pushed = _lead_to_each_other(store, clock)
+    clock.advance(0.5)
+    taken = [one.message_id for one in store.claim(["work"], 4, lease_s=60).deliveries]
+    assert len(taken) == 2
+    assert [queue_of(store, one) for one in taken] == [("work", "processing")] * 2
+    assert queue_of(store, pushed) == ("tight", "pending")
+
+
+def test_a_sweep_ends_nothing_as_expired_that_was_moved_to_where_it_is_not(
+    store: Store, clock: FakeClock
+) -> None:
+    pushed = _lead_to_each_other(store, clock)
+    clock.advance(0.4)
+    store.claim(["somewhere else"], 1, lease_s=60)  # which promotes what is due
+    clock.advance(0.2)
+    store.consumers.sweep()
+    assert queue_of(store, pushed) == ("tight", "pending")
+    assert deaths_of(store, pushed) == [("work", "maxlen", 1)]
+
+
 def test_an_old_rejection_does_not_let_a_message_go_round_for_ever(store: Store) -> None:
     """Where a TTL is 0, it would be in one and the same claim."""
     declare(store, "work", message_ttl=0, dead_letter_exchange="", dead_letter_routing_key="work")

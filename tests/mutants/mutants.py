@@ -1,0 +1,406 @@
+"""Mistakes on purpose: each breaks one promise in one place, and names the tests that must tell.
+
+`old` stands in `file` exactly once. A mutant that no longer applies is an error like a mutant that
+survives: look up what the code says now, and break that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STATEMENTS = "sqlqueue_transport/statements.py"
+STORE = "sqlqueue_transport/store.py"
+LOSSES = "sqlqueue_transport/losses.py"
+TRANSPORT = "tests/transport"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Be a change of one file, and the tests each of which must fail because of it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    # -- fencing: a job has at most one unexpired lease, and who lost it cannot settle --------------
+    Mutant(
+        "a settlement ignores the delivery number",
+        STATEMENTS,
+        """WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+  AND task IS NOT NULL""",
+        """WHERE id = :id AND state = 'processing' AND lease_until_ms > :lease_now_ms
+  AND task IS NOT NULL""",
+        (
+            f"{TRANSPORT}/test_settle.py::test_a_stale_settlement_changes_nothing",
+            f"{TRANSPORT}/test_settle.py::test_a_settlement_with_a_guessed_delivery_number_changes_nothing",
+        ),
+    ),
+    Mutant(
+        "a settlement ignores the end of the lease",
+        STATEMENTS,
+        """WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms
+  AND task IS NOT NULL""",
+        """WHERE id = :id AND delivery = :delivery AND state = 'processing'
+  AND task IS NOT NULL""",
+        (
+            f"{TRANSPORT}/test_settle.py::test_a_settlement_after_the_lease_changes_nothing_even_if_nobody_swept",
+        ),
+    ),
+    Mutant(
+        "a claim keeps the delivery number",
+        STATEMENTS,
+        "  delivery = delivery + 1,\n  worker_id = :worker_id,",
+        "  delivery = max(delivery, 1),\n  worker_id = :worker_id,",
+        (f"{TRANSPORT}/test_claim.py::test_every_claim_raises_the_delivery_number",),
+    ),
+    Mutant(
+        "an extension revives a lease that is over",
+        STATEMENTS,
+        """SET lease_until_ms = max(lease_until_ms, :lease_until_ms)
+WHERE id = :id AND delivery = :delivery AND state = 'processing' AND lease_until_ms > :lease_now_ms""",
+        """SET lease_until_ms = max(lease_until_ms, :lease_until_ms)
+WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
+        (f"{TRANSPORT}/test_settle.py::test_a_lease_that_is_over_or_anothers_is_not_extended",),
+    ),
+    Mutant(
+        "leases follow the wall clock",
+        STORE,
+        '"lease_until_ms": lease_now_ms + round(lease_s * 1000),\n                "now_ms"',
+        '"lease_until_ms": now_ms + round(lease_s * 1000),\n                "now_ms"',
+        (f"{TRANSPORT}/test_claim.py::test_a_claim_writes_down_who_holds_it_and_how_long",),
+    ),
+    Mutant(
+        "who was taken for dead may claim",
+        STATEMENTS,
+        'WORKER_IS_REGISTERED = "SELECT 1 FROM worker WHERE id = :worker_id AND ended_at_ms IS NULL"',
+        'WORKER_IS_REGISTERED = "SELECT 1 FROM worker WHERE id = :worker_id"',
+        (
+            f"{TRANSPORT}/test_claim.py::test_who_was_taken_for_dead_claims_nothing_until_registered_anew",
+        ),
+    ),
+    Mutant(
+        "a row's id is used again",
+        "sqlqueue_transport/schema.sql",
+        "  id               INTEGER PRIMARY KEY AUTOINCREMENT,\n  queue",
+        "  id               INTEGER PRIMARY KEY,\n  queue",
+        (f"{TRANSPORT}/test_schema.py::test_an_id_is_never_used_again",),
+    ),
+    # -- attempts: counted when a task starts, and never otherwise ------------------------------------
+    Mutant(
+        "an attempt is counted at the claim",
+        STATEMENTS,
+        "  delivery = delivery + 1,\n  worker_id = :worker_id,",
+        "  delivery = delivery + 1,\n  attempts = attempts + 1,\n  worker_id = :worker_id,",
+        (f"{TRANSPORT}/test_claim.py::test_a_claim_counts_no_attempt",),
+    ),
+    Mutant(
+        "a failed attempt is never counted",
+        STATEMENTS,
+        '\n\nRETRY = """\nUPDATE message\nSET\n  state = \'failed\',\n  attempts = attempts + 1,',
+        '\n\nRETRY = """\nUPDATE message\nSET\n  state = \'failed\',',
+        (f"{TRANSPORT}/test_settle.py::test_a_retry_counts_the_attempt_and_waits",),
+    ),
+    Mutant(
+        "an attempt that was lost with its worker is never counted",
+        STATEMENTS,
+        'LOSE_TO_RETRY = """\nUPDATE message\nSET\n  state = \'failed\',\n  attempts = attempts + 1,',
+        'LOSE_TO_RETRY = """\nUPDATE message\nSET\n  state = \'failed\',',
+        (
+            f"{TRANSPORT}/test_consumers.py::test_a_job_that_takes_its_worker_with_it_each_time_is_dead_after_five",
+        ),
+    ),
+    Mutant(
+        "what a dead worker had only claimed loses an attempt, too",
+        LOSSES,
+        "    note = started.get((held.message_id, held.delivery))\n",
+        "    note = next(iter(started.values()), None)\n",
+        (
+            f"{TRANSPORT}/test_consumers.py::test_a_killed_process_loses_the_attempts_it_noted_and_no_others",
+        ),
+    ),
+    Mutant(
+        "an orderly end counts what was started",
+        LOSSES,
+        "    counted = not orderly and note is not None\n",
+        "    counted = note is not None\n",
+        (f"{TRANSPORT}/test_consumers.py::test_an_orderly_leave_counts_nothing",),
+    ),
+    Mutant(
+        "the note of an earlier delivery counts for a later one",
+        LOSSES,
+        "    note = started.get((held.message_id, held.delivery))\n",
+        "    note = next((n for n in started.values() if n.message_id == held.message_id), None)\n",
+        (
+            f"{TRANSPORT}/test_consumers.py::test_the_note_of_an_earlier_delivery_counts_nothing_for_a_later_one",
+        ),
+    ),
+    Mutant(
+        "a start is noted after user code",
+        "sqlqueue/worker/consumer.py",
+        """        self._backend.note_start(
+            attempt.place, taken, attempt.time_limit_s, attempt.allowed_when_lost
+        )
+        self._limits.watch(attempt)
+        self._runner.start(attempt)
+""",
+        """        self._limits.watch(attempt)
+        self._runner.start(attempt)
+        self._backend.note_start(
+            attempt.place, taken, attempt.time_limit_s, attempt.allowed_when_lost
+        )
+""",
+        (
+            "tests/sqlqueue/test_consumer.py::test_a_start_is_noted_before_user_code_and_forgotten_after_the_settlement",
+        ),
+    ),
+    Mutant(
+        "jobs never run out of attempts",
+        LOSSES,
+        "        dead = 0 < _allowed(note, held) <= held.attempts + 1\n",
+        "        dead = 0 < _allowed(note, held) <= held.attempts - 1\n",
+        (
+            f"{TRANSPORT}/test_consumers.py::test_a_job_that_takes_its_worker_with_it_each_time_is_dead_after_five",
+            f"{TRANSPORT}/test_consumers.py::test_its_own_number_of_attempts_is_respected",
+        ),
+    ),
+    Mutant(
+        "a message that nobody notes the start of comes back for ever",
+        LOSSES,
+        "    if blind and 0 < held.max_deliveries <= held.unnoted_losses + 1:\n",
+        "    if blind and 0 < held.max_deliveries <= held.unnoted_losses:\n",
+        (
+            f"{TRANSPORT}/test_consumers.py::test_a_consumer_that_notes_no_starts_may_lose_a_message_twenty_times",
+        ),
+    ),
+    Mutant(
+        "what a reboot may have lost the note of is not counted as come back",
+        LOSSES,
+        '(held.worker_kind == "client" or held.worker_boot != clock.boot())',
+        'held.worker_kind == "client"',
+        (f"{TRANSPORT}/test_consumers.py::test_after_a_reboot_everybody_from_before_is_dead",),
+    ),
+    # -- recovery: a dead process's jobs are ready again at once ------------------------------------
+    Mutant(
+        "presence is never swept",
+        "sqlqueue_transport/sweeping.py",
+        "return [entry for entry in presence.entries() if presence.is_free(entry.slot)]",
+        "return []",
+        (
+            f"{TRANSPORT}/test_consumers.py::test_a_killed_process_loses_the_attempts_it_noted_and_no_others",
+        ),
+    ),
+    Mutant(
+        "a lease that is over is never taken back",
+        "sqlqueue_transport/sweeping.py",
+        "        if is_overdue:\n            lost +=",
+        "        if False:\n            lost +=",
+        (
+            f"{TRANSPORT}/test_consumers.py::test_a_stopped_process_loses_its_lease_and_its_late_settlement_is_refused",
+        ),
+    ),
+    Mutant(
+        "a sweeper takes a living process's slot",
+        "sqlqueue_transport/presence.py",
+        "fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, _entry_at(slot))",
+        "fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, _SIZE + _entry_at(slot))",
+        (
+            f"{TRANSPORT}/test_presence.py::test_of_many_processes_that_want_a_slot_each_gets_one_of_its_own",
+        ),
+    ),
+    Mutant(
+        "a release publishes the message again",
+        STATEMENTS,
+        """SET state = 'pending', lease_until_ms = NULL, started_at_ms = NULL
+WHERE id = :id AND delivery = :delivery""",
+        """SET state = 'pending', lease_until_ms = NULL, started_at_ms = NULL,
+  id = (SELECT max(id) + 1 FROM message)
+WHERE id = :id AND delivery = :delivery""",
+        (
+            f"{TRANSPORT}/test_settle.py::test_a_release_publishes_nothing_again",
+            f"{TRANSPORT}/test_claim.py::test_a_released_message_stands_where_it_stood",
+        ),
+    ),
+    # -- durability, locks, forks ------------------------------------------------------------------
+    Mutant(
+        "a publish is not flushed",
+        STORE,
+        "answers = self.database.write(work, durable=is_durable)",
+        "answers = self.database.write(work, durable=False)",
+        (
+            f"{TRANSPORT}/test_durability.py::test_a_publish_is_flushed_and_a_settlement_is_not_unless_it_is_asked_for",
+        ),
+    ),
+    Mutant(
+        "an ack is not flushed where that is promised",
+        STORE,
+        "refused = self.database.write(work, durable=durable)",
+        "refused = self.database.write(work, durable=False)",
+        (
+            f"{TRANSPORT}/test_durability.py::test_a_publish_is_flushed_and_a_settlement_is_not_unless_it_is_asked_for",
+        ),
+    ),
+    Mutant(
+        "a settlement that rides with a claim is not flushed where that is promised",
+        STORE,
+        "claim = self.database.write(work, durable=durable and bool(settlements))",
+        "claim = self.database.write(work)",
+        (
+            f"{TRANSPORT}/test_durability.py::test_a_settlement_that_rides_with_a_claim_is_flushed_if_it_is_asked_for",
+        ),
+    ),
+    Mutant(
+        "a failed flush is retried into success",
+        "sqlqueue_transport/flushing.py",
+        "            self._lost.append(range(self._flushed + 1, self.commits + 1))\n"
+        "            raise self._fault(str(error.strerror)) from error\n",
+        "            raise self._fault(str(error.strerror)) from error\n",
+        (
+            f"{TRANSPORT}/test_durability.py::test_a_failed_flush_is_not_retried_into_success_for_another_thread",
+        ),
+    ),
+    Mutant(
+        "a flush that began before a commit counts for it",
+        "sqlqueue_transport/flushing.py",
+        "        self._flushed = target\n",
+        "        self._flushed = self.commits\n",
+        (
+            f"{TRANSPORT}/test_durability.py::test_a_flush_that_began_before_a_commit_does_not_count_for_it",
+        ),
+    ),
+    Mutant(
+        "a transaction does not begin as a writer",
+        "sqlqueue_transport/database.py",
+        'connection.execute("BEGIN IMMEDIATE")',
+        'connection.execute("BEGIN")',
+        (f"{TRANSPORT}/test_database.py::test_a_write_shuts_out_foreign_writers_before_it_reads",),
+    ),
+    Mutant(
+        "there is no writer lock",
+        "sqlqueue_transport/writer_lock.py",
+        "fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        (f"{TRANSPORT}/test_writer_lock.py::test_two_processes_exclude_each_other",),
+    ),
+    Mutant(
+        "a settlement and the next claim are two transactions",
+        STORE,
+        "        if not settlements and not self.has_work(queues):\n            return Claim()\n",
+        "        refused = self.settle(settlements)\n"
+        "        if refused:\n            return Claim(refused=refused)\n        settlements = ()\n",
+        (f"{TRANSPORT}/test_claim.py::test_settling_and_claiming_are_one_transaction",),
+    ),
+    Mutant(
+        "a store that was open while C code forked is used",
+        "sqlqueue_transport/database.py",
+        '        if self._pid != os.getpid():\n            self._abandon("the process was forked',
+        '        if False:\n            self._abandon("the process was forked',
+        (f"{TRANSPORT}/test_forking.py::test_a_fork_of_c_code_is_refused",),
+    ),
+    Mutant(
+        "a child uses a file that its parent had open",
+        "sqlqueue_transport/forking.py",
+        "    return identity in _inherited\n",
+        "    return False\n",
+        (
+            f"{TRANSPORT}/test_forking.py::test_a_child_is_refused_when_the_parent_had_another_connection_open",
+        ),
+    ),
+    # -- what is stored, and what runs -----------------------------------------------------------------
+    Mutant(
+        "a job_id of one's own is stored twice",
+        "sqlqueue_transport/routing.py",
+        '"unique_key": message.unique_key,\n            "max_attempts"',
+        '"unique_key": None,\n            "max_attempts"',
+        (
+            f"{TRANSPORT}/test_publish.py::test_a_unique_key_is_stored_once_and_answers_with_the_first",
+        ),
+    ),
+    Mutant(
+        "a job that has expired is delivered",
+        STORE,
+        '                and expires_at_ms <= lease["now_ms"]\n',
+        "                and expires_at_ms < 0\n",
+        (f"{TRANSPORT}/test_claim.py::test_an_expired_message_is_never_delivered",),
+    ),
+    Mutant(
+        "what is due next is promoted a millisecond early",
+        STATEMENTS,
+        "WHERE state IN ('scheduled', 'failed') AND due_at_ms <= :now_ms\n",
+        "WHERE state IN ('scheduled', 'failed') AND due_at_ms <= :now_ms + 1\n",
+        (f"{TRANSPORT}/test_claim.py::test_only_what_is_due_is_claimed_beside_what_is_due",),
+    ),
+    Mutant(
+        "a paused queue is claimed from",
+        STATEMENTS,
+        """WHERE m.state = 'pending' AND m.queue = :queue
+  AND NOT EXISTS (SELECT 1 FROM queue WHERE name = :queue AND paused_at_ms IS NOT NULL)""",
+        "WHERE m.state = 'pending' AND m.queue = :queue",
+        (f"{TRANSPORT}/test_pausing.py::test_a_claim_that_settles_something_obeys_the_pause_too",),
+    ),
+    Mutant(
+        "a dead letter does not say why",
+        STATEMENTS,
+        '\n\nEXHAUST = """\nUPDATE message\nSET\n  state = \'permanently_failed\',\n'
+        "  attempts = attempts + 1,\n  lease_until_ms = NULL,\n  finished_at_ms = :now_ms,\n"
+        "  error_type = :error_type,\n",
+        '\n\nEXHAUST = """\nUPDATE message\nSET\n  state = \'permanently_failed\',\n'
+        "  attempts = attempts + 1,\n  lease_until_ms = NULL,\n  finished_at_ms = :now_ms,\n",
+        (f"{TRANSPORT}/test_settle.py::test_dead_counts_the_attempt_and_ends_in_the_dead_letters",),
+    ),
+    Mutant(
+        "a full queue takes more",
+        "sqlqueue_transport/routing.py",
+        "    if max_length is not None:\n        grown[queue] = max_length\n    return Published",
+        "    return Published",
+        (
+            f"{TRANSPORT}/test_routing.py::test_a_full_queue_drops_its_oldest_and_keeps_it_among_the_dead_letters",
+        ),
+    ),
+    Mutant(
+        "a requeue does not look whether the job has changed",
+        "sqlqueue_transport/acting.py",
+        'WHERE id = :id AND state = :before\n"""\n_FORGET_PROGRESS',
+        'WHERE id = :id\n"""\n_FORGET_PROGRESS',
+        (f"{TRANSPORT}/test_acting.py::test_of_two_operators_one_wins_and_the_other_is_told",),
+    ),
+    Mutant(
+        "what was asked to stop is tried again",
+        STORE,
+        "    outcome = _unless_asked_to_stop(connection, settlement)\n",
+        "    outcome = settlement.outcome\n",
+        (f"{TRANSPORT}/test_terminating.py::test_any_end_with_an_error_is_a_cancelled_attempt",),
+    ),
+    Mutant(
+        "an operator's action is not written down",
+        "sqlqueue_transport/acting.py",
+        "            connection.execute(_RECORD, values)\n",
+        "",
+        (f"{TRANSPORT}/test_acting.py::test_an_action_is_written_down_with_who_why_and_what",),
+    ),
+    # -- security ----------------------------------------------------------------------------------
+    Mutant(
+        "pickles are read",
+        "sqlqueue/envelope.py",
+        '        raise UndecodableMessage(f"its content type is {quoted(content_type)}; only JSON is read")\n',
+        "        import pickle\n\n        body = json.dumps(pickle.loads(body))\n",
+        ("tests/sqlqueue/test_envelope.py::test_only_json_is_read",),
+    ),
+    Mutant(
+        "files are as open as the umask lets them be",
+        "sqlqueue_transport/files.py",
+        "_OWNER_ONLY = 0o600",
+        "_OWNER_ONLY = 0o666",
+        (f"{TRANSPORT}/test_files.py::test_everything_we_make_is_private_whatever_the_umask",),
+    ),
+    Mutant(
+        "the directory is as open as the umask lets it be",
+        "sqlqueue_transport/files.py",
+        "path.mkdir(mode=0o700)",
+        "path.mkdir()",
+        (f"{TRANSPORT}/test_files.py::test_everything_we_make_is_private_whatever_the_umask",),
+    ),
+)
