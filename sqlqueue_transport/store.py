@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sqlqueue_transport import routing, schedules
+from sqlqueue_transport import room, routing, schedules
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
@@ -133,8 +133,9 @@ class Store:
 
         Return one answer per message (of several bound queues the first; message id 0 when no
         queue was bound). With `durable` it survives a power cut once this has returned, unless all are `transient`.
-        Raises InvalidMessage when one of them cannot be stored, NotDeclared, QueueFull. If the
-        process dies midway, all of it is stored or nothing.
+        Raises InvalidMessage when one of them cannot be stored, NotDeclared, QueueFull, DiskFault
+        also on a disk that is nearly full, except for what is transient: see `room`. If the process
+        dies midway, all of it is stored or nothing.
         """
         collected: list[NewMessage] | None = getattr(self._collecting, "messages", None)
         if collected is not None:
@@ -151,7 +152,10 @@ class Store:
             landed.clear()
             return self.insert(connection, messages, now_ms, landed)
 
-        is_durable = durable and not (messages and all(one.transient for one in messages))
+        is_transient = bool(messages) and all(one.transient for one in messages)
+        if not is_transient:
+            room.refuse_when_scarce(self.path, sum(len(one.body) for one in messages))
+        is_durable = durable and not is_transient
         answers = self.database.write(work, durable=is_durable)
         self.wake_for(landed)
         return answers
@@ -176,6 +180,7 @@ class Store:
                 schedules.name_messages(connection, tick, stored)
             return answer
 
+        room.refuse_when_scarce(self.path, sum(len(one.body) for one in messages))
         answer = self.database.write(work, durable=durable)
         self.wake_for(landed)
         return answer
