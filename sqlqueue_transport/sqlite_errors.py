@@ -81,9 +81,10 @@ def translated(error: sqlite3.Error, path: Path) -> TransportError:
     if "not a database" in text:
         return ForeignDatabase(not_sqlite_text(path))
     if "malformed" in text or "Could not decode" in text:
+        # Also what SQLite makes of a read that failed (SQLITE_IOERR_CORRUPTFS in its vdbe.c).
         return DiskFault(
-            f"{path} is damaged ({text}); stop everything and restore a backup, or try "
-            "'.recover' of the sqlite3 shell on a copy",
+            f"{path} is damaged ({text}), unless its disk cannot be read (dmesg says so); stop "
+            "everything and restore a backup, or try '.recover' of the sqlite3 shell on a copy",
         )
     for hint, remedy in _DISK_REMEDIES.items():
         if hint in text:

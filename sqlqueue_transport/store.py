@@ -18,6 +18,7 @@ import contextlib
 import functools
 import json
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -416,6 +417,18 @@ class Store:
             ]
 
         return self.database.write(work) if deliveries else []
+
+    def try_writing(self) -> float:
+        """Write a mark into the file as durably as a publish; return the seconds that took.
+
+        Raises what keeps one from publishing: Busy, DiskFault also on a disk that is nearly full,
+        FileReplaced. If the process dies midway, the mark is there or the one before.
+        """
+        room.refuse_when_scarce(self.path, 0)
+        began_s = time.monotonic()
+        values = {"key": "tried_writing", "value": str(self.clock.wall_ms())}
+        self.database.write(lambda c: c.execute(sql.SET_META, values).rowcount, durable=True)
+        return time.monotonic() - began_s
 
     def wake_for(self, landed: Landed) -> None:
         """Wake who sleeps for these (queue, due) pairs, after the commit that stored them."""
