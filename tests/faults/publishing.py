@@ -65,9 +65,12 @@ class Publishers:
 
     def answers(self, name: str, answer: str) -> list[str]:
         """Return what one was told so far, of one kind: "ok" or "refused"."""
+        return [line.partition(" ")[2] for line in self.everything(name) if line.startswith(answer)]
+
+    def everything(self, name: str) -> list[str]:
+        """Return all that one was told so far, in order."""
         text = self._said[name].read_text() if self._said[name].exists() else ""
-        whole = text.rpartition("\n")[0].splitlines()
-        return [line.partition(" ")[2] for line in whole if line.startswith(answer)]
+        return text.rpartition("\n")[0].splitlines()
 
     def wait_for_more(self, answer: str) -> None:
         """Wait until both got this answer once more."""
