@@ -2,7 +2,7 @@
 
 Each check answers with a level, a sentence and the problems it found, so that one that fails does
 not hide the others. It reads through an Inspection, and for what only a file has (integrity, log,
-permissions) asks the store. Mends nothing.
+permissions) asks the store. Mends nothing, and writes nothing but a mark by which it sees that one can.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlqueue.errors import NotAvailable
 from sqlqueue.inspection import JobFilter, State
 from sqlqueue.scheduled import Standing
 from sqlqueue_transport import files, log_guard
+from sqlqueue_transport.errors import Unavailable
 from sqlqueue_transport.migrations import SCHEMA_VERSION
 from sqlqueue_transport.reading import WRONG_COUNTS
 from sqlqueue_transport.transport import split_url
@@ -127,6 +128,8 @@ def examine(
     yield _check_filesystem(store.path)
     yield _check_permissions(store)
     yield check_writer_lock(store.path)
+    if not store.database.is_read_only:
+        yield _check_writing(store)
     yield _check_log(store.path)
     yield _check_integrity(store, strict=strict)
     yield _check_invariants(store, strict=strict)
@@ -221,6 +224,16 @@ def _check_permissions(store: Store) -> Check:
             hint="run the chmod commands",
         )
     return Check("permissions", Level.OK, "the owner's alone")
+
+
+def _check_writing(store: Store) -> Check:
+    """Try what every publisher does; a disk that refuses shows nowhere else before it is too late."""
+    try:
+        took_s = store.try_writing()
+    except Unavailable as error:
+        hint = "until this is mended, nothing can be published, and nothing that ends is written down"
+        return Check("writing", Level.FAIL, str(error), hint=hint)
+    return Check("writing", Level.OK, f"a mark was written and flushed in {took_s * 1000:.1f} ms")
 
 
 def _check_log(path: Path) -> Check:

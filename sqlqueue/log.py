@@ -48,7 +48,7 @@ EVENTS: Final[dict[str, str]] = {
     # The supervisor and its children
     "worker_started": "a supervisor runs; its pid, application, queues, pool",
     "worker_ready": "all its children are up and claim jobs",
-    "worker_draining": "a signal came: no new jobs, running ones may finish",
+    "worker_draining": "no new jobs, running ones may finish: a signal came, or see presence_lost",
     "worker_stopped": "all children are gone",
     "worker_swept": "others took this consumer for dead and released its jobs; it registers anew",
     "grace_over": "the drain took too long; what still runs is released uncounted",
@@ -92,6 +92,7 @@ EVENTS: Final[dict[str, str]] = {
     # The store
     "store_busy": "somebody else holds the writer lock for long, or the disk refused",
     "store_gone": "the database file was replaced, or another version migrated it",
+    "presence_lost": "the presence file was removed or replaced: the worker drains and ends with code 1",
     "wal_grown": "its write-ahead log stays large; the processes that read just now, if known",
     "history_pruned": "what was removed as old, rows by kind, and pages given back",
 }

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport import forking, losses, wakeup
@@ -21,6 +22,7 @@ from sqlqueue_transport.errors import (
     TransportError,
     Unavailable,
 )
+from sqlqueue_transport.handles import LOOK_AT_PATH_EVERY_S
 from sqlqueue_transport.options import Options
 from sqlqueue_transport.presence import (
     Entry,
@@ -70,6 +72,7 @@ class Consumers:
         self._slot: int | None = None
         self._bell: wakeup.Bell | None = None
         self._worker_id = 0
+        self._looked_at_s = time.monotonic()
         # Reentrant, because a signal handler may fork while this thread holds it.
         self._mutex = threading.RLock()
         self._fork_holds: list[bool] = []
@@ -92,15 +95,43 @@ class Consumers:
     @property
     def presence(self) -> PresenceFile:
         """Return the presence file that the database names as its own."""
-        if self._presence is None:
+        presence = self._presence
+        if presence is None:
             self.attach()
-        elif self._database.is_read_only and not self._presence.is_current:
-            # Others make the file, and may do so at any time; who only looks follows them.
+        elif self._may_follow() and not presence.is_current:
+            # Others make the file, and may do so at any time; who holds no slot of it follows them.
             with self._mutex:
-                self.attach()
+                if not self._worker_id:
+                    self.attach()
         if self._presence is None:  # pragma: no cover - attach sets it or raises
             raise AssertionError
         return self._presence
+
+    def _may_follow(self) -> bool:
+        """Say whether to look now if the file was replaced: never where this process has a slot.
+
+        Who can write looks once a second, for a publisher asks with each message.
+        """
+        if self._worker_id:
+            return False
+        if self._database.is_read_only:
+            return True
+        now_s = time.monotonic()
+        if abs(now_s - self._looked_at_s) < LOOK_AT_PATH_EVERY_S:
+            return False
+        self._looked_at_s = now_s
+        return True
+
+    @property
+    def has_lost_presence(self) -> bool:
+        """Say whether the file that this process is registered in is not the one others find.
+
+        It was removed or replaced. Who is registered in it already is seen there as before; who comes
+        later is not, and nobody who comes later knows whether this process lives.
+        """
+        with self._mutex:
+            presence = self._presence
+            return bool(self._worker_id) and presence is not None and not presence.is_current
 
     def attach(self) -> None:
         """Open the presence file the database names, or make a new one and name it.

@@ -42,6 +42,7 @@ from sqlqueue_transport.mutexes import acquire, owned
 from sqlqueue_transport.sqlite_errors import (
     MISTAKES,
     is_locked,
+    is_read_only,
     translated,
     translated_os_error,
 )
@@ -206,6 +207,8 @@ class Database:
                 if isinstance(error, MISTAKES):
                     raise
                 if not is_locked(error):
+                    if is_read_only(error):
+                        self._close_to_open_anew()
                     raise self._explained(error) from error
                 if time.monotonic() >= deadline_s:
                     message = (
@@ -342,6 +345,21 @@ class Database:
                 self._held.lock.close()
                 self._held.lock = None
         forking.forget(self)
+
+    def _close_to_open_anew(self) -> None:
+        """Close what cannot write, so that the next transaction opens the file again.
+
+        One call that fails while SQLite opens the file or its shared memory (no descriptor to be had,
+        a disk that stumbles) makes it open them for reading, and it never looks again: this process
+        could not write as long as it lives.
+        """
+        with (
+            contextlib.suppress(TransportError, sqlite3.Error, OSError),
+            self._write_mutex,
+            self._read_mutex,
+            self._flushing.mutex,
+        ):
+            self._close_connections()
 
     def _close_connections(self) -> None:
         """Close all; the caller holds all three mutexes. Raises Busy without having closed."""

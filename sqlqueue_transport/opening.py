@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlqueue_transport import files, forking
+from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.errors import (
     CannotOpen,
     FileReplaced,
@@ -24,6 +25,7 @@ from sqlqueue_transport.errors import (
 from sqlqueue_transport.handles import Handles, replaced_text
 from sqlqueue_transport.migrations import adopt, refuse_older, version_of
 from sqlqueue_transport.sqlite_errors import not_sqlite_text, translated
+from sqlqueue_transport.writer_lock import paired_inode
 
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 # A log that has grown is cut back to this by the checkpoint after which it begins anew.
@@ -63,6 +65,7 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
         presence_path_of(path).unlink(missing_ok=True)
         files.create_private_file(path)
     identity = _identity_of_our_own(path)
+    _refuse_log_of_another(path, identity)
     connection = connect(path, timeout_s)
     try:
         adopt(connection, path)
@@ -79,6 +82,8 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
     held.companions = companions
     held.identity = identity
     held.writing = connection
+    if held.lock is not None and identity is not None:
+        held.lock.pair(identity.inode, SYSTEM_CLOCK.boot())
     return connection
 
 
@@ -93,6 +98,7 @@ def open_read_only(path: Path, held: Handles, *, timeout_s: float) -> None:
     if not _usable_size(path, create=False):
         raise CannotOpen(f"{path} is empty; the first process that writes makes it a queue")
     identity = _identity_of_our_own(path)
+    _refuse_log_of_another(path, identity)
     connection = connect(path, timeout_s, mode="ro")
     try:
         refuse_older(connection, path)
@@ -155,6 +161,26 @@ def _companions_of(path: Path) -> dict[Path, files.FileIdentity]:
 def _refuse_another(path: Path, identity: files.FileIdentity | None) -> None:
     if files.identity_of(path) != identity:
         raise FileReplaced(replaced_text(path, "replaced while it was opened"))
+
+
+def _refuse_log_of_another(path: Path, identity: files.FileIdentity | None) -> None:
+    """Refuse a log that was written for the file which was here before.
+
+    SQLite cannot tell, and would write its pages over those of this one
+    (sqlite.org/howtocorrupt.html, 1.4).
+    """
+    log = Path(f"{path}-wal")
+    log_size = files.size_of(log)
+    if not log_size or identity is None:
+        return
+    inode = paired_inode(run_directory_of(path) / "writer.lock", SYSTEM_CLOCK.boot())
+    if inode is not None and inode != identity.inode:
+        message = (
+            f"{path} is not the file that its log {log} belongs to ({log_size} bytes): the database was "
+            "replaced. Put the right one back; or, if this one shall be used without what is in the log, "
+            f"stop all processes of the queue and remove {log} and {path}-shm"
+        )
+        raise FileReplaced(message)
 
 
 def _refuse_remains(path: Path, size: int | None) -> None:

@@ -37,6 +37,14 @@ _NOT_STORABLE = (
     UnicodeEncodeError,
     OverflowError,
 )
+# What SQLite says of the disk, and what to do. After an I/O error nobody can promise that nothing was
+# changed: what a write that failed has left may be found when the log is read anew.
+_DISK_REMEDIES = {
+    "disk is full": "nothing was changed; free space and try again",
+    "disk I/O error": "the kernel's log (dmesg) may say why; mend the disk and try again",
+    "readonly": "nothing was changed; mend the permissions, or mount it for writing",
+    "unable to open": "nothing was changed; mend the permissions or the disk, and try again",
+}
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
@@ -55,6 +63,11 @@ def is_locked(error: sqlite3.Error) -> bool:
     return "database is locked" in str(error)
 
 
+def is_read_only(error: sqlite3.Error) -> bool:
+    """Say whether a connection cannot write: SQLite opens so what it could not open for writing."""
+    return "readonly database" in str(error)
+
+
 def not_sqlite_text(path: Path) -> str:
     """Say that a file is no database."""
     return f"{path} is not a SQLite database; give another path"
@@ -68,14 +81,14 @@ def translated(error: sqlite3.Error, path: Path) -> TransportError:
     if "not a database" in text:
         return ForeignDatabase(not_sqlite_text(path))
     if "malformed" in text or "Could not decode" in text:
+        # Also what SQLite makes of a read that failed (SQLITE_IOERR_CORRUPTFS in its vdbe.c).
         return DiskFault(
-            f"{path} is damaged ({text}); stop everything and restore a backup, or try "
-            "'.recover' of the sqlite3 shell on a copy",
+            f"{path} is damaged ({text}), unless its disk cannot be read (dmesg says so); stop "
+            "everything and restore a backup, or try '.recover' of the sqlite3 shell on a copy",
         )
-    if any(
-        hint in text for hint in ("disk is full", "disk I/O error", "readonly", "unable to open")
-    ):
-        return DiskFault(f"{path}: {text}; free space or mend the permissions, nothing was changed")
+    for hint, remedy in _DISK_REMEDIES.items():
+        if hint in text:
+            return DiskFault(f"{path}: {text}; {remedy}")
     if isinstance(error, sqlite3.OperationalError) and "no such table" in text:
         return ForeignDatabase(f"{path} lacks our tables ({text})")
     return TransportError(f"{path}: {text}")

@@ -18,10 +18,11 @@ import contextlib
 import functools
 import json
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sqlqueue_transport import routing, schedules
+from sqlqueue_transport import room, routing, schedules
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
@@ -133,8 +134,9 @@ class Store:
 
         Return one answer per message (of several bound queues the first; message id 0 when no
         queue was bound). With `durable` it survives a power cut once this has returned, unless all are `transient`.
-        Raises InvalidMessage when one of them cannot be stored, NotDeclared, QueueFull. If the
-        process dies midway, all of it is stored or nothing.
+        Raises InvalidMessage when one of them cannot be stored, NotDeclared, QueueFull, DiskFault
+        also on a disk that is nearly full, except for what is transient: see `room`. If the process
+        dies midway, all of it is stored or nothing.
         """
         collected: list[NewMessage] | None = getattr(self._collecting, "messages", None)
         if collected is not None:
@@ -151,7 +153,10 @@ class Store:
             landed.clear()
             return self.insert(connection, messages, now_ms, landed)
 
-        is_durable = durable and not (messages and all(one.transient for one in messages))
+        is_transient = bool(messages) and all(one.transient for one in messages)
+        if not is_transient:
+            room.refuse_when_scarce(self.path, sum(len(one.body) for one in messages))
+        is_durable = durable and not is_transient
         answers = self.database.write(work, durable=is_durable)
         self.wake_for(landed)
         return answers
@@ -176,6 +181,7 @@ class Store:
                 schedules.name_messages(connection, tick, stored)
             return answer
 
+        room.refuse_when_scarce(self.path, sum(len(one.body) for one in messages))
         answer = self.database.write(work, durable=durable)
         self.wake_for(landed)
         return answer
@@ -411,6 +417,18 @@ class Store:
             ]
 
         return self.database.write(work) if deliveries else []
+
+    def try_writing(self) -> float:
+        """Write a mark into the file as durably as a publish; return the seconds that took.
+
+        Raises what keeps one from publishing: Busy, DiskFault also on a disk that is nearly full,
+        FileReplaced. If the process dies midway, the mark is there or the one before.
+        """
+        room.refuse_when_scarce(self.path, 0)
+        began_s = time.monotonic()
+        values = {"key": "tried_writing", "value": str(self.clock.wall_ms())}
+        self.database.write(lambda c: c.execute(sql.SET_META, values).rowcount, durable=True)
+        return time.monotonic() - began_s
 
     def wake_for(self, landed: Landed) -> None:
         """Wake who sleeps for these (queue, due) pairs, after the commit that stored them."""

@@ -20,6 +20,7 @@ be torn or stale, and nothing but politeness depends on them.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import struct
 import time
@@ -37,6 +38,8 @@ _NOTE = struct.Struct("<qq")  # the holder: process id, since
 _SUSPECT_AT = 64
 _WAITER_AT = 128
 _WAITER = struct.Struct("<qq")  # who waits longest: since, and when it was last there to ask
+_PAIR_AT = 256
+_PAIR = struct.Struct("<16sQ")  # of which boot, and the inode of the database whose log this is
 _SIZE = 4096
 # The longest waiter asks often, the others seldom, and all of them after a long time.
 _PAUSE_S = 0.00003
@@ -126,6 +129,10 @@ class WriterLock:
     def log_is_suspect(self, value: bool) -> None:
         self._memory[_SUSPECT_AT] = int(value)
 
+    def pair(self, inode: int, boot: str) -> None:
+        """Note which file the log beside it belongs to. The caller holds the lock and has it open."""
+        _PAIR.pack_into(self._memory, _PAIR_AT, _mark_of(boot), inode)
+
     def close(self) -> None:
         """Close the side file; the lock goes with it, unless another process shares it."""
         self._memory.close()
@@ -139,6 +146,29 @@ class WriterLock:
             f"stopped, continue or end it ('kill -CONT {pid}')",
             holder=pid or None,
         )
+
+
+def paired_inode(path: Path, boot: str) -> int | None:
+    """Return the inode of the database whose log lies beside the lock at `path`; None: not known.
+
+    Known is only what was noted in this boot: some filesystems number their files anew at each mount.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        noted = os.pread(descriptor, _PAIR.size, _PAIR_AT)
+    finally:
+        os.close(descriptor)  # a `flock` of this process belongs to another open file
+    if len(noted) < _PAIR.size:
+        return None
+    mark, inode = _PAIR.unpack(noted)
+    return inode if mark == _mark_of(boot) else None
+
+
+def _mark_of(boot: str) -> bytes:
+    return hashlib.blake2b(boot.encode(), digest_size=16).digest()
 
 
 def read_holder(path: Path) -> Holder | None:
@@ -163,4 +193,4 @@ def read_holder(path: Path) -> Holder | None:
     return None
 
 
-__all__ = ["Holder", "WriterLock", "read_holder"]
+__all__ = ["Holder", "WriterLock", "paired_inode", "read_holder"]

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,31 @@ def _die_at_statement(number: int) -> None:
         return connection
 
     sqlite3.connect = traced  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, *, megabytes: int) -> Iterator[Path]:
+    """Make a directory that is a disk of its own, of so many megabytes, as long as the block runs.
+
+    Only root may. Where it cannot be had the test is skipped, and fails in CI.
+    """
+    import pytest
+
+    directory.mkdir(mode=0o700)
+    options = f"size={megabytes}m,mode=0700"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode:
+        why = f"no small disk to be had: {mounted.stderr.strip()}"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
 
 
 def free_port() -> int:

@@ -9,6 +9,7 @@ beats, whenever they started, agree on every tick to the millisecond. That agree
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -18,6 +19,7 @@ from sqlqueue.beat.cron import Cron, crontab, instant_ms
 from sqlqueue.config import duration_s, time_zone
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import escaped, quoted
+from sqlqueue_transport.clock import JUMP_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,6 +29,7 @@ __all__ = [
     "Cron",
     "Entry",
     "EntryOptions",
+    "MENDED_MS",
     "Interval",
     "Once",
     "Overlap",
@@ -44,6 +47,7 @@ CatchUp: TypeAlias = Literal["one", "skip", "all"]
 Overlap: TypeAlias = Literal["allow", "skip"]
 
 DEFAULT_LIMIT: Final = 100
+MENDED_MS: Final = 60_000
 _DAY_MS: Final = 86_400_000
 _LATEST_MS: Final = 253_370_764_800_000  # the year 9999, as for a job's eta
 
@@ -322,16 +326,27 @@ def timing(options: EntryOptions, *, zone: str, name: str) -> dict[str, Any]:
     return {"when": when(**due, zone=zone, name=name), **manner(**given, name=name)}
 
 
-def forgotten_after_ms(when: When, now_ms: int) -> int | None:
+def forgotten_after_ms(when: When, now_ms: int, back_ms: int) -> int | None:
     """Return from when on ticks of a future that was taken back may come again; None: they may not.
 
-    After a clock was set back by more than an hour. What follows the time that passes goes on at
-    once. A time of day that has had its tick within a day is not given another; what lies further
-    ahead than that was never this calendar's. What happens once has happened.
+    After a clock was set back by `back_ms`. What follows the time that passes goes on at once, if it
+    would else be silent for longer than from one tick to the next; by less than a minute a clock is
+    mended, not set. After more than an hour a time of day may come again, too: one that has had its
+    tick within a day is not given another; what lies further ahead than that was never this
+    calendar's. What happens once has happened.
     """
-    if isinstance(when, Once):
+    if isinstance(when, Once) or back_ms <= MENDED_MS:
         return None
-    return now_ms if when.follows_time else now_ms + _DAY_MS
+    if when.follows_time:
+        return now_ms if back_ms > min(_period_ms(when, now_ms), JUMP_MS) else None
+    return now_ms + _DAY_MS if back_ms > JUMP_MS else None
+
+
+def _period_ms(when: Interval | Cron, now_ms: int) -> float:
+    """Return the time between the next two ticks."""
+    first_ms = when.next_after(now_ms)
+    second_ms = None if first_ms is None else when.next_after(first_ms)
+    return math.inf if first_ms is None or second_ms is None else second_ms - first_ms
 
 
 def due_ticks(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlqueue.beat import definition
 from sqlqueue.beat.producers import Producer, publications
-from sqlqueue.beat.schedule import Tick, due_ticks, forgotten_after_ms
+from sqlqueue.beat.schedule import MENDED_MS, Tick, due_ticks, forgotten_after_ms
 from sqlqueue.errors import ConfigError, SqlQueueError
 from sqlqueue.execute import fault_of
 from sqlqueue.log import get_logger
@@ -248,8 +248,8 @@ class Beat:
         )
 
     def _progress_of(self, entry: Entry[Signature], row: EntryRow, now_ms: int) -> _Progress:
-        if row.newest_ms is not None and row.newest_ms - now_ms > JUMP_MS:
-            self._forget_taken_back(entry, now_ms)
+        if row.newest_ms is not None and row.newest_ms - now_ms > MENDED_MS:
+            self._forget_taken_back(entry, now_ms, row.newest_ms - now_ms)
         # A tick at the very moment an entry was first seen is due: hence the millisecond before.
         done_ms = max(row.first_seen_ms - 1, -1 if row.done_ms is None else row.done_ms)
         progress = self._progress.get(entry.name)
@@ -264,17 +264,17 @@ class Beat:
     # -- the clock ----------------------------------------------------------------------------------
 
     def _watch_clock(self) -> None:
-        """Notice that the wall clock was set, by more than an hour against the other one."""
+        """Notice that the wall clock was set: went another way than the other one."""
         offset_ms = self._clock.wall_ms() - self._clock.lease_ms()
         jumped_ms, self._clock_offset_ms = offset_ms - self._clock_offset_ms, offset_ms
         if abs(jumped_ms) > JUMP_MS:
             log.warning("clock_jumped", beat=self._name, by_s=jumped_ms / 1000)
-        if jumped_ms < -JUMP_MS:
+        if jumped_ms < -MENDED_MS:
             for entry in self.entries.values():
-                self._forget_taken_back(entry, self._clock.wall_ms())
+                self._forget_taken_back(entry, self._clock.wall_ms(), -jumped_ms)
 
-    def _forget_taken_back(self, entry: Entry[Signature], now_ms: int) -> None:
-        after_ms = forgotten_after_ms(entry.when, now_ms)
+    def _forget_taken_back(self, entry: Entry[Signature], now_ms: int, back_ms: int) -> None:
+        after_ms = forgotten_after_ms(entry.when, now_ms, back_ms)
         if after_ms is not None:
             count = self._schedules.forget_ticks(entry.name, after_ms=after_ms)
             if count:

@@ -99,6 +99,7 @@ class Supervisor:
         self._stacks = Stacks()
         self._beat = self._make_beat() if options.beat else None
         self._signals = 0
+        self._is_unseen = False
         self._is_ready = self._hangup_ends = self._hung_up = self._stacks_asked = False
         self._grace_until_s: float | None = None
         self._swept_s = self._extended_s = self._house_s = 0.0
@@ -197,6 +198,7 @@ class Supervisor:
                 log_lost(self._consumers.sweep())
                 self._enforcer.end_terminated(self._worker_id)
                 self._backend.store.database.look_at_path()
+                self._look_at_presence()
                 self._enforcer.watch_lock()
             self._keep_house()
             self._fill_places()
@@ -213,6 +215,25 @@ class Supervisor:
             log.warning("grace_over", worker=self._options.name, running=self._running())
             self._kill_all(count=False)
         self._tell_how_it_goes()
+
+    def _look_at_presence(self) -> None:
+        """Drain, to be started anew, when the presence file was removed or replaced.
+
+        We see the children that are registered in the old one, and nobody else does. One that came
+        later would register in a new one, and we would neither extend its leases nor end its jobs at
+        their limits.
+        """
+        if self._is_unseen or not self._consumers.has_lost_presence:
+            return
+        self._is_unseen = True
+        self._exit_code = EXIT_FAILED
+        log.error(
+            "presence_lost",
+            worker=self._options.name,
+            path=str(self._backend.store.database.presence_path),
+        )
+        if not self._signals:
+            self._drain(None)
 
     def _tell_how_it_goes(self) -> None:
         starting = self._starting()
@@ -276,7 +297,7 @@ class Supervisor:
 
     @property
     def _draining(self) -> bool:
-        return self._signals > 0
+        return self._signals > 0 or self._is_unseen
 
     def _wanted(self) -> list[int]:
         """Return the places that need a child, now or later."""
@@ -502,25 +523,29 @@ class Supervisor:
 
     def _on_signal(self, number: int, _: object) -> None:
         self._signals += 1
-        if self._signals == 1:
-            self._grace_until_s = time.monotonic() + self._settings.worker_grace
-            self._board.tell_to_stop()
-            log.info(
-                "worker_draining",
-                worker=self._options.name,
-                signal=signal.Signals(number).name,
-                running=self._running(),
-                grace_s=self._settings.worker_grace,
-            )
-            for pid in self._children:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            if self._beat is not None:
-                self._beat.tell(signal.SIGTERM)
-            self._notifier.stopping(self._settings.worker_grace)
-        else:
+        if self._signals > 1:
             self._grace_until_s = time.monotonic()
             self._exit_code = EXIT_STOPPED
+        elif not self._is_unseen:  # or it drains already
+            self._drain(signal.Signals(number).name)
+
+    def _drain(self, signal_name: str | None) -> None:
+        """Let the children finish what they run, and take no other; None: no signal asked for it."""
+        self._grace_until_s = time.monotonic() + self._settings.worker_grace
+        self._board.tell_to_stop()
+        log.info(
+            "worker_draining",
+            worker=self._options.name,
+            signal=signal_name,
+            running=self._running(),
+            grace_s=self._settings.worker_grace,
+        )
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if self._beat is not None:
+            self._beat.tell(signal.SIGTERM)
+        self._notifier.stopping(self._settings.worker_grace)
 
     def _kill_all(self, *, count: bool) -> None:
         """Kill every child; without `count` their jobs are released as if never started."""

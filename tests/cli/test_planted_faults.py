@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from sqlqueue import health
-from sqlqueue_transport import files, opening
+from sqlqueue_transport import files, opening, room
 from sqlqueue_transport.schedules import Described
 from sqlqueue_transport.transport import Transport
 from tests.cli.conftest import program
@@ -106,6 +107,28 @@ def test_a_disk_that_is_nearly_full(filled, diagnose, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
     diagnose().assert_found("filesystem", "fail", "0.1 GB free", hint="free some space")
+
+
+def test_a_disk_that_does_not_flush(filled, diagnose, monkeypatch):
+    filled.close()
+
+    def refused(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", refused)
+    diagnose().assert_found(
+        "writing",
+        "fail",
+        "queue.db-wal failed (Input/output error)",
+        hint="nothing can be published",
+    )
+
+
+def test_a_disk_without_room_for_a_publish(filled, diagnose, monkeypatch):
+    filled.close()
+    monkeypatch.setattr(room, "KEPT_BYTES", 2**62)
+    monkeypatch.setattr(room, "_SHARE", 1)
+    diagnose().assert_found("writing", "fail", "nearly full", hint="nothing can be published")
 
 
 def test_a_file_that_others_may_read(filled, diagnose, tmp_path):

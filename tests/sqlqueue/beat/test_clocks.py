@@ -54,6 +54,25 @@ def test_what_follows_time_goes_on_at_once_when_the_clock_is_set_back(
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_clock_set_back_by_half_an_hour_silences_no_interval(
+    clock, app, schedule, events, is_restarted
+):
+    app.periodic("e", schedule.task.s(), every="1m")
+    app.periodic("hourly", schedule.task.s(), every="1h")
+    beats = [schedule.beat(), schedule.beat()]
+    beat_for(beats, clock, HOUR_S + 60, 60)
+    assert len(ticks(app)) == 61
+    clock.jump_wall(-1800)
+    if is_restarted:
+        beats = [schedule.beat(), schedule.beat()]
+    beat_for(beats, clock, 1800, 60)
+    # One for each minute that has passed. What is due at the moment of the jump has been.
+    assert len(schedule.enqueued_ids) == 61 + 29 + len(ticks(app, "hourly"))
+    assert len(ticks(app, "hourly")) == 2  # not a third time, though it is one o'clock again
+    assert {one["entry"] for one in events("ticks_forgotten")} == {"e"}
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
 def test_a_time_of_day_that_has_been_does_not_come_again_the_same_day(
     clock, app, schedule, is_restarted
 ):

@@ -493,10 +493,33 @@ def test_jitter_is_made_of_entry_and_tick_and_lies_within_its_bound():
 
 
 def test_after_a_clock_was_set_back_only_what_follows_time_goes_on_at_once():
-    assert forgotten_after_ms(Interval(5000), 10**9) == 10**9
-    assert forgotten_after_ms(Cron("*/5 * * * *"), 10**9) == 10**9
-    assert forgotten_after_ms(Cron("0 3 * * *"), 10**9) == 10**9 + DAY_MS
-    assert forgotten_after_ms(Once(5), 10**9) is None
+    back_ms = 3_600_001
+    assert forgotten_after_ms(Interval(5000), 10**9, back_ms) == 10**9
+    assert forgotten_after_ms(Interval(DAY_MS), 10**9, back_ms) == 10**9
+    assert forgotten_after_ms(Cron("*/5 * * * *"), 10**9, back_ms) == 10**9
+    assert forgotten_after_ms(Cron("0 3 * * *"), 10**9, back_ms) == 10**9 + DAY_MS
+    assert forgotten_after_ms(Once(5), 10**9, back_ms) is None
+
+
+@pytest.mark.parametrize(
+    ("when", "back_s", "goes_on"),
+    [
+        (Interval(5000), 60, False),  # a clock that is mended by so little is not set
+        (Interval(5000), 61, True),
+        (Interval(600_000), 600, False),
+        (Interval(600_000), 601, True),
+        (Interval(3_600_000), 1800, False),  # it would come twice in an hour
+        (Cron("*/5 * * * *"), 301, True),
+        (Cron("*/5 * * * *"), 299, False),
+        (Cron("0 3 * * *"), 3600, False),
+    ],
+)
+def test_after_less_than_an_hour_goes_on_what_would_be_silent_for_more_than_its_period(
+    when, back_s, goes_on
+):
+    now_ms = 1_800_000_000_000
+    expected = now_ms if goes_on else None
+    assert forgotten_after_ms(when, now_ms, back_s * 1000) == expected
 
 
 # --- as text in the file --------------------------------------------------------------------------

@@ -1,0 +1,95 @@
+"""Room on the disk that publishes leave to those who end jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+
+from sqlqueue_transport import DiskFault, NewMessage, Outcome, Settlement, Store, TickOf, room
+from tests.support import small_disk
+
+
+@pytest.fixture
+def full(tmp_path):
+    """Give a store on a disk of 8 MB that publishes have filled, and the ids they were given."""
+    with small_disk(tmp_path / "small", megabytes=8) as directory:
+        store = Store(directory / "q.db")
+        store.consumers.register(name="w", kind="worker")
+        yield store, filled(store, "is nearly full")
+        with contextlib.suppress(DiskFault):
+            store.close()
+
+
+def publish(store, body, **options):
+    return store.publish([NewMessage(body, "q", task="t", **options)])[0].message_id
+
+
+def filled(store, words):
+    """Publish until that is refused in these words; return the ids that were given."""
+    stored = []
+    with pytest.raises(DiskFault, match=words):
+        stored.extend(publish(store, os.urandom(3000)) for _ in range(10_000))
+    return stored
+
+
+def drained(store):
+    ended = []
+    while deliveries := store.claim(["q"], 1, lease_s=60).deliveries:
+        done = [Settlement(one.message_id, one.delivery, Outcome.done()) for one in deliveries]
+        assert store.settle(done) == []
+        ended += [one.message_id for one in deliveries]
+    return ended
+
+
+def test_a_queue_that_has_filled_its_disk_drains_before_anybody_frees_space(full):
+    store, stored = full
+    assert len(stored) > 100
+    with pytest.raises(DiskFault, match=r"q\.db is nearly full: .* MB are free.* free some space"):
+        publish(store, b"x")
+    assert drained(store) == stored
+
+
+def test_without_that_room_nothing_can_be_ended_any_more(full, monkeypatch):
+    """So it would be, and this is what the room is for."""
+    store, _ = full
+    monkeypatch.setattr(room, "KEPT_BYTES", -(2**40))
+    filled(store, "disk is full")
+    with pytest.raises(DiskFault, match="disk is full"):
+        drained(store)
+
+
+def test_a_tick_and_its_jobs_are_refused_whole(full):
+    store, stored = full
+    tick = TickOf("e", 1, "beat", next_due_ms=None, waits_for_last=False, definition=None)
+    with pytest.raises(DiskFault, match="nearly full"):
+        store.publish_tick([NewMessage(b"x", "q", task="t")], tick)
+    assert store.schedules.done_ms("e") is None
+    assert drained(store) == stored
+
+
+def test_what_is_transient_is_let_through(full):
+    """Events and answers of Celery's workers: refused, they would cut a worker off from its broker."""
+    store, _ = full
+    assert publish(store, b"x", transient=True)
+
+
+def test_a_publish_larger_than_the_room_that_is_left_is_refused(tmp_path):
+    with small_disk(tmp_path / "small", megabytes=8) as directory:
+        store = Store(directory / "q.db")
+        with pytest.raises(DiskFault, match="nearly full"):
+            publish(store, bytes(7 << 20))
+        assert publish(store, bytes(1 << 20))
+        store.close()
+
+
+def test_of_a_large_disk_a_fixed_amount_is_kept(tmp_path, monkeypatch):
+    class Large:
+        f_frsize, f_blocks = 4096, 10**12 // 4096
+        f_bavail = (room.KEPT_BYTES + 4096) // 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Large)
+    room.refuse_when_scarce(tmp_path, 4096)
+    with pytest.raises(DiskFault, match=r"16\.8 MB are kept"):
+        room.refuse_when_scarce(tmp_path, 4097)
