@@ -67,6 +67,7 @@ def publication_of(
     `max_attempts` None leaves it to the worker; seconds count from now on `clock`. Raises
     EnvelopeError kinds.
     """
+    envelope.task_name(call.task)  # first: every other error names the task
     for key in call.options:
         if key not in _OPTIONS:
             raise EnvelopeError(

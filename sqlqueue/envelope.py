@@ -45,6 +45,7 @@ __all__ = [
     "dump_result",
     "new_job_id",
     "parse",
+    "task_name",
 ]
 
 CONTENT_TYPE: Final = "application/json"
@@ -103,6 +104,13 @@ def new_job_id() -> str:
     return str(uuid.UUID(int=value))
 
 
+def task_name(value: object) -> str:
+    """Return the name of a task, or raise EnvelopeError where it cannot be one."""
+    if not _is_name(value):
+        raise EnvelopeError(f"{quoted(value)} is no task name. {_NAME_RULE}")
+    return value
+
+
 def build(
     task: str,
     args: Sequence[object],
@@ -125,8 +133,7 @@ def build(
     back (objects, keys that are no text, NaN, half surrogate pairs, brackets 65 deep), and
     EnvelopeError for a bad name or id, a time beyond the year 9999, or a body above `max_bytes`.
     """
-    if not _is_name(task):
-        raise EnvelopeError(f"{quoted(task)} is no task name. {_NAME_RULE}")
+    task_name(task)
     if not _is_name(job_id):
         raise EnvelopeError(f"{quoted(job_id)} is no job id. {_NAME_RULE}")
     body = _written_body(task, args, kwargs, max_bytes=max_bytes)

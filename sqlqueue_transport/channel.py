@@ -61,6 +61,7 @@ from sqlqueue_transport.publishing import (
     new_message,
 )
 from sqlqueue_transport.routing import EXCHANGE_TYPES
+from sqlqueue_transport.showing import shown
 from sqlqueue_transport.topology import valid_name
 
 if TYPE_CHECKING:
@@ -336,6 +337,7 @@ class Channel(virtual.Channel):
 
     def _refuse_locked(self, queue: str) -> None:
         """Raise AMQP's RESOURCE_LOCKED for a queue that is exclusive to another connection."""
+        valid_name(queue, what="queue")  # what is no text may not even be hashable
         topology, consumers = self.store.topology, self.store.consumers
         mine = queue in self.connection.exclusive_queues
         owner_id = consumers.worker_id if mine else None
@@ -611,8 +613,9 @@ class Channel(virtual.Channel):
                 text = f"NOT_FOUND - no exchange {name!r} in {self.store.path}"
                 raise NotFound(text, (50, 10), "Channel.exchange_declare")
             return
-        if kind not in self.connection.implements.exchange_type:
-            text = f"NOT_IMPLEMENTED - exchange type {kind!r}; known: {', '.join(EXCHANGE_TYPES)}"
+        # Compared one by one: what is no text need not be hashable.
+        if kind not in EXCHANGE_TYPES:
+            text = f"NOT_IMPLEMENTED - exchange type {shown(kind)}; known: {', '.join(EXCHANGE_TYPES)}"
             raise ChannelError(text, (40, 10), "Channel.exchange_declare", "540")
         known = self.store.topology.declare_exchange(
             name, kind, durable=durable, auto_delete=auto_delete, arguments=arguments

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue_transport.errors import InvalidMessage
+from sqlqueue_transport.showing import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +94,7 @@ class Options:
             value = given[one.name]
             try:
                 chosen[one.name] = _READERS[one.type](value)
-            except (ValueError, TypeError, KeyError, OverflowError):
+            except Exception:  # noqa: BLE001 - its own methods are asked, too
                 _refuse(one.name, value, _HINTS[one.type])
         return cls(**chosen)
 
@@ -131,5 +132,5 @@ _HINTS: dict[Any, str] = {
 
 
 def _refuse(name: str, value: object, hint: str) -> None:
-    message = f"transport option {name}={value!r} is not usable: {hint}"
+    message = f"transport option {name}={shown(value)} is not usable: {hint}"
     raise InvalidMessage(message)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlqueue_transport.errors import InvalidMessage
 from sqlqueue_transport.messages import NewMessage
+from sqlqueue_transport.showing import shown
 from sqlqueue_transport.topology import valid_name
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _priority(given: object) -> int:
     if given is None:
         return LOWEST_PRIORITY
     if isinstance(given, bool) or not isinstance(given, int):
-        message = f"priority {given!r} is not a whole number from 0 to 9"
+        message = f"priority {shown(given)} is not a whole number from 0 to 9"
         raise InvalidMessage(message)
     return max(LOWEST_PRIORITY, min(given, HIGHEST_PRIORITY))
 
@@ -155,7 +156,7 @@ def _priority(given: object) -> int:
 def _unique_key(given: object) -> str | None:
     if given is None or (isinstance(given, str) and given):
         return given
-    message = f"{UNIQUE_PROPERTY}={given!r} is not usable: give a text that is not empty"
+    message = f"{UNIQUE_PROPERTY}={shown(given)} is not usable: give a text that is not empty"
     raise InvalidMessage(message)
 
 
@@ -164,7 +165,8 @@ def _max_attempts(given: object) -> int | None:
         return None
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**31:
         message = (
-            f"{MAX_ATTEMPTS_PROPERTY}={given!r} is not usable: give a whole number, 0 for no limit"
+            f"{MAX_ATTEMPTS_PROPERTY}={shown(given)} is not usable: give a whole number,"
+            " 0 for no limit"
         )
         raise InvalidMessage(message)
     return given
@@ -182,7 +184,7 @@ def _expires_ms(expires: object, expiration: object, now_ms: int) -> int | None:
     try:
         expiration_ms = min(now_ms + int(str(expiration)), _LARGEST_INTEGER)
     except ValueError:
-        message = f"expiration {expiration!r} is not a number of milliseconds"
+        message = f"expiration {shown(expiration)} is not a number of milliseconds"
         raise InvalidMessage(message) from None
     if header_ms is None:
         return expiration_ms

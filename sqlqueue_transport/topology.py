@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.errors import InvalidMessage, NotDeclared, QueueLocked
 from sqlqueue_transport.routing import exchange_type
+from sqlqueue_transport.showing import shown
 
 if TYPE_CHECKING:
     import sqlite3
@@ -151,6 +152,7 @@ class Topology:
 
     def refuse_locked(self, name: str, owner_id: int | None) -> None:
         """Raise QueueLocked for an exclusive queue, unless this worker owns it."""
+        valid_name(name, what="queue")
         found = self._database.read(lambda c: c.execute(_HAS_QUEUE, {"name": name}).fetchone())
         if found is not None and found[0] and (owner_id is None or found[1] != owner_id):
             message = f"queue {name!r} is exclusive to another connection"
@@ -208,7 +210,7 @@ class Topology:
 
         What is published meanwhile stays, too. If the process dies midway, a part is deleted.
         """
-        return self._purge(_PURGE, name)
+        return self._purge(_PURGE, valid_name(name, what="queue"))
 
     def delete_queue(self, name: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
         """Delete a queue with its bindings and waiting messages; return how many were ready.
@@ -217,6 +219,7 @@ class Topology:
         Kombu's virtual transports; a consumer that died counts until the next sweep. If the process
         dies midway the queue is gone, and some of its messages may be left: delete it again.
         """
+        valid_name(name, what="queue")
 
         def work(connection: sqlite3.Connection) -> bool:
             values = {"queue": name}
@@ -269,6 +272,7 @@ class Topology:
 
     def exchange_type(self, name: str) -> str | None:
         """Return an exchange's type; None when it was not declared."""
+        valid_name(name, what="exchange")
         return self._database.read(lambda c: exchange_type(c, name))
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
@@ -276,6 +280,7 @@ class Topology:
 
         With `if_unused` nothing happens while a queue is bound.
         """
+        valid_name(name, what="exchange")
 
         def work(connection: sqlite3.Connection) -> None:
             if if_unused and connection.execute(_IS_BOUND, {"name": name}).fetchone():
@@ -327,6 +332,10 @@ class Topology:
 
     def unbind(self, queue: str, exchange: str, routing_key: str) -> None:
         """Remove one binding; harmless when it is not there."""
+        valid_name(queue, what="queue")
+        valid_name(exchange, what="exchange")
+        if routing_key:
+            valid_name(routing_key, what="routing key")
         values = {"queue": queue, "exchange": exchange, "routing_key": routing_key}
         self._database.write(lambda c: c.execute(_UNBIND, values).rowcount)
 
@@ -400,7 +409,7 @@ def _number(arguments: Mapping[str, Any], name: str, *, least: int = 0) -> int |
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not least <= given < 2**53:
-        message = f"queue argument {name}={given!r} is not usable: give a number from {least} on"
+        message = f"queue argument {name}={shown(given)} is not usable: give a number from {least} on"
         raise InvalidMessage(message)
     return int(given)
 
@@ -410,27 +419,35 @@ def _text(arguments: Mapping[str, Any], name: str) -> str | None:
     given = arguments.get(name)
     if given is None or isinstance(given, str):
         return given
-    message = f"queue argument {name}={given!r} is not usable: give a text"
+    message = f"queue argument {name}={shown(given)} is not usable: give a text"
     raise InvalidMessage(message)
 
 
 def _as_json(arguments: Mapping[str, Any] | None) -> str:
-    return json.dumps(dict(arguments or {}), default=str)
+    try:
+        return json.dumps(dict(arguments or {}), default=str, allow_nan=False)
+    except Exception as error:  # noqa: BLE001 - also what the str of a stranger's object raises
+        message = f"the arguments {shown(arguments)} cannot be stored as JSON ({shown(error)})"
+        raise InvalidMessage(message) from error
 
 
-@functools.lru_cache(maxsize=1024)  # asked for every publish, of a few names
 def valid_name(name: str, *, what: str) -> str:
     """Return the name, or raise InvalidMessage when it cannot be one.
 
     Control characters would forge lines in logs and terminals, and AMQP ends names at 255 bytes.
     """
-    if not name or not isinstance(name, str):
-        message = f"a {what} needs a name, not {name!r}"
+    if not isinstance(name, str) or not name:
+        message = f"a {what} needs a name, not {shown(name)}"
         raise InvalidMessage(message)
+    return _valid_name(name, what)
+
+
+@functools.lru_cache(maxsize=1024)  # asked for every publish, of a few names
+def _valid_name(name: str, what: str) -> str:
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
-        message = f"{what} name {name!r} contains a lone surrogate; use valid Unicode text"
+        message = f"{what} name {shown(name)} contains a lone surrogate; use valid Unicode text"
         raise InvalidMessage(message) from None
     if length > LONGEST_NAME:
         message = f"{what} name of {length} bytes is too long; {LONGEST_NAME} are allowed"
