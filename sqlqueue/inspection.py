@@ -241,12 +241,17 @@ class Inspection:
         settings: Settings | None = None,
         max_attempts: Mapping[str, int] | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        shows_sensitive: bool = False,
     ) -> None:
-        """Look at a backend. `max_attempts` are those of an application's tasks, by task name."""
+        """Look at a backend. `max_attempts` are those of an application's tasks, by task name.
+
+        `shows_sensitive` is for `testing`: a test may see what it has published itself.
+        """
         self.backend = backend
         self.settings = settings or Settings()
         self._max_attempts = dict(max_attempts or {})
         self._clock = clock
+        self._shows_sensitive = shows_sensitive
         self._memory = ActivityMemory()
 
     @property
@@ -380,7 +385,7 @@ class Inspection:
             row=detail.row,
             max_attempts=self.max_attempts_of(detail.row),
             arguments=self._arguments(detail),
-            result=None if detail.is_sensitive else _read_result(detail.result),
+            result=None if self._hides(detail) else _read_result(detail.result),
             error=_newest_error(detail),
             history=_history(detail),
             audit=detail.audit,
@@ -517,8 +522,11 @@ class Inspection:
         # Two clocks, or a due time just ahead: an age is never negative.
         return None if since_ms is None else max(self.now_ms - since_ms, 0) / 1000
 
+    def _hides(self, detail: JobDetail) -> bool:
+        return detail.is_sensitive and not self._shows_sensitive
+
     def _arguments(self, detail: JobDetail) -> Arguments:
-        if detail.is_sensitive:
+        if self._hides(detail):
             return Arguments(None, None, is_hidden=True)
         try:
             call = envelope.parse(
