@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -57,16 +58,7 @@ def taken(app, *args, **options):
 
 
 def changed(message, **fields):
-    return Taken(
-        **{
-            **{
-                name: getattr(message, name)
-                for name in ("tag", "headers", "body", "content_type", "content_encoding")
-                + ("queue", "attempts", "max_attempts", "delivery")
-            },
-            **fields,
-        }
-    )
+    return dataclasses.replace(message, **fields)
 
 
 def refusal(app, message):
