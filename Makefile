@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # with -j, two pips would install into one environment at once
-.PHONY: help setup demo test test-all check lint type imports docs bench soak clean
+.PHONY: help setup demo test test-all check lint type imports audit docs bench soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,8 @@ ARGS ?=
 RUNTIME := $(VENV)/.ready-runtime
 TEST := $(VENV)/.ready-test
 DEV := $(VENV)/.ready-dev
+# Apart from the others: it brings thirty packages, which are nobody's business here.
+AUDIT := $(VENV)/audit/.ready
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +54,9 @@ type: $(DEV) ## check the types (mypy --strict)
 imports: $(DEV) ## check who imports whom (import-linter)
 	$(BIN)/lint-imports
 
+audit: $(DEV) $(AUDIT) ## ask pip-audit for known vulnerabilities in what is installed
+	$(VENV)/audit/bin/python tools/audit.py $(VENV)
+
 docs: $(RUNTIME) ## write docs/commands.md anew, from the help of the commands
 	$(BIN)/python tools/commands_page.py
 
@@ -76,3 +81,7 @@ $(TEST): setup.cfg
 $(DEV): setup.cfg
 	@$(PYTHON) tools/bootstrap.py $(VENV) --editable '.[dev]'
 	@touch $(RUNTIME) $(TEST) $(DEV)
+
+$(AUDIT):
+	@$(PYTHON) tools/bootstrap.py $(VENV)/audit 'pip-audit>=2.9,<3'
+	@touch $(AUDIT)

@@ -32,7 +32,14 @@ from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
 from sqlqueue.beat.schedule import Entry, EntryOptions, Tick, timing
 from sqlqueue.bulk import CHUNK, publish_in_chunks
-from sqlqueue.calls import limits_of, publication_of, signature_of, valid_priority, valid_queue
+from sqlqueue.calls import (
+    limits_of,
+    publication_of,
+    signature_of,
+    valid_mark,
+    valid_priority,
+    valid_queue,
+)
 from sqlqueue.config import Resolved, Settings, anchored, mistakes, resolve
 from sqlqueue.errors import (
     ConfigError,
@@ -43,6 +50,7 @@ from sqlqueue.errors import (
 )
 from sqlqueue.results import AsyncResult
 from sqlqueue.schedules import Schedules
+from sqlqueue.signing import Keys, keys_of
 from sqlqueue.task import AsyncTask, Signature, Task, TaskOptions, leave_store
 from sqlqueue.text import did_you_mean, quoted
 from sqlqueue_transport.clock import SYSTEM_CLOCK
@@ -80,6 +88,7 @@ class _Options(TypedDict, total=False):
     retry_policies: Mapping[type[BaseException], Backoff | None]
     time_limit: float | None
     soft_time_limit: float | None
+    sensitive: bool
 
 
 class _MakesTask(Protocol):
@@ -125,6 +134,7 @@ class SqlQueue:
         self._code = settings
         self._resolved: Resolved | None = None
         self._broker_url = ""
+        self._keys: Keys | None = None
         self._entries: dict[str, Callable[[str], Entry[Signature]]] = {}
         self._local = threading.local()
         self._testing: Testing | None = None
@@ -147,6 +157,19 @@ class SqlQueue:
     def conf(self) -> Settings:
         """Return the settings in force. Raises ConfigError."""
         return self.resolved.settings
+
+    @property
+    def keys(self) -> Keys:
+        """Return the keys that messages are signed and verified with; false without any.
+
+        Read at first use: who only looks at a queue need not be able to. Raises ConfigError.
+        """
+        if self._keys is None:
+            conf = self.conf
+            self._keys = keys_of(
+                conf.signing_key, conf.signing_keys_accepted, conf.signing_key_file
+            )
+        return self._keys
 
     @property
     def backend(self) -> Backend:
@@ -263,6 +286,9 @@ class SqlQueue:
                              task_time_limit (1 h)
         soft_time_limit      seconds until SoftTimeLimitExceeded is raised in the task; 0 none;
                              default: task_soft_time_limit (none)
+        sensitive            show nobody the arguments, results, errors' texts and notes of its jobs:
+                             neither logs nor consoles nor the command line. They are stored as ever,
+                             but for errors' texts and notes, which are not stored at all
         bind                 hand the task itself to the function first, for `self.request`
 
         Raises TaskDefinitionError.
@@ -298,6 +324,7 @@ class SqlQueue:
             envelope.build(name, (), {}, job_id="none", **limits_of(task_options))
             valid_priority(task_options.priority)
             valid_queue(task_options.queue)
+            valid_mark(task_options.sensitive)
         except EnvelopeError as error:
             raise TaskDefinitionError(f"task {quoted(name)}: {error}") from None
         if name in self.tasks:
@@ -569,6 +596,7 @@ class SqlQueue:
             defaults=known.options if known else TaskOptions(),
             max_attempts=self.policy_of(known).most_attempts if known else None,
             conf=self.conf,
+            keys=self.keys,
             clock=self._testing.clock if self._testing else SYSTEM_CLOCK,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from sqlqueue import envelope
+from sqlqueue import envelope, signing
 from sqlqueue.backend import Publication
 from sqlqueue.errors import EnvelopeError
 from sqlqueue.task import Signature
@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sqlqueue.config import Settings
+    from sqlqueue.signing import Keys
     from sqlqueue.task import TaskOptions
 
-__all__ = ["limits_of", "publication_of", "signature_of", "valid_priority", "valid_queue"]
+__all__ = [
+    "limits_of",
+    "publication_of",
+    "signature_of",
+    "valid_mark",
+    "valid_priority",
+    "valid_queue",
+]
 
 _OPTIONS: Final = (
     *("countdown", "eta", "expires", "priority", "queue", "job_id"),
-    *("time_limit", "soft_time_limit"),
+    *("time_limit", "soft_time_limit", "sensitive"),
 )
 
 
@@ -60,12 +68,13 @@ def publication_of(
     defaults: TaskOptions,
     max_attempts: int | None,
     conf: Settings,
+    keys: Keys,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Publication:
     """Return what to publish for a call, whose own options win over the task's `defaults`.
 
-    `max_attempts` None leaves it to the worker; seconds count from now on `clock`. Raises
-    EnvelopeError kinds.
+    `max_attempts` None leaves it to the worker; seconds count from now on `clock`. It is signed if
+    there are `keys`. Raises EnvelopeError kinds.
     """
     envelope.task_name(call.task)  # first: every other error names the task
     for key in call.options:
@@ -83,8 +92,15 @@ def publication_of(
         eta_ms=_eta_ms(call.task, options, clock),
         expires_ms=_time_ms(call.task, "expires", options.get("expires"), clock),
         **limits_of(defaults, options),
+        # A call may add the mark, and not take it away.
+        sensitive=valid_mark(options.get("sensitive", False)) or defaults.sensitive,
         max_bytes=conf.max_message_bytes,
     )
+    signature = keys.of_message(
+        built.headers, built.body.encode(), envelope.CONTENT_TYPE, envelope.CONTENT_ENCODING
+    )
+    if signature is not None:
+        built.headers[signing.HEADER] = signature
     return Publication(
         built,
         queue=valid_queue(options.get("queue", defaults.queue)) or conf.task_default_queue,
@@ -137,6 +153,13 @@ def valid_queue(value: object) -> str | None:
         f"queue={quoted(value)} is no queue name; use 1 to {_LONGEST_QUEUE} visible characters, no"
         " comma"
     )
+
+
+def valid_mark(value: object) -> bool:
+    """Return whether something is marked sensitive. Raises EnvelopeError."""
+    if isinstance(value, bool):
+        return value
+    raise EnvelopeError(f"sensitive={quoted(value)}; give True or False")
 
 
 def _eta_ms(task: str, options: Mapping[str, Any], clock: Clock) -> int | None:

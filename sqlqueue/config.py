@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from sqlqueue import signing
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import did_you_mean, escaped, quoted
 
@@ -74,6 +75,11 @@ class Settings:
     retention_done: float = 7 * _DAY_S  # 0 keeps for ever
     retention_dead: float = 30 * _DAY_S  # dead letters; 0 keeps for ever
     retention_audit: float = 180 * _DAY_S  # what operators did; 0 keeps for ever
+
+    # Signatures. Who reads these keys may have workers run what he likes: not in the repr
+    signing_key: str = field(default="", repr=False)  # empty: nothing is signed or verified
+    signing_keys_accepted: tuple[str, ...] = field(default=(), repr=False)  # older keys
+    signing_key_file: str = ""  # instead of signing_key: a key a line, the first signs
 
     # Tasks
     task_default_queue: str = "default"
@@ -371,6 +377,20 @@ def _queues(value: object, name: str) -> tuple[str, ...]:
     raise ConfigError(f'{name} = {quoted(value)} is no list of queues. Write ["a", "b"] or "a,b".')
 
 
+def _key(value: object, name: str) -> str:
+    if not isinstance(value, str):  # whatever it is may be a secret: not shown
+        raise ConfigError(f"{name} is no text. Write it in quotes.")
+    return signing.checked(value, name=name) if value else ""
+
+
+def _keys(value: object, name: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f'{name} is no list of keys. Write ["…", "…"], or "…,…".')
+    return tuple(_key(each, name) for each in value)
+
+
 def _weights(value: object, name: str) -> dict[str, float]:
     if isinstance(value, str):
         parts = [part.rpartition("=") for part in value.split(",") if part.strip()]
@@ -478,6 +498,9 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "retention_done": _duration,
     "retention_dead": _duration,
     "retention_audit": _duration,
+    "signing_key": _key,
+    "signing_keys_accepted": _keys,
+    "signing_key_file": _text,
     "task_default_queue": _queue,
     "task_max_attempts": _count_or_none,
     "task_time_limit": _duration,

@@ -30,7 +30,8 @@ from sqlqueue.errors import (
     UnserializableArguments,
     UnserializableResult,
 )
-from sqlqueue.text import escaped, quoted
+from sqlqueue.text import HIDDEN, escaped, quoted
+from sqlqueue_transport.messages import SENSITIVE_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +76,7 @@ class Call:
 
     Times are UTC wall-clock milliseconds, limits are seconds; None where the caller set none.
     `retries` is Celery's count, not our attempts. `root_id` is the id of the first job of a family,
-    this one's own id when nobody else is.
+    this one's own id when nobody else is. Of what `is_sensitive` nothing is shown to anybody.
     """
 
     task: str
@@ -89,6 +90,7 @@ class Call:
     parent_id: str | None
     time_limit_s: float | None
     soft_time_limit_s: float | None
+    is_sensitive: bool = False
 
 
 def new_job_id() -> str:
@@ -124,12 +126,13 @@ def build(
     retries: int = 0,
     root_id: str | None = None,
     parent_id: str | None = None,
+    sensitive: bool = False,
     max_bytes: int = plain_json.MAX_BYTES,
 ) -> Envelope:
     """Write a call as a message.
 
     Times are UTC wall-clock milliseconds, limits are seconds, and 0 or None mean none. Tuples are
-    written as lists. Raises UnserializableArguments for what JSON would lose, change or not read
+    written as lists. `sensitive` marks it: its arguments are in the body alone. Raises UnserializableArguments for what JSON would lose, change or not read
     back (objects, keys that are no text, NaN, half surrogate pairs, brackets 65 deep), and
     EnvelopeError for a bad name or id, a time beyond the year 9999, or a body above `max_bytes`.
     """
@@ -154,14 +157,16 @@ def build(
         "root_id": root_id or job_id,
         "parent_id": parent_id,
         # Celery's monitors show these two; nothing ever evaluates them.
-        "argsrepr": _shown(tuple(args), fits=len(body) <= _SHOWN_CHARS),
-        "kwargsrepr": _shown(dict(kwargs), fits=len(body) <= _SHOWN_CHARS),
+        "argsrepr": _shown(tuple(args), fits=len(body) <= _SHOWN_CHARS, hidden=sensitive),
+        "kwargsrepr": _shown(dict(kwargs), fits=len(body) <= _SHOWN_CHARS, hidden=sensitive),
         "origin": f"gen{os.getpid()}@{_hostname()}",
         "ignore_result": False,
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
     }
+    if sensitive:
+        headers[SENSITIVE_HEADER] = True
     return Envelope(headers, body, {"correlation_id": job_id, "reply_to": ""})
 
 
@@ -209,6 +214,7 @@ def parse(
         parent_id=_read_related_id(headers.get("parent_id"), name="parent_id"),
         time_limit_s=time_limit_s,
         soft_time_limit_s=soft_time_limit_s,
+        is_sensitive=SENSITIVE_HEADER in headers,
     )
 
 
@@ -309,8 +315,10 @@ def _limit(seconds: float | None, *, name: str) -> float | None:
     return seconds or None
 
 
-def _shown(value: object, *, fits: bool) -> str:
+def _shown(value: object, *, fits: bool, hidden: bool) -> str:
     """Return the repr of a value, cut. `fits` says that the value is known to be short."""
+    if hidden:
+        return f"({HIDDEN})"
     try:
         shown = repr(value) if fits else _SHORT_REPR.repr(value)
     except Exception:  # noqa: BLE001 - a str's subclass may have a repr of its own

@@ -8,6 +8,8 @@
     │ ├ UnserializableArguments     raised by delay(); also a TypeError
     │ ├ BulkStopped                 one of many calls could not be written; says which
     │ └ UndecodableMessage          ends in the dead letters with its .reason
+    │   ├ Unsigned                    signing_key is set, and nobody has signed it
+    │   └ BadSignature                signed with another key, or changed since
     ├ UnknownTask                 a message names a task this worker has not got
     ├ NotAvailable                this broker cannot do that
     ├ BrokerUnavailable           a broker that is no file cannot be reached, or its package is missing
@@ -39,6 +41,7 @@ from sqlqueue.text import quoted
 
 __all__ = [
     "AppImportError",
+    "BadSignature",
     "BrokerUnavailable",
     "BulkStopped",
     "ConfigError",
@@ -61,6 +64,7 @@ __all__ = [
     "UnknownTask",
     "UnserializableArguments",
     "UnserializableResult",
+    "Unsigned",
 ]
 
 
@@ -118,6 +122,14 @@ class UndecodableMessage(EnvelopeError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class Unsigned(UndecodableMessage):
+    """Only what is signed is run here, and this is not; see `signing`."""
+
+
+class BadSignature(UndecodableMessage):
+    """It is signed with a key this application does not have, or was changed after it was signed."""
 
 
 class UnknownTask(SqlQueueError):

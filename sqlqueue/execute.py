@@ -28,10 +28,12 @@ from sqlqueue.errors import (
 )
 from sqlqueue.forks import end_stray_copy
 from sqlqueue.task import Request, running_as
+from sqlqueue.text import HIDDEN
 from sqlqueue_transport.messages import Fault, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from types import TracebackType
 
     from sqlqueue.app import SqlQueue
     from sqlqueue.backend import Taken
@@ -68,6 +70,7 @@ class Prepared:
     time_limit_s: float
     soft_time_limit_s: float
     policy: RetryPolicy
+    is_sensitive: bool = False
 
     @property
     def allowed_when_lost(self) -> int:
@@ -104,8 +107,14 @@ def task_name_of(taken: Taken) -> str:
 
 
 def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
-    """Read a message; an Outcome means that it can never run. Calls no user code."""
+    """Read a message; an Outcome means that it can never run. Calls no user code.
+
+    With keys, what is not signed is not read at all.
+    """
     try:
+        app.keys.check_message(
+            taken.headers, taken.body, taken.content_type, taken.content_encoding
+        )
         call = envelope.parse(
             taken.headers,
             taken.body,
@@ -140,6 +149,8 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
             call.soft_time_limit_s, options.soft_time_limit, conf.task_soft_time_limit
         ),
         policy=policy,
+        # Also of a call that was published without the mark: at least what it leads to is kept.
+        is_sensitive=call.is_sensitive or options.sensitive,
     )
 
 
@@ -223,7 +234,7 @@ def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     tell = _tell.get()
     if tell is not None:
         tell(prepared.request.id, error)
-    fault = fault_of(error)
+    fault = fault_of(error, hide=prepared.is_sensitive)
     kind = _ended_by(error)
     if kind is JobCancelled:
         # Also of the task's own will. Whether an operator asked is the store's to know.
@@ -270,8 +281,18 @@ _GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())
 _random = random.SystemRandom()  # survives forks: siblings must not draw the same jitter
 
 
-def fault_of(error: BaseException) -> Fault:
-    """Describe an exception in bounded, valid text, whatever its own methods do."""
+def fault_of(error: BaseException, *, hide: bool = False) -> Fault:
+    """Describe an exception in bounded, valid text, whatever its own methods do.
+
+    With `hide`, by its type and the lines of code it came through alone: what an exception says, and
+    what those say which it came of, is made of arguments as often as not.
+    """
+    if hide:
+        return Fault(
+            _said(lambda: type(error).__name__, _MAX_TYPE) or "BaseException",
+            HIDDEN,
+            _said(lambda: _frames(error), -_MAX_TRACEBACK) or None,
+        )
     return Fault(
         _said(lambda: type(error).__name__, _MAX_TYPE) or "BaseException",
         _said(lambda: str(error), _MAX_MESSAGE),
@@ -299,12 +320,26 @@ def _said(ask: Callable[[], str], limit: int) -> str:
 
 def _trace(error: BaseException) -> str:
     """Return the traceback from the first frame of user code on; "" where there is none."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
-        frames = frames.tb_next
+    frames = _of_user_code(error)
     if frames is None:
         return ""
     return "".join(traceback.format_exception(type(error), error, frames, limit=-_MAX_FRAMES))
+
+
+def _frames(error: BaseException) -> str:
+    """Return the traceback as `_trace` does, without a word of any exception."""
+    frames = _of_user_code(error)
+    lines = traceback.format_tb(frames, limit=-_MAX_FRAMES)
+    return "".join(
+        ["Traceback (most recent call last):\n", *lines, f"({HIDDEN})\n"] if lines else []
+    )
+
+
+def _of_user_code(error: BaseException) -> TracebackType | None:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
+        frames = frames.tb_next
+    return frames
 
 
 _OUR_MODULES: Final = frozenset({__name__, "sqlqueue.app", "sqlqueue.envelope", "sqlqueue.task"})

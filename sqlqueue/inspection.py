@@ -20,6 +20,7 @@ from sqlqueue.config import Settings
 from sqlqueue.errors import JobNotFound, UndecodableMessage
 from sqlqueue.failure_groups import DeadGroup, ErrorGroup
 from sqlqueue.scheduled import Scheduled, scheduled
+from sqlqueue.text import HIDDEN
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.log_guard import LIMIT_BYTES
@@ -145,11 +146,15 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """Be a message's body read as a call; `problem` says why it could not be read, "" if it was."""
+    """Be a message's body read as a call; `problem` says why it could not be read, "" if it was.
+
+    Those of a sensitive task are None, and `is_hidden`: they are handed out to nobody.
+    """
 
     args: tuple[object, ...] | None
     kwargs: Mapping[str, object] | None
     problem: str = ""
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,8 @@ class CeleryResult:
 class Job:
     """Be one job whole. `others` are older messages with the same job id, newest first.
 
-    `celery` is None for a job whose result Celery did not store in this file.
+    `celery` is None for a job whose result Celery did not store in this file. Of one that
+    `is_sensitive` arguments, result and what errors say are left out.
     """
 
     row: JobRow
@@ -180,13 +186,15 @@ class Job:
     audit: tuple[AuditRow, ...]
     others: tuple[int, ...]
     celery: CeleryResult | None
+    is_sensitive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """Be a job with its arguments, as checks of an application want it.
 
-    `args` and `kwargs` are empty where the body cannot be read.
+    `args` and `kwargs` are empty where the body cannot be read, and of sensitive tasks: what a check
+    says is shown.
     """
 
     id: str
@@ -233,12 +241,17 @@ class Inspection:
         settings: Settings | None = None,
         max_attempts: Mapping[str, int] | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        shows_sensitive: bool = False,
     ) -> None:
-        """Look at a backend. `max_attempts` are those of an application's tasks, by task name."""
+        """Look at a backend. `max_attempts` are those of an application's tasks, by task name.
+
+        `shows_sensitive` is for `testing`: a test may see what it has published itself.
+        """
         self.backend = backend
         self.settings = settings or Settings()
         self._max_attempts = dict(max_attempts or {})
         self._clock = clock
+        self._shows_sensitive = shows_sensitive
         self._memory = ActivityMemory()
 
     @property
@@ -372,12 +385,13 @@ class Inspection:
             row=detail.row,
             max_attempts=self.max_attempts_of(detail.row),
             arguments=self._arguments(detail),
-            result=_read_result(detail.result),
+            result=None if self._hides(detail) else _read_result(detail.result),
             error=_newest_error(detail),
             history=_history(detail),
             audit=detail.audit,
             others=others,
             celery=_celery_result(detail),
+            is_sensitive=detail.is_sensitive,
         )
 
     def message_ids(self, name: str) -> list[int]:
@@ -508,7 +522,12 @@ class Inspection:
         # Two clocks, or a due time just ahead: an age is never negative.
         return None if since_ms is None else max(self.now_ms - since_ms, 0) / 1000
 
+    def _hides(self, detail: JobDetail) -> bool:
+        return detail.is_sensitive and not self._shows_sensitive
+
     def _arguments(self, detail: JobDetail) -> Arguments:
+        if self._hides(detail):
+            return Arguments(None, None, is_hidden=True)
         try:
             call = envelope.parse(
                 json.loads(detail.headers),
@@ -556,7 +575,9 @@ def _celery_result(detail: JobDetail) -> CeleryResult | None:
     meta = found if isinstance(found, dict) else {}
     result, traceback = meta.get("result"), meta.get("traceback")
     if not isinstance(result, dict) or "exc_type" not in result:
-        return CeleryResult(state, result, None)
+        return CeleryResult(state, None if detail.is_sensitive else result, None)
+    if detail.is_sensitive:
+        return CeleryResult(state, None, Failure(str(result["exc_type"]), HIDDEN))
     text = result.get("exc_message")
     if isinstance(text, list):
         text = ", ".join(map(str, text))

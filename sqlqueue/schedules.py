@@ -83,7 +83,7 @@ class Schedules:
             name,
             description=definition.in_words(entry.when),
             target=signature.task,
-            definition=definition.write(entry, call),
+            definition=definition.write(entry, call, keys=self._app.keys),
             next_due_ms=next_due_ms,
             actor=_named(actor),
         )
@@ -148,10 +148,14 @@ class Schedules:
 
 
 def stored_entry(app: SqlQueue, name: str, text: str | None) -> Entry[Signature]:
-    """Return an entry that lives in the file, from its definition. Raises ConfigError."""
+    """Return an entry that lives in the file, from its definition. Raises ConfigError.
+
+    With keys, one that is not signed is refused.
+    """
     found = definition.read(text or "", name=name)
     if found.call is None:
         raise ConfigError(f"schedule entry {quoted(name)}: its definition has no task.")
+    definition.check_signature(text or "", name=name, keys=app.keys)
     call = found.call
     signature = Signature(call.task, call.args, call.kwargs, call.options)
     try:

@@ -113,6 +113,7 @@ class TaskOptions:
     retry_policies: Mapping[type[BaseException], Backoff | None] = field(default_factory=dict)
     time_limit: float | None = None
     soft_time_limit: float | None = None
+    sensitive: bool = False
     bind: bool = False
 
     def policy(self, default_max_attempts: int) -> RetryPolicy:
@@ -209,12 +210,14 @@ class Task(Generic[P, R]):
         job_id: str | None = None,
         time_limit: float | None = None,
         soft_time_limit: float | None = None,
+        sensitive: bool | None = None,
     ) -> AsyncResult[R]:
         """Enqueue a call with options.
 
         `countdown` seconds from now or `eta`, an aware datetime, is when it may start earliest;
         `expires`, seconds or a datetime, when it may start latest. `priority` is 0 to 9, higher
-        first. Limits, in seconds, are instead of the task's. A `job_id` of your own is stored once, however often it is published. If the process
+        first. Limits, in seconds, are instead of the task's. `sensitive` marks this call as the task's
+        option of that name marks all. A `job_id` of your own is stored once, however often it is published. If the process
         dies midway, the job may or may not be stored: with the same `job_id`, try again.
         """
         return self.app.send_task(
@@ -229,6 +232,7 @@ class Task(Generic[P, R]):
             job_id=job_id,
             time_limit=time_limit,
             soft_time_limit=soft_time_limit,
+            sensitive=sensitive,
         )
 
     def map(

@@ -296,7 +296,12 @@ class Testing:
     ) -> list[StoredJob]:
         """Return the jobs in the file, the first published first. Raises ValueError for no state."""
         chosen = JobFilter(states=() if state is None else (State(state),), task=task, queue=queue)
-        inspection = Inspection(self.app.backend, settings=self.app.conf, clock=self.clock)
+        inspection = Inspection(
+            self.app.backend,
+            settings=self.app.conf,
+            clock=self.clock,
+            shows_sensitive=True,
+        )
         found = [self._stored(inspection, row.message_id) for row in inspection.every_job(chosen)]
         return found[::-1]
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "escaped", "quoted", "without_passwords"]
+__all__ = ["HIDDEN", "did_you_mean", "escaped", "quoted", "without_passwords"]
+
+#: What people see instead of what a sensitive task is called with, returns, or says in its errors.
+HIDDEN: Final = "hidden: the task is sensitive"
 
 # What moves a cursor, forges a line, hides, or turns text around when it is shown:
 #   C0, DEL, C1                      ESC starts a terminal command, CR LF a new line

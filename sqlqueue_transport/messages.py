@@ -10,6 +10,10 @@ from sqlqueue_transport.lifecycle import Event
 LARGEST_ID = 2**63 - 1  # SQLite's; a larger number names no message
 LONGEST_WAIT_S = 10 * 366 * 24 * 3600.0
 
+# A header of whoever publishes. Where it is, whatever its value, the body is not searched in, and
+# programs that show messages to people show nothing of what the message says or led to.
+SENSITIVE_HEADER = "sqlqueue-sensitive"
+
 DELIVERY_BITS = 32
 _DELIVERY_MASK = (1 << DELIVERY_BITS) - 1
 

@@ -21,7 +21,7 @@ from sqlqueue_transport.listing import (
     Listing,
     Progress,
 )
-from sqlqueue_transport.messages import LARGEST_ID, storable
+from sqlqueue_transport.messages import LARGEST_ID, SENSITIVE_HEADER, storable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -143,6 +143,11 @@ class JobDetail:
     attempts: tuple[AttemptRow, ...]
     audit: tuple[AuditRow, ...]
     celery_result: tuple[str, bytes] | None  # Celery's state, and what it encoded
+
+    @property
+    def is_sensitive(self) -> bool:
+        """Say whether nothing is to be shown of what the message says or led to."""
+        return f'"{SENSITIVE_HEADER}"' in self.headers  # as text: see listing
 
 
 class Reading:

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlqueue import plain_json
 from sqlqueue.beat.cron import Cron
 from sqlqueue.beat.schedule import Interval, Once, manner, when
-from sqlqueue.errors import ConfigError
+from sqlqueue.errors import ConfigError, UndecodableMessage
+from sqlqueue.signing import Keys
 from sqlqueue.text import quoted
 
 if TYPE_CHECKING:
     from sqlqueue.beat.schedule import Entry, When
 
-__all__ = ["Definition", "StoredCall", "in_words", "read", "write"]
+__all__ = ["Definition", "StoredCall", "check_signature", "in_words", "read", "write"]
+
+_SIGNATURE: Final = "signature"
+_NO_KEYS: Final = Keys()
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: The options of a call that make sense for every tick alike.
-OPTIONS: Final = ("queue", "priority", "expires", "countdown")
+OPTIONS: Final = ("queue", "priority", "expires", "countdown", "sensitive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,8 @@ class Definition:
     call: StoredCall | None
 
 
-def write(entry: Entry[Any], call: StoredCall | None = None) -> str:
-    """Return an entry as JSON text, with its call if it is to live in the file.
+def write(entry: Entry[Any], call: StoredCall | None = None, *, keys: Keys = _NO_KEYS) -> str:
+    """Return an entry as JSON text, with its call if it is to live in the file, signed with `keys`.
 
     Raises ConfigError for a call that JSON would change.
     """
@@ -60,7 +64,13 @@ def write(entry: Entry[Any], call: StoredCall | None = None) -> str:
     if call is not None:
         value.update(task=call.task, args=call.args, kwargs=call.kwargs, options=call.options)
     try:
-        return plain_json.write(value, where="call")
+        text = plain_json.write(value, where="call")
+        signature = keys.of_entry(entry.name, text)
+        return (
+            text
+            if signature is None
+            else plain_json.write({**value, _SIGNATURE: signature}, where="call")
+        )
     except plain_json.Unwritable as error:
         raise ConfigError(f"schedule entry {quoted(entry.name)}: {error}") from None
 
@@ -92,6 +102,24 @@ def read(text: str, *, name: str) -> Definition:
         ),
         _call(value, where) if "task" in value else None,
     )
+
+
+def check_signature(text: str, *, name: str, keys: Keys) -> None:
+    """Raise ConfigError for a definition, one that `read` can read, that no holder of the keys made.
+
+    A beat signs what it enqueues: whoever could write an entry would have a signature for the asking.
+    """
+    value = plain_json.read(text.encode("utf-8", "surrogatepass"))
+    if not keys or not isinstance(value, dict):
+        return
+    signature = value.pop(_SIGNATURE, None)
+    try:
+        keys.check_entry(name, plain_json.write(value, where="call"), signature)
+    except UndecodableMessage as error:
+        raise ConfigError(
+            f"schedule entry {quoted(name)}: {error.reason}. Remove it, and add it anew where the key"
+            " is."
+        ) from None
 
 
 def in_words(when: When) -> str:

@@ -60,6 +60,7 @@ def run_beat(
     """
     notifier = notifier or Notifier()
     longest_s = app.conf.beat_max_interval if max_interval_s is None else max_interval_s
+    _ = app.keys  # a mistake in them is one of the start, and not of the first tick
     backend = app.backend
     code = 0
     beat = None

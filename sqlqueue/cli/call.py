@@ -158,6 +158,8 @@ def _told_end(output: Output, job: Job) -> int:
     is_done = job.row.state.value == "done"
     if not output.is_table:
         output.document(documents.job_document(job))
+    elif is_done and job.is_sensitive:
+        output.note("Its result is not shown, because the task is sensitive.")
     elif is_done:
         click.echo(dumped(job.result))
     if is_done:

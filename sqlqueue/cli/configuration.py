@@ -20,7 +20,9 @@ from sqlqueue.text import without_passwords
 
 __all__ = ["config"]
 
-_SECRET: Final = re.compile(r"passw|secret|token|credential|api_?key|private", re.IGNORECASE)
+_SECRET: Final = re.compile(
+    r"passw|secret|token|credential|api_?key|private|signing_keys?(?!_file)", re.IGNORECASE
+)
 
 
 @click.group(cls=Group)

@@ -87,6 +87,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "args": None if job.arguments.args is None else list(job.arguments.args),
         "kwargs": job.arguments.kwargs,
         "body_error": job.arguments.problem or None,
+        "sensitive": job.is_sensitive,
         "result": job.result,
         "error": _error(job.error),
         "history": [_history(one) for one in job.history],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from sqlqueue.cli.output import Cell, Column
 from sqlqueue.formats import ago, at, number, short, took
 from sqlqueue.palette import HEADING, LEVELS, MUTED, STATES
+from sqlqueue.text import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -397,13 +398,17 @@ def _contents(found: Job) -> list[tuple[str, Cell | str]]:
             "arguments",
             Cell(f"cannot be read: {found.arguments.problem}", LEVELS["fail"]),
         )
+    elif found.is_sensitive:
+        call = ("arguments", Cell(HIDDEN, MUTED))
     else:
         call = ("arguments", _call_text(found))
     error = found.error
     shown_error = Cell(_error_text(error), STATES["failed"]) if error else ""
     if found.celery is not None:
         return [call, ("error", shown_error), ("celery", _celery_text(found.celery))]
-    result = "" if found.row.state.value != "done" else _value_text(found.result)
+    result: Cell | str = "" if found.row.state.value != "done" else _value_text(found.result)
+    if result and found.is_sensitive:
+        result = Cell(HIDDEN, MUTED)
     return [call, ("result", result), ("error", shown_error)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlqueue import config
+from sqlqueue import config, signing
 from sqlqueue.cli.failures import explain
 from sqlqueue.cli.opening import inspecting, load, resolved
 from sqlqueue.formats import number
@@ -70,6 +70,11 @@ def examined(invocation: Invocation) -> Examined:
         _look_at_schedule(found, app)
     if is_imported:  # the application's code may name another broker
         settings = resolved(app).settings
+        found.tried(
+            lambda: signing.keys_of(
+                settings.signing_key, settings.signing_keys_accepted, settings.signing_key_file
+            )
+        )
         _look_at_queues(found, settings, app)
         _look_at_broker(found, invocation, settings, app)
     return found

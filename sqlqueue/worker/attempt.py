@@ -50,6 +50,12 @@ class Attempt:
         self.place = place
         self.taken = taken
         self._prepared = prepared
+        if not isinstance(prepared, Outcome) and prepared.is_sensitive:
+            write_all = write_progress
+
+            def write_progress(done: float, total: float | None, _: str) -> bool:
+                return write_all(done, total, "")
+
         self._reporter = Reporter(write_progress)
         self._was_asked_to_stop = False
         self._thread_interrupt = ThreadInterrupt()

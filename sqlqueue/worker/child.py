@@ -96,6 +96,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     try:
         app = load_app(order.app_path)
         told.listen()
+        _ = app.keys  # a mistake in them is one of the start, and not of the first job
         backend = open_backend(app.conf)
     except SqlQueueError as error:
         log.error("app_import_failed", worker=order.name, error=str(error))

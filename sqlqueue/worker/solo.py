@@ -50,10 +50,11 @@ def run_solo(
     `on_ready` is called before the first job is claimed, with what can be told to stop.
     The first SIGTERM or SIGINT lets the running job finish, the second ends the process at once,
     and with it the attempt. `notifier` None makes one of the environment, in a process of its own
-    (`handle_signals`). Raises the transport's CannotOpen.
+    (`handle_signals`). Raises ConfigError, and the transport's CannotOpen.
     """
     if notifier is None:
         notifier = Notifier() if handle_signals else Notifier({})
+    _ = app.keys  # a mistake in them is one of the start, and not of the first job
     own = backend if backend is not None else open_backend(app.conf, keep_leases=True)
 
     def register() -> None:

@@ -130,3 +130,15 @@ def test_dialogs_about_an_enemys_jobs_are_harmless(enemy, start, open_tab, artef
     tab.until("report", "requeued")
     look_at(tab, "/maintenance", artefacts / "audit.png")
     assert not tab.is_hacked()
+
+
+def test_no_table_offers_strangers_text_as_a_sheet(enemy, start, open_tab, artefacts, ask):
+    """A spreadsheet runs what begins with "=". Streamlit offers each table as a CSV, where it may."""
+    job = ask("inspect", "jobs")["items"][0]["message_id"]
+    ask("cancel", f"#{job}", "--yes", "--reason", '=HYPERLINK("http://evil.example")')
+    tab = open_tab(start("admin"), height=1400).enter()
+    for page in ("/", f"/job?id={quote(f'#{job}')}"):
+        look_at(tab, page, artefacts / f"{len(page)}.png")
+        assert tab.page.locator("[data-testid=stDataFrame]").count()
+        toolbars = tab.page.locator("[data-testid=stElementToolbar]")
+        assert not any(one.is_visible() for one in toolbars.all()), page

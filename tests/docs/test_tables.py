@@ -18,7 +18,12 @@ from sqlqueue_transport.lifecycle import TRANSITIONS, Event, State
 from sqlqueue_transport.options import Options
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+        *(ROOT / "docs").glob("*.md"),
+    ]
+)
 
 
 def table(page: str, name: str) -> list[list[str]]:

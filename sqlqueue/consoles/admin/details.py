@@ -17,7 +17,7 @@ from sqlqueue.formats import ago, at, took
 from sqlqueue.inspection import Call
 from sqlqueue.operations import Action
 from sqlqueue.palette import STATES
-from sqlqueue.text import escaped, quoted
+from sqlqueue.text import HIDDEN, escaped, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -183,6 +183,8 @@ def timeline_html(found: Sequence[Attempt]) -> str:
 
 def arguments_text(arguments: Arguments) -> str:
     """Return the arguments of a call as JSON on several lines; "" for a call without any."""
+    if arguments.is_hidden:
+        return HIDDEN
     if not arguments.args and not arguments.kwargs:
         return ""
     if not arguments.kwargs:

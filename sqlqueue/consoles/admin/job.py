@@ -19,7 +19,7 @@ from sqlqueue.consoles.admin.view import View
 from sqlqueue.consoles.shield import shielded
 from sqlqueue.errors import JobNotFound
 from sqlqueue.formats import at, number
-from sqlqueue.text import without_passwords
+from sqlqueue.text import HIDDEN, without_passwords
 from sqlqueue_transport.lifecycle import FINISHED
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def _arguments(job: Job) -> None:
         st.warning(f"They cannot be read: {look.safe(job.arguments.problem)}")
         return
     text = details.arguments_text(job.arguments)
-    _text("Arguments", text or "none", language="json" if text else None)
+    is_json = bool(text) and not job.is_sensitive
+    _text("Arguments", text or "none", language="json" if is_json else None)
 
 
 def _outcome(job: Job) -> None:
@@ -175,6 +176,8 @@ def _outcome(job: Job) -> None:
             _text("Celery’s error", look.plain(error_line(said.error.type, said.error.message)))
         elif said.result is not None:
             _text("Celery’s result", details.pretty(said.result), language="json")
+    elif job.row.state.value == "done" and job.is_sensitive:
+        _text("Result", HIDDEN)
     elif job.row.state.value == "done":
         _text("Result", details.pretty(job.result), language="json")
 

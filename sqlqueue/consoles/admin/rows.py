@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from sqlqueue.formats import ago, took
 from sqlqueue.palette import TITLES
-from sqlqueue.text import escaped
+from sqlqueue.text import HIDDEN, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,6 +106,8 @@ def error_line(kind: str | None, message: str | None) -> str:
 
 def call_text(arguments: Arguments) -> str:
     """Return arguments as one line: ``"job-1.txt", copy=true``; why not, where they cannot be read."""
+    if arguments.is_hidden:
+        return HIDDEN
     if arguments.problem:
         return _line(f"cannot be read: {arguments.problem}")
     args = [_value(one) for one in arguments.args or ()]

@@ -41,8 +41,8 @@ STYLE: Final = f"""<style>
 .st-key-state-pills button[kind="primary"] {{ color: inherit; border-color: var(--sq);
   background: color-mix(in srgb, var(--sq) 22%, transparent); }}
 {_TILES}
-/* What the toolbar offers is here by other ways, and it would write formulas of strangers to a CSV. */
-.st-key-jobs-table [data-testid="stElementToolbar"] {{ display: none; }}
+/* What the toolbar of a table offers is here by other ways, and it would write formulas of strangers to a CSV. */
+[data-testid="stElementToolbar"] {{ display: none; }}
 /* What can be done stands at the foot of the window, where it is not moved by the table. */
 div:has(> .st-key-action-bar) {{ position: sticky; bottom: 0; z-index: 50; }}
 .st-key-action-bar {{ background: {_GROUND};

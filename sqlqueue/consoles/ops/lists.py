@@ -10,6 +10,7 @@ from sqlqueue.consoles.ops.figures import SILENT_S, above, amount
 from sqlqueue.consoles.ops.pieces import Cell, Column, Level, Table
 from sqlqueue.formats import ago, number, short, took
 from sqlqueue.scheduled import Standing
+from sqlqueue.text import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,6 +147,8 @@ def facts(seen: Snapshot) -> tuple[tuple[str, Cell], ...]:
 
 def arguments_text(found: Arguments) -> str:
     """Return a call's arguments in one line, a text as it is; "" for one that has none."""
+    if found.is_hidden:
+        return HIDDEN
     if found.problem:
         return f"cannot be read: {found.problem}"
     values = [_value(value) for value in found.args or ()]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
+from sqlqueue import envelope
 from sqlqueue.config import Settings
 from sqlqueue.consoles import admin, source
 from sqlqueue.consoles.source import Source
+from sqlqueue.text import HIDDEN
 from tests.cli.filling import HOSTILE, RAW, Filled
 
 MAIN = Path(admin.__file__).with_name("main.py")
@@ -253,3 +256,20 @@ def test_other_broker_is_told_calmly():
     for at in found:
         assert len(at.warning) == 1
         assert "This broker cannot tell" in at.warning[0].value
+
+
+def test_nothing_of_a_sensitive_job_is_on_its_page_nor_in_the_list(shown):
+    secret = "hush4711"
+    call = envelope.build("shop.pay", (secret,), {"cvc": secret}, job_id="x", sensitive=True)
+    marked = {"body": call.body.encode(), "headers": json.dumps({**call.headers, "id": "one"})}
+    shown.done({"seen": secret}, job_id="one", task="shop.pay", **marked)
+    running = shown.publish(job_id="two", task="shop.pay", **marked)
+    shown.claim()
+    for at in (opened(), opened("job", id="one"), opened("job", id=running)):
+        everything = words(at) + str([one.value.to_dict() for one in at.dataframe])
+        everything += str([one.value for one in (*at.get("html"), *at.json)])
+        assert secret not in everything
+    assert table(opened())["Arguments"] == [HIDDEN, HIDDEN]
+    page = opened("job", id="one")
+    assert [code.value for code in page.code].count(HIDDEN) == 2  # arguments and result
+    assert not opened(search=secret).dataframe
