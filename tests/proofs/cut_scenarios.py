@@ -125,6 +125,7 @@ SCENARIOS = {
     "schema 1": Scenario(_old(1, is_closed=True), [("creator", "c1")], 5),
     "schema 2": Scenario(_old(2, is_closed=False), [("creator", "c1")], 5),
     "schema 3": Scenario(_old(3, is_closed=False), [("creator", "c1")], 5),
+    "killed migration": Scenario(_old(1, is_closed=False), [("mortals", "m", 9)], 5),
     "backups": Scenario(_filled, [("publisher", "p1", 30), ("saver", 6)], 5),
     "deleting": Scenario(_filled, [("publisher", "p1", 15), ("pruner",)], 5),
     "two beats": Scenario(_empty, [("beat", "b1", 40), ("beat", "b2", 40)], 5),
@@ -133,7 +134,7 @@ SCENARIOS = {
         _after_a_cut, [("creator", "c1"), ("worker", "w3", 8, "full"), ("publisher", "p3", 5)], 5
     ),
     "killed processes": Scenario(
-        _empty, [("mortals", "m", 20), ("mortals", "n", 20), ("publisher", "p1", 10)], 10
+        _empty, [("mortals", "m", 10), ("mortals", "n", 10), ("publisher", "p1", 10)], 10
     ),
     "forks": Scenario(_empty, [("forking", "f1", 12), ("forking", "f2", 12)], 5),
     "an operator": Scenario(_filled, [("operator",)], 5),

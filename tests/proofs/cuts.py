@@ -48,7 +48,8 @@ def cut(
 ) -> Iterator[Counter[str]]:
     """Make the cuts of these numbers, of `total` that are spread over the recording.
 
-    Raises AssertionError with the words to make it again when a promise is broken.
+    `ignores` is for a broken disk: see `Disk`. Raises AssertionError with the words to make it again
+    when a promise is broken.
     """
     records = list(recording.records())
     first = next(i for i, one in enumerate(records) if one.kind is not Kind.NOTE)

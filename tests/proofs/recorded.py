@@ -216,12 +216,15 @@ def beat(name: str, count: int) -> None:
 
 
 def mortals(name: str, count: int) -> None:
-    """Publish and settle in one process after the other, each killed at one of its writes."""
+    """Publish and settle in one process after the other, each killed at one of its writes.
+
+    The later ones live longer, so that all of them together come far.
+    """
     rng = random.Random(name)
     for number in range(count):
         pid = os.fork()
         if not pid:
-            ctypes.CDLL(None).recorder_die_after(rng.randint(1, 250))
+            ctypes.CDLL(None).recorder_die_after(rng.randint(1, 100 * number + 100))
             _live(f"{name}{number}")
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
