@@ -52,9 +52,10 @@ def ask_app(path: str) -> AppFacts:
         _wait_for_answer(path, reading)
         # A line, not to the end: a process that the import has started may hold the pipe for ever.
         answer = pipe.readline()
-    os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if not answer:
-        raise AppImportError(f"cannot import app {path!r}: the import ended its process")
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise AppImportError(f"cannot import app {path!r}: the import ended its process ({how})")
     found: dict[str, Any] = json.loads(answer)
     if "error" in found:
         kind = ConfigError if found["kind"] == "ConfigError" else AppImportError

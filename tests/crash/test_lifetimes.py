@@ -119,6 +119,22 @@ def test_an_application_that_cannot_be_imported_ends_the_worker_at_once(
     assert "Traceback" not in arena.logs()
 
 
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("import os; os._exit(3)", "exit code 3"),
+        ("import os; os.kill(os.getpid(), 9)", "signal 9"),
+    ],
+)
+def test_an_import_that_ends_its_process_is_told_with_how(
+    arena: Arena, code: str, how: str
+) -> None:
+    (arena.directory / "crashapp.py").write_text(code)
+    worker = arena.worker("-c", 2)
+    assert worker.wait(timeout=30) == 2, arena.logs()
+    assert f"the import ended its process ({how})" in arena.logs()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", WAYS_TO_BREAK)
 def test_an_application_that_breaks_later_is_tried_with_back_off_until_it_is_mended(

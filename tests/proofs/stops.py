@@ -210,10 +210,10 @@ class Stopper:
 
     # -- inside of the lock -----------------------------------------------------------------------
 
-    def holder(self) -> int | None:
-        """Return who has held the lock for a while."""
+    def holder(self, for_s: float = 0.5) -> int | None:
+        """Return who has held the lock for so long."""
         found = read_holder(self.swarm.directory / "queue.db-run" / "writer.lock")
-        return found.pid if found and time.monotonic() - found.since_s > 0.5 else None
+        return found.pid if found and time.monotonic() - found.since_s > for_s else None
 
     def stop_a_stranger(self) -> None:
         """Stop a process of nobody's in a transaction until `sqlqueue doctor` names it."""
@@ -222,6 +222,9 @@ class Stopper:
             assert read_line(stranger) == "inside"
             wait_until(lambda: self.holder() == stranger.pid, deadline_s=30, what="the stop")
             self.check_busy(stranger.pid)
+            wait_until(
+                lambda: self.holder(LOCK_LIMIT_S) == stranger.pid, deadline_s=60, what="the limit"
+            )
             said = wait_until(
                 lambda: self.doctor_names(stranger.pid),
                 deadline_s=5 * LOCK_LIMIT_S,

@@ -18,6 +18,7 @@ from pathlib import Path
 from sqlqueue import SqlQueue
 from sqlqueue.backend import SqliteBackend, Taken
 from sqlqueue.task import Signature
+from sqlqueue_transport.errors import Busy
 
 DIRECTORY = Path(os.environ.get("PROOF_DIRECTORY", "."))
 # How long jobs take on average; most are much shorter, so that the store is busy, too.
@@ -142,13 +143,18 @@ def call_of(job_id: str) -> Signature:
 
 
 def send(ids: list[str]) -> None:
-    """Publish jobs, and note their ids before and after."""
+    """Publish jobs, and note their ids before and after. While the file is busy, try again."""
     append("attempted.txt", *ids)
-    if len(ids) == 1:
-        call = call_of(ids[0])
-        app.send_task(call.task, call.args, **call.options)
-    else:
-        app.publish_many(map(call_of, ids))
+    while True:
+        try:
+            if len(ids) == 1:
+                call = call_of(ids[0])
+                app.send_task(call.task, call.args, **call.options)
+            else:
+                app.publish_many(map(call_of, ids))
+        except Busy:  # with ids of our own, nothing is stored twice
+            continue
+        break
     append("acknowledged.txt", *ids)
 
 
