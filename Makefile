@@ -51,8 +51,9 @@ type: $(DEV) ## check the types (mypy --strict)
 imports: $(DEV) ## check who imports whom (import-linter)
 	$(BIN)/lint-imports
 
-docs: $(RUNTIME) ## write docs/commands.md anew, from the help of the commands
+docs: $(RUNTIME) ## write docs/commands.md and the pictures and tables of docs/lifecycle.md anew
 	$(BIN)/python tools/commands_page.py
+	$(BIN)/python tools/lifecycle_page.py
 
 bench: $(TEST) ## measure: latency, CPU, throughput
 	$(BIN)/python -m tests.benchmarks $(ARGS)
