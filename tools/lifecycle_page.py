@@ -41,8 +41,8 @@ PLACES = {
 # The way of each arrow as an SVG path, and where its words stand: x, y, anchor.
 Way = tuple[str, tuple[int, int, str]]
 WAYS: dict[tuple[State, State], Way] = {
-    (State.SCHEDULED, State.PENDING): ("M150 113 V207", (140, 165, "end")),
-    (State.FAILED, State.PENDING): ("M386 113 L238 212", (300, 158, "end")),
+    (State.SCHEDULED, State.PENDING): ("M150 113 V207", (160, 165, "start")),
+    (State.FAILED, State.PENDING): ("M386 113 L238 212", (300, 150, "end")),
     (State.PENDING, State.PROCESSING): ("M234 222 H386", (310, 214, "middle")),
     (State.PROCESSING, State.PENDING): ("M386 240 H234", (310, 258, "middle")),
     (State.PROCESSING, State.FAILED): ("M470 207 V113", (480, 165, "start")),
@@ -55,7 +55,7 @@ WAYS: dict[tuple[State, State], Way] = {
     ),
     (State.PERMANENTLY_FAILED, State.PENDING): (
         "M736 304 C560 366 270 400 176 253",
-        (530, 364, "middle"),
+        (530, 374, "middle"),
     ),
     (State.PENDING, State.EXPIRED): ("M146 253 C170 460 480 440 736 440", (470, 430, "middle")),
     (State.PENDING, State.PENDING): ("M66 222 C20 214 20 254 66 246", (24, 274, "start")),
@@ -63,7 +63,7 @@ WAYS: dict[tuple[State, State], Way] = {
 STYLE = """
   text { font: 15px system-ui, sans-serif; fill: #1f2933; }
   .step { font-size: 13px; fill: #52606d; }
-  .state { font: 600 15px ui-monospace, monospace; text-anchor: middle; }
+  .state { font: 600 14px ui-monospace, monospace; text-anchor: middle; }
   .waiting rect { fill: #e6f0fb; stroke: #4a7fb5; }
   .running rect { fill: #fdf3d7; stroke: #b98a1d; }
   .finished rect { fill: #e9ecef; stroke: #7b8794; }
