@@ -57,8 +57,9 @@ imports: $(DEV) ## check who imports whom (import-linter)
 audit: $(DEV) $(AUDIT) ## ask pip-audit for known vulnerabilities in what is installed
 	$(VENV)/audit/bin/python tools/audit.py $(VENV)
 
-docs: $(RUNTIME) ## write docs/commands.md anew, from the help of the commands
+docs: $(RUNTIME) ## write docs/commands.md and the pictures and tables of docs/lifecycle.md anew
 	$(BIN)/python tools/commands_page.py
+	$(BIN)/python tools/lifecycle_page.py
 
 bench: $(TEST) ## measure: latency, CPU, throughput
 	$(BIN)/python -m tests.benchmarks $(ARGS)

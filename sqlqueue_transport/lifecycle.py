@@ -3,11 +3,9 @@
 Every statement that changes a state takes its target from here, and a test walks every
 (state, event) pair: what is not in the table is refused.
 
-    (published) ──► pending ──claim──► processing ──complete──► done
-         │             ▲                  │  │ └──exhaust──► permanently_failed
-         └─► scheduled ┤ promote          │  └──retry──► failed
-                       └──────────────────┴─release       │ promote
-                                  pending ◄───────────────┘
+    (published) ──► pending ──► processing ──► done
+
+docs/lifecycle.svg and the tables of docs/lifecycle.md are drawn from here (`make docs`).
 
 An operator may cancel or fail what has not ended, and requeue what has. What runs can only be
 asked to stop (terminate: a mark on the running delivery, no other state). How it then ends decides:
@@ -59,6 +57,47 @@ class Event(str, Enum):
     DEAD_LETTER = "dead_letter"
 
 
+# What happens in each step, for docs/lifecycle.md.
+MEANINGS = {
+    Event.PROMOTE: "It is due. Whoever claims next does it, in the transaction of the claim.",
+    Event.CLAIM: (
+        "A child of a worker, or a Kombu consumer, takes it under a lease, with a new delivery number."
+    ),
+    Event.COMPLETE: "Its task returned.",
+    Event.RETRY: (
+        "Its task failed, or was lost with its process or its lease, and another attempt follows"
+        " after a wait."
+    ),
+    Event.EXHAUST: (
+        "Its task failed, or was lost with its process or its lease, and no attempt follows. The"
+        " error stays with it."
+    ),
+    Event.RELEASE: (
+        "Who claimed it shuts down in good order or hands it back, or is gone without having started"
+        " it. No attempt counts."
+    ),
+    Event.EXPIRE: (
+        "Its `expires` or its time to live was over before it was started. Whoever claims meets it;"
+        " for AMQP's own `expiration` and TTL also whoever sweeps."
+    ),
+    Event.TERMINATE: "An operator asks what runs to stop: a mark on the delivery, no other state.",
+    Event.ABORT: (
+        "It was asked to stop, and then ended in whatever but success; or its task raised"
+        " `JobCancelled`."
+    ),
+    Event.CANCEL: "An operator gives it up before it runs.",
+    Event.FAIL: (
+        "An operator puts it among the dead letters. A worker that runs it is refused when it settles."
+    ),
+    Event.REQUEUE: "An operator lets it run again, as another run; attempts start at 0.",
+    Event.OVERFLOW: "Its queue holds its `x-max-length`, and whoever publishes one more drops it.",
+    Event.DEAD_LETTER: (
+        "It was rejected, expired, or did not fit, and its queue has a dead letter exchange. Whoever"
+        " ends it moves its row, in the same transaction, to the queues of that exchange."
+    ),
+}
+
+OPERATORS = frozenset({Event.CANCEL, Event.TERMINATE, Event.FAIL, Event.REQUEUE})
 FINISHED = frozenset({State.DONE, State.PERMANENTLY_FAILED, State.CANCELLED, State.EXPIRED})
 WAITING = frozenset({State.PENDING, State.SCHEDULED, State.FAILED})
 

@@ -152,7 +152,8 @@ SELECT
   q.dead_letter_exchange, q.dead_letter_routing_key, m.queue, m.exchange, m.routing_key, m.headers
 FROM message AS m
 JOIN queue AS q ON q.name = m.queue
-WHERE m.id = :id AND q.dead_letter_exchange IS NOT NULL
+WHERE m.id = :id AND m.state IN ('pending', 'permanently_failed')
+  AND q.dead_letter_exchange IS NOT NULL
 """
 
 # The attempts before stay in the history, as another run.

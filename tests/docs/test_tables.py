@@ -14,7 +14,7 @@ from sqlqueue.config import Settings, duration_s
 from sqlqueue.inspection import Inspection
 from sqlqueue.log import EVENTS
 from sqlqueue_transport.errors import TransportError
-from sqlqueue_transport.lifecycle import TRANSITIONS, Event, State
+from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.options import Options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,16 +102,6 @@ def test_the_table_of_the_doctors_checks_has_every_check(tmp_path):
 
 def every(base: type) -> list[type]:
     return [base, *(kind for child in base.__subclasses__() for kind in every(child))]
-
-
-@pytest.mark.parametrize("event", [Event.CANCEL, Event.TERMINATE, Event.FAIL, Event.REQUEUE])
-def test_the_table_of_operators_actions_names_the_legal_states(event):
-    drawing = (ROOT / "docs" / "lifecycle.md").read_text()
-    line = re.search(rf"{event.value} {{2,}}(.+?)──►", drawing, re.DOTALL)
-
-    assert line is not None
-    named = set(re.findall(r"[a-z_]+", line[1]))
-    assert named == {state.value for state, known in TRANSITIONS if known is event}
 
 
 def test_the_classes_that_pages_name_occur_in_the_code():

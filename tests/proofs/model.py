@@ -18,7 +18,7 @@ from sqlqueue_transport.lifecycle import TRANSITIONS
 from tests.transport.machine import StoreMachine, at_length
 
 STEPS = 50  # of each example
-ENOUGH = 200  # examples, from which on each step of the table must have been taken
+ENOUGH = 1000  # examples, from which on each step of the table must have been taken
 _PORTION = 100
 _TOLD = (
     "publishes",
@@ -39,7 +39,7 @@ def prove(
 ) -> list[str]:
     """Run so many examples of fifty steps; raise AssertionError where store and model differ.
 
-    From 200 examples on it also fails when a step of the table was never taken: what is not tried
+    From 1,000 examples on it also fails when a step of the table was never taken: what is not tried
     is not proven. A difference is first made small, which takes up to some minutes, and told with the steps
     that lead to it. Nothing runs on afterwards: consumers are stores in this process.
     """

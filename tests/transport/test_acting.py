@@ -133,9 +133,11 @@ def test_a_success_that_is_requeued_stays_in_the_history(store: Store) -> None:
     assert (detail.row.run, detail.row.attempts, detail.result) == (2, 1, '"second"')
 
 
-def test_a_requeue_that_loses_the_race_writes_no_history(store: Store) -> None:
+def test_a_requeue_that_loses_the_race_changes_nothing_and_writes_no_history(store: Store) -> None:
     message_id = put(store, State.DONE)
-    store.acting.act(Event.REQUEUE, [(message_id, State.CANCELLED)], actor="ann")
+    (acted,) = store.acting.act(Event.REQUEUE, [(message_id, State.CANCELLED)], actor="ann")
+    assert acted.after is None
+    assert state_of(store, message_id) is State.DONE
     assert attempts_of(store, message_id) == []
 
 

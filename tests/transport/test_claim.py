@@ -306,6 +306,7 @@ def test_a_message_due_in_another_queue_is_promoted_on_the_way(
 
 
 def test_an_expired_message_is_never_delivered(store: Store, clock: FakeClock) -> None:
+    store.consumers.register(name="w", kind="child")  # a plain client would sweep, and end it so
     over = publish(store, expires_at_ms=clock.wall + 1000)
     good = publish(store, expires_at_ms=clock.wall + 1001)
     clock.advance(1)

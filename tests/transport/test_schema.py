@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -98,90 +100,136 @@ def test_a_possible_row_is_taken(bare: sqlite3.Connection, fields: dict[str, Any
     _insert(bare, "message", {**GOOD, **fields})
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"state": "running"},
-        {"state": None},
-        {"queue": None},
-        {"lease_until_ms": 5},  # a lease on what nobody runs
-        {"state": "done", "finished_at_ms": 1, "lease_until_ms": 5},
-        {**LEASED, "lease_until_ms": None},
-        {**LEASED, "worker_id": None},
-        {**LEASED, "started_at_ms": None},
-        {**LEASED, "delivery": 0},
-        {**LEASED, "finished_at_ms": 1},
-        {"state": "scheduled"},  # due never
-        {"state": "failed"},
-        *({"state": state.value} for state in FINISHED),  # finished, but when?
-        {"finished_at_ms": 1},  # finished, but waiting
-        {"priority": -1},
-        {"priority": 10},
-        {"priority": "high"},
-        {"attempts": -1},
-        {"max_attempts": -1},
-        {"enqueued_at_ms": "today"},
-        {"enqueued_at_ms": float("nan")},
-        {"body": "text"},
-        {"headers": b"{}"},
-        {"headers": None},
-    ],
-)
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"state": "running"},
+    {"state": None},
+    {"queue": None},
+    {"lease_until_ms": 5},  # a lease on what nobody runs
+    {"state": "done", "finished_at_ms": 1, "lease_until_ms": 5},
+    {**LEASED, "lease_until_ms": None},
+    {**LEASED, "worker_id": None},
+    {**LEASED, "started_at_ms": None},
+    {**LEASED, "delivery": 0},
+    {**LEASED, "finished_at_ms": 1},
+    {"state": "scheduled"},  # due never
+    {"state": "failed"},
+    *({"state": state.value} for state in FINISHED),  # finished, but when?
+    {"finished_at_ms": 1},  # finished, but waiting
+    {"priority": -1},
+    {"priority": 10},
+    {"priority": "high"},
+    {"attempts": -1},
+    {"max_attempts": -1},
+    {"enqueued_at_ms": "today"},
+    {"enqueued_at_ms": float("nan")},
+    {"body": "text"},
+    {"headers": b"{}"},
+    {"headers": None},
+]
+
+
+@pytest.mark.parametrize("fields", IMPOSSIBLE)
 def test_an_impossible_row_is_refused(bare: sqlite3.Connection, fields: dict[str, Any]) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         _insert(bare, "message", {**GOOD, **fields})
 
 
-@pytest.mark.parametrize(
-    ("table", "values"),
-    [
-        (
-            "worker",
-            {
-                "name": "w",
-                "kind": "manager",
-                "pid": 1,
-                "host": "h",
-                "boot": "b",
-                "presence": "p",
-                "slot": 0,
-                "started_at_ms": 1,
-            },
-        ),
-        ("binding", {"exchange": "e", "routing_key": "k", "queue": "never declared"}),
-        ("body", {"message_id": 4711, "content": b""}),
-        ("body", {"message_id": 4711, "content": None}),
-        (
-            "attempt",
-            {
-                "message_id": 4711,
-                "run": 1,
-                "attempt": 1,
-                "delivery": 1,
-                "ended_at_ms": 1,
-                "outcome": "failed",
-            },
-        ),
-        (
-            "attempt",
-            {
-                "message_id": 4711,
-                "run": 1,
-                "attempt": 1,
-                "delivery": 1,
-                "ended_at_ms": 1,
-                "outcome": "gave up",
-            },
-        ),
-        ("tick", {"entry": None, "due_ms": 1, "at_ms": 1, "beat": "b", "jobs": 1}),
-        ("meta", {"key": "k", "value": None}),
-    ],
-)
+IMPOSSIBLE_BESIDE: list[tuple[str, dict[str, Any]]] = [
+    (
+        "worker",
+        {
+            "name": "w",
+            "kind": "manager",
+            "pid": 1,
+            "host": "h",
+            "boot": "b",
+            "presence": "p",
+            "slot": 0,
+            "started_at_ms": 1,
+        },
+    ),
+    ("binding", {"exchange": "e", "routing_key": "k", "queue": "never declared"}),
+    ("body", {"message_id": 4711, "content": b""}),
+    ("body", {"message_id": 4711, "content": None}),
+    (
+        "attempt",
+        {
+            "message_id": 4711,
+            "run": 1,
+            "attempt": 1,
+            "delivery": 1,
+            "ended_at_ms": 1,
+            "outcome": "failed",
+        },
+    ),
+    (
+        "attempt",
+        {
+            "message_id": 4711,
+            "run": 1,
+            "attempt": 1,
+            "delivery": 1,
+            "ended_at_ms": 1,
+            "outcome": "gave up",
+        },
+    ),
+    ("tick", {"entry": None, "due_ms": 1, "at_ms": 1, "beat": "b", "jobs": 1}),
+    ("meta", {"key": "k", "value": None}),
+    *(
+        ("queue", {"name": "q", "created_at_ms": 1, **wrong})
+        for wrong in (
+            {"message_ttl_ms": -1},
+            {"expires_ms": 0},
+            {"max_length": -1},
+            {"max_priority": -1},
+        )
+    ),
+    ("counted", {"only": 2, "upto": 1}),
+    (
+        "schedule",
+        {"entry": "e", "description": "d", "target": "t", "first_seen_ms": 1, "origin": "rumour"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "values"), IMPOSSIBLE_BESIDE)
 def test_an_impossible_row_beside_the_messages_is_refused(
     bare: sqlite3.Connection, table: str, values: dict[str, Any]
 ) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         _insert(bare, table, values)
+
+
+def _checks() -> list[tuple[int, int]]:
+    """Return where the condition of each CHECK of the schema begins and ends."""
+    found = []
+    for match in re.finditer(r"CHECK \(", re.sub(r"--.*", lambda one: " " * len(one[0]), SCHEMA)):
+        at, depth = match.end(), 1
+        while depth:
+            depth += {"(": 1, ")": -1}.get(SCHEMA[at], 0)
+            at += 1
+        found.append((match.end(), at - 1))
+    return found
+
+
+def _taken(schema: str) -> list[int]:
+    """Return which of the impossible rows a schema takes; foreign keys are not looked at."""
+    rows = [*(("message", {**GOOD, **fields}) for fields in IMPOSSIBLE), *IMPOSSIBLE_BESIDE]
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(schema)
+    taken = []
+    for number, (table, values) in enumerate(rows):
+        with contextlib.suppress(sqlite3.IntegrityError):
+            _insert(connection, table, values)
+            taken.append(number)
+    connection.close()
+    return taken
+
+
+@pytest.mark.parametrize("check", _checks(), ids=lambda one: SCHEMA[one[0] : one[1]][:40])
+def test_each_check_refuses_something_that_nothing_else_refuses(check: tuple[int, int]) -> None:
+    begins, ends = check
+    assert _taken(f"{SCHEMA[:begins]}1{SCHEMA[ends:]}") != _taken(SCHEMA)
 
 
 def test_every_table_is_strict(bare: sqlite3.Connection) -> None:

@@ -67,6 +67,7 @@ def test_dead_counts_the_attempt_and_ends_in_the_dead_letters(store: Store) -> N
 
     found = row(store, message_id)
     assert (found["state"], found["attempts"]) == ("permanently_failed", 1)
+    assert (found["error_type"], found["error_message"]) == (FAULT.type, FAULT.message)
     assert found["finished_at_ms"] is not None
     assert attempts_of(store, message_id) == [(1, 1, "timed_out", "ValueError")]
 
