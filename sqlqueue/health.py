@@ -231,7 +231,9 @@ def _check_writing(store: Store) -> Check:
     try:
         took_s = store.try_writing()
     except Unavailable as error:
-        hint = "until this is mended, nothing can be published, and nothing that ends is written down"
+        hint = (
+            "until this is mended, nothing can be published, and nothing that ends is written down"
+        )
         return Check("writing", Level.FAIL, str(error), hint=hint)
     return Check("writing", Level.OK, f"a mark was written and flushed in {took_s * 1000:.1f} ms")
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 __all__ = [
+    "MENDED_MS",
     "CatchUp",
     "Cron",
     "Entry",
     "EntryOptions",
-    "MENDED_MS",
     "Interval",
     "Once",
     "Overlap",

@@ -32,7 +32,7 @@ LOOK = """
     print("looking", flush=True)
     try:
         while True:
-            store.reading.counts() if hasattr(store.reading, "counts") else store.has_work(["q"])
+            store.reading.counts()
             time.sleep(0.02)
     except Exception as error:
         print(type(error).__name__, error, flush=True)

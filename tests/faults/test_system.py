@@ -64,7 +64,6 @@ def doctor(arena: Arena) -> Callable[[Path, dict[str, str]], dict[str, dict[str,
     ("calls", "files", "error", "words"),
     [
         (Call.WRITE, File.ALL, errno.EIO, "disk I/O error"),
-        (Call.WRITE, File.ALL, errno.ENOSPC, "disk is full"),
         (Call.SYNC, File.ALL, errno.EIO, "may or may not be stored|disk I/O error"),
         (
             Call.READ | Call.WRITE,
@@ -73,7 +72,7 @@ def doctor(arena: Arena) -> Callable[[Path, dict[str, str]], dict[str, dict[str,
             "cannot be read|disk I/O error",
         ),
     ],
-    ids=["write", "full", "flush", "all"],
+    ids=["write", "flush", "all"],
 )
 def test_publishers_are_told_a_worker_survives_and_all_go_on_when_the_disk_does(
     arena: Arena, injector: Injector, doctor, calls: Call, files: File, error: int, words: str

@@ -1,0 +1,87 @@
+"""A database that was replaced while its log stayed: SQLite would write the log over the new one."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from sqlqueue_transport import FileReplaced, NewMessage, Store, clock
+from tests.support import finish, run_python
+
+DIES = """
+    import os, sys
+    from sqlqueue_transport import NewMessage, Store
+    Store(sys.argv[1]).publish([NewMessage(b"old", "q")])
+    os._exit(0)  # and so the log stays
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Give a queue in whose place another one was put; the log of the first is still there."""
+    path, other = tmp_path / "q.db", tmp_path / "other.db"
+    finish(run_python(DIES, path))
+    store = Store(other)
+    store.publish([NewMessage(b"new", "q")] * 3)
+    store.close()
+    other.rename(path)
+    assert path.with_name("q.db-wal").stat().st_size
+    return path
+
+
+def bodies(store):
+    return [
+        body for (body,) in store.database.read(lambda c: [*c.execute("SELECT body FROM message")])
+    ]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_it_is_refused_and_nothing_of_it_is_changed(path, read_only):
+    before = path.read_bytes()
+    with pytest.raises(
+        FileReplaced, match=r"q\.db is not the file that its log .*q\.db-wal belongs"
+    ):
+        Store(path, create=False, read_only=read_only)
+    assert path.read_bytes() == before
+    # As it says, what to do:
+    path.with_name("q.db-wal").unlink()
+    path.with_name("q.db-shm").unlink()
+    store = Store(path)
+    assert bodies(store) == [b"new"] * 3
+    store.close()
+
+
+def test_a_log_that_belongs_to_the_file_is_replayed_as_ever(path):
+    finish(run_python(DIES.replace('b"old"', 'b"more"'), path.with_name("mine.db")))
+    store = Store(path.with_name("mine.db"))
+    assert bodies(store) == [b"more"]
+    store.close()
+
+
+def test_a_queue_moved_with_all_that_belongs_to_it_opens(path, tmp_path):
+    (tmp_path / "there").mkdir(mode=0o700)
+    finish(run_python(DIES, tmp_path / "mine.db"))
+    for end in ("", "-wal", "-shm", "-run"):
+        (tmp_path / f"mine.db{end}").rename(tmp_path / "there" / f"mine.db{end}")
+    store = Store(tmp_path / "there" / "mine.db")
+    assert bodies(store) == [b"old"]
+    store.close()
+
+
+def test_a_copy_that_left_the_run_directory_behind_opens(path, tmp_path):
+    """Copied to another disk its inode is another one; the docs say to leave that directory behind."""
+    finish(run_python(DIES, tmp_path / "mine.db"))
+    (tmp_path / "there").mkdir(mode=0o700)
+    for end in ("", "-wal"):
+        shutil.copy(tmp_path / f"mine.db{end}", tmp_path / "there" / f"mine.db{end}")
+        (tmp_path / "there" / f"mine.db{end}").chmod(0o600)
+    store = Store(tmp_path / "there" / "mine.db")
+    assert bodies(store) == [b"old"]
+    store.close()
+
+
+def test_in_another_boot_nobody_knows_and_so_nobody_is_refused(path, monkeypatch):
+    """Some filesystems number their files anew at each mount."""
+    monkeypatch.setattr(clock.SystemClock, "boot", lambda _: "the next one")
+    Store(path).close()
