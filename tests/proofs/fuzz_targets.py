@@ -384,7 +384,8 @@ def _urls(directory: Path, corpus: Corpus) -> Iterator[Check]:
                 return
             connection = kombu.Connection(url, transport_options=options)
             with contextlib.closing(connection):
-                connection.transport.establish_connection()
+                opened = connection.transport.establish_connection()
+                opened.close_connection(opened)
 
     yield check
 
