@@ -615,7 +615,9 @@ class Channel(virtual.Channel):
             return
         # Compared one by one: what is no text need not be hashable.
         if kind not in EXCHANGE_TYPES:
-            text = f"NOT_IMPLEMENTED - exchange type {shown(kind)}; known: {', '.join(EXCHANGE_TYPES)}"
+            text = (
+                f"NOT_IMPLEMENTED - exchange type {shown(kind)}; known: {', '.join(EXCHANGE_TYPES)}"
+            )
             raise ChannelError(text, (40, 10), "Channel.exchange_declare", "540")
         known = self.store.topology.declare_exchange(
             name, kind, durable=durable, auto_delete=auto_delete, arguments=arguments

@@ -39,6 +39,14 @@ import os
 class TransportError(Exception):
     """Be the base of every error this package raises on purpose."""
 
+    def __str__(self) -> str:
+        """Return the text in a form that every log and terminal can take.
+
+        A path need not be UTF-8; Python then has its bytes as halves of surrogate pairs, which no
+        stream can write.
+        """
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class Unavailable(TransportError):
     """Say that the store cannot be used now."""

@@ -89,6 +89,11 @@ def resolved_path(path: str | os.PathLike[str]) -> Path:
     if not text or "\0" in text:
         message = f"{text!r} is not a path: give the database file, as in sqlqueue:///queue.db"
         raise CannotOpen(message)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        message = f"{text!r} cannot be the name of a file here; use valid Unicode text"
+        raise CannotOpen(message) from None
     given = Path(text)
     if text.endswith("/") or given.name in {"", ".", ".."}:
         message = f"{text} names a directory; give the database file in it, e.g. {text.rstrip('/')}/queue.db"

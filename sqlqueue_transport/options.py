@@ -128,6 +128,7 @@ _HINTS: dict[Any, str] = {
     "float": "give a number of seconds",
     "int": "give a whole number",
     "bool": "give true or false",
+    "str": "give a text",
 }
 
 

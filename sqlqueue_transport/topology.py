@@ -409,7 +409,9 @@ def _number(arguments: Mapping[str, Any], name: str, *, least: int = 0) -> int |
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not least <= given < 2**53:
-        message = f"queue argument {name}={shown(given)} is not usable: give a number from {least} on"
+        message = (
+            f"queue argument {name}={shown(given)} is not usable: give a number from {least} on"
+        )
         raise InvalidMessage(message)
     return int(given)
 

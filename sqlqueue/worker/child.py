@@ -20,6 +20,7 @@ from sqlqueue.log import get_logger
 from sqlqueue.log import reopen as log_reopen
 from sqlqueue.stopping import answer_to_sigquit
 from sqlqueue.worker import interrupts
+from sqlqueue.worker.belongings import Belongings
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue.worker.heartbeat import Heartbeat, interval_s
 from sqlqueue.worker.lifetime import Lifetime
@@ -52,6 +53,7 @@ START_FAILED: Final = 78  # EX_CONFIG of sysexits.h
 FILE_GONE: Final = 79
 RECYCLED: Final = 80  # it has lived long enough: another one, please
 TOLD: Final = 81  # to stop, by a signal
+CRIPPLED: Final = 82  # by a task, beyond repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,16 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             parent_id=order.parent_id,
         )
 
+    belongings = Belongings(stops_timers=not order.threads)
+
+    def after_job() -> None:
+        told.after_job()
+        if not belongings.take_back():
+            log.error(
+                "child_crashed", worker=order.name, error="a task has lowered its limits for good"
+            )
+            os._exit(CRIPPLED)
+
     try:
         register()
         heartbeat = Heartbeat(backend.beat, interval_s(app.conf.visibility_timeout))
@@ -125,7 +137,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             register=register,
             burst=order.burst,
             max_jobs=order.max_jobs,
-            after_job=told.after_job,
+            after_job=after_job,
             runner=_threads(order.threads, app, backend) if order.threads else None,
             # One job alone in its process is killed at its limit; among others it is asked first.
             raises_hard_limits=order.threads > 0,

@@ -36,7 +36,7 @@ from sqlqueue_transport import NewMessage, Store
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.reading import JobFilter
 from tests.proofs import fuzz_inputs as inputs
-from tests.proofs.fuzz_targets import TARGETS, Check, Corpus, Target, assert_ended
+from tests.proofs.fuzz_targets import TARGETS, Check, Corpus, Target, assert_ended, is_no_job
 from tests.support import ROOT, wait_until
 
 LONGEST_EXAMPLE_S = 20.0  # none takes a tenth of a second on an idle machine
@@ -45,7 +45,7 @@ WORKER_S = 120.0  # for the real worker to run the corpus
 _SAY_EVERY_S = 3.0
 
 WORKER = ["worker", "-A", "fuzzapp:app", "-c", "2", "-Q", ",".join(inputs.QUEUES)]
-APP = f'''
+APP = f"""
 from sqlqueue import SqlQueue
 
 app = SqlQueue("fuzzapp", broker_url="sqlqueue:///queue.db")
@@ -60,7 +60,7 @@ def good(self, number):
 @app.task(name={inputs.TASK!r}, max_attempts=1)
 def captured(*args, **kwargs):
     return [args, kwargs]
-'''
+"""
 
 
 def prove(
@@ -193,7 +193,10 @@ def shown(value: Any, *, depth: int = 0) -> str:
             of = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
             return f"{type(value).__name__}{shown(of, depth=depth + 1)}"
         if type(value) is dict:
-            pairs = (f"{shown(k, depth=depth + 1)}: {shown(v, depth=depth + 1)}" for k, v in value.items())
+            pairs = (
+                f"{shown(k, depth=depth + 1)}: {shown(v, depth=depth + 1)}"
+                for k, v in value.items()
+            )
             text = "{" + ", ".join(pairs) + "}"
             return text if len(text) < 6_000 else f"{text[:2_000]}…<{len(value)} keys>"
         if type(value) in {list, tuple}:
@@ -232,9 +235,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
 # -- for real -------------------------------------------------------------------------------------------
 
 
-def _run_for_real(
-    directory: Path, messages: list[NewMessage], say: Callable[[str], object]
-) -> str:
+def _run_for_real(directory: Path, messages: list[NewMessage], say: Callable[[str], object]) -> str:
     """Publish it all among good jobs, let a real worker run it, and look what became of each."""
     place = Path(tempfile.mkdtemp(prefix="worker-", dir=directory))
     (place / "fuzzapp.py").write_text(APP)
@@ -242,7 +243,7 @@ def _run_for_real(
     try:
         answers = store.publish([dataclasses.replace(one, unique_key=None) for one in messages])
         assert all(one.stored for one in answers)
-        ids = {one.message_id for one in answers}
+        stored = {one.message_id: new for one, new in zip(answers, messages, strict=True)}
         good = _publish_good(store, len(messages) // 10 + 5)
         log = place / "worker.log"
         with log.open("wb") as output:
@@ -263,7 +264,7 @@ def _run_for_real(
             if worker.poll() is None:
                 worker.kill()
                 worker.wait(timeout=30)
-        return _told(store, ids, good, place, log)
+        return _told(store, stored, good, place, log)
     finally:
         store.close()
 
@@ -301,15 +302,24 @@ def _wait_until_run(store: Store, worker: subprocess.Popen[bytes], log: Path) ->
     wait_until(is_run, deadline_s=WORKER_S, what="the corpus to be run", every_s=0.1)
 
 
-def _told(store: Store, ids: set[int], good: dict[int, int], place: Path, log: Path) -> str:
+def _told(
+    store: Store, messages: dict[int, NewMessage], good: dict[int, int], place: Path, log: Path
+) -> str:
     text = log.read_text()
     for event in ("child_crashed", "child_lost", "child_killed", "Traceback"):
         assert event not in text, text[text.index(event) - 500 :][:3_000]
     rows = {row.message_id: row for row in store.reading.jobs(JobFilter(), limit=1_000_000)}
-    assert ids | set(good) <= set(rows), "messages are missing"
+    done = sum(json.loads(line)["event"] == "job_done" for line in text.splitlines())
+    kept = sum(row.state is State.DONE for row in rows.values())
+    missing = [one for number, one in messages.items() if number not in rows]
+    gone = [one for one in missing if is_no_job(one)]
+    assert kept <= done <= kept + len(gone), f"{done} done, {kept} kept, {len(gone)} no jobs"
+    missing = [one for one in missing if one not in gone]
+    assert not missing, f"{len(missing)} messages are missing, such as {shown(missing[0])}"
+    assert set(good) <= set(rows), "neighbours are missing"
     now_ms = store.clock.wall_ms()
     counted: dict[str, int] = {}
-    for message_id in ids:
+    for message_id in messages.keys() & rows.keys():
         row = rows[message_id]
         assert_ended(row, now_ms)
         counted[row.state.value] = counted.get(row.state.value, 0) + 1

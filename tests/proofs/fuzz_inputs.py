@@ -240,9 +240,9 @@ def _damaged_bytes(body: bytes) -> st.SearchStrategy[bytes]:
         st.tuples(at, st.integers(0, 255)).map(
             lambda p: body[: p[0]] + bytes([p[1]]) + body[p[0] + 1 :]
         ),
-        st.tuples(at, st.sampled_from([b"[" * 200, b"NaN", b'"\\ud800"', b"\0", b"1e999", b","])).map(
-            lambda p: body[: p[0]] + p[1] + body[p[0] :]
-        ),
+        st.tuples(
+            at, st.sampled_from([b"[" * 200, b"NaN", b'"\\ud800"', b"\0", b"1e999", b","])
+        ).map(lambda p: body[: p[0]] + p[1] + body[p[0] :]),
         st.tuples(at, at).map(lambda p: body[: p[0]] + body[p[1] :]),
     )
 
@@ -355,7 +355,9 @@ QUEUE_ARGUMENTS = st.dictionaries(
 )
 TOPOLOGY = st.lists(
     st.tuples(
-        st.sampled_from(["queue", "exchange", "bind", "unbind", "publish", "get", "purge", "delete"]),
+        st.sampled_from(
+            ["queue", "exchange", "bind", "unbind", "publish", "get", "purge", "delete"]
+        ),
         NAMES,
         NAMES,
         st.sampled_from(["direct", "topic", "fanout", "headers", ""]) | NAMES,
@@ -387,7 +389,10 @@ _ENTRY_KEYS = (
 def toml(draw: st.DrawFn) -> bytes:
     """Draw a settings file: a few keys with odd values, a few schedule entries, or rubbish."""
     if draw(st.integers(0, 9)) == 0:
-        return draw(st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "surrogatepass")))
+        return draw(
+            st.binary(max_size=60)
+            | st.text(max_size=60).map(lambda t: t.encode("utf-8", "surrogatepass"))
+        )
     values = st.sampled_from(_TOML_VALUES)
     lines = [
         f"{key} = {draw(values)}"
@@ -413,10 +418,14 @@ ENVIRONMENTS = st.dictionaries(
 CODE = st.dictionaries(st.sampled_from(_TOML_KEYS) | TEXTS, ANYTHING, max_size=2)
 URLS = st.one_of(
     TEXTS,
-    st.tuples(TEXTS, st.sampled_from(["", "?", "?visibility_timeout=", "?create=0&", "?durability="]), TEXTS).map(
-        "".join
+    st.tuples(
+        TEXTS,
+        st.sampled_from(["", "?", "?visibility_timeout=", "?create=0&", "?durability="]),
+        TEXTS,
+    ).map("".join),
+    st.sampled_from(
+        ["%00", "%ff", "%2e%2e%2f", "a%3Fb.db", "dir/", "q.db#x", "q.db;sqlqueue:///r.db"]
     ),
-    st.sampled_from(["%00", "%ff", "%2e%2e%2f", "a%3Fb.db", "dir/", "q.db#x", "q.db;sqlqueue:///r.db"]),
 )
 TRANSPORT_OPTIONS = st.dictionaries(
     st.sampled_from(
@@ -434,7 +443,16 @@ WORDS = st.one_of(
     st.sampled_from(
         [
             *("#1", "#99999999999999999999", "#-1", "permanently_failed", "stalled,done", "1h ago"),
-            *("9999-12-31T23:59:59-23:59", "0001-01-01", "FAILURE", "fuzz", "-", "--", "10m", "[1]"),
+            *(
+                "9999-12-31T23:59:59-23:59",
+                "0001-01-01",
+                "FAILURE",
+                "fuzz",
+                "-",
+                "--",
+                "10m",
+                "[1]",
+            ),
             *('{"a":1}', "0", "-5", "1e9", "999999999999999999", "json", "text", "csv"),
         ]
     ),

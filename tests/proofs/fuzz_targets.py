@@ -68,7 +68,9 @@ class Corpus:
                     return
                 raise
             text = str(error)
-            assert 15 <= len(text) <= LONGEST_ERROR, f"{type(error).__name__} says {len(text)} characters"
+            assert 15 <= len(text) <= LONGEST_ERROR, (
+                f"{type(error).__name__} says {len(text)} characters"
+            )
             text.encode()  # a half surrogate pair would end whoever prints it
             self.refused += 1
 
@@ -109,6 +111,7 @@ class Ledger:
 
     def __init__(self, directory: Path, corpus: Corpus) -> None:
         self.ran: list[int] = []
+        self.passing = 0  # messages stored since the last look that are no jobs
         self._numbers = itertools.count()
         self._corpus = corpus
         self._stack = contextlib.ExitStack()
@@ -147,11 +150,11 @@ class Ledger:
         jobs = [self.app.send_task("good", (first[0],))]
         yield
         jobs.append(self.app.send_task("good", (first[1],)))
-        self.testing.drain(reraise=False, max_jobs=10_000)
+        ran = self.testing.drain(reraise=False, max_jobs=10_000)
         for job, number in zip(jobs, first, strict=True):
             assert self.ran.count(number) == 1, f"neighbour ran {self.ran.count(number)} times"
             assert State(job.state) is State.DONE, f"a neighbour is {job.state}"
-        self._look_at_all(before)
+        self._look_at_all(before, done=sum(one.state == "done" for one in ran))
 
     def publish(self, wire: inputs.Wire) -> None:
         """Publish a message one way or the other; what was accepted must be there."""
@@ -161,6 +164,7 @@ class Ledger:
             self._publish(wire)
             was_accepted = True
         rows = self._rows(before)
+        self.passing += sum(is_no_job(row) for row in rows)
         known = wire.properties.get("sqlqueue_job_id")
         if was_accepted and not rows and known is not None:
             rows = self._rows_of_key(known)
@@ -221,18 +225,28 @@ class Ledger:
         rows = self.store.database.read(lambda c: c.execute(sql, {"value": value}).fetchall())
         return [NewMessage(*row) for row in rows]
 
-    def _look_at_all(self, before: int) -> None:
+    def _look_at_all(self, before: int, *, done: int) -> None:
         ids = [
             row[0]
             for row in self.store.database.read(
                 lambda c: c.execute("SELECT id FROM message WHERE id > ?", (before,)).fetchall()
             )
         ]
+        count = self._newest() - before
+        gone, passing, self.passing = count - len(ids), self.passing, 0
+        assert gone <= passing, f"{gone} of {count} messages are missing"
         for message_id in ids:
             job = self.inspection.job(f"#{message_id}")
+            done -= job.row.state is State.DONE
             assert_ended(job.row, self.testing.clock.wall_ms())
             # As operators and their programs see it.
             json.dumps(documents.job_document(job), allow_nan=False).encode()
+        assert done >= 0, "done, and did not run"
+
+
+def is_no_job(row: NewMessage) -> bool:
+    """Say whether nobody can ask for it by name: then its row goes when it is done or expires."""
+    return row.job_id is None or row.task is None
 
 
 def assert_ended(row: Any, now_ms: int) -> None:
@@ -349,7 +363,7 @@ def _settings(directory: Path, corpus: Corpus) -> Iterator[Check]:
             for said in app.mistakes:
                 said.encode()
             for entry in app.entries.values():
-                entry.schedule.next_after(1_800_000_000_000)
+                entry.when.next_after(1_800_000_000_000)
 
     yield check
     config.set_command_line({})
@@ -370,7 +384,8 @@ def _urls(directory: Path, corpus: Corpus) -> Iterator[Check]:
                 return
             connection = kombu.Connection(url, transport_options=options)
             with contextlib.closing(connection):
-                connection.transport.establish_connection()
+                opened = connection.transport.establish_connection()
+                opened.close_connection(opened)
 
     yield check
 
@@ -454,7 +469,9 @@ def _command_line(directory: Path, corpus: Corpus) -> Iterator[Check]:
             code, said = _run(given)
             assert code in {0, 1, 2, 3, 4, 5, 6, 130}, f"exit code {code}"
             assert "this is a bug" not in said, said[-2_000:]
-            assert not any(letter in said for letter in "\x1b\x07\u202e\x9b"), "raw text of strangers"
+            assert not any(letter in said for letter in "\x1b\x07\u202e\x9b"), (
+                "raw text of strangers"
+            )
             corpus.refused += code == 2
             config.set_command_line({})
 
@@ -485,4 +502,4 @@ TARGETS = (
     Target("command line", _lines(), _command_line, at_once=60),
 )
 
-__all__ = ["TARGETS", "Check", "Corpus", "Target", "assert_ended"]
+__all__ = ["TARGETS", "Check", "Corpus", "Target", "assert_ended", "is_no_job"]

@@ -359,6 +359,15 @@ def test_an_unknown_option_of_a_call_is_refused_with_a_suggestion(app):
         app.send_task("add", [1], priorty=None)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "\x1b[2J", "\ud800", 10**5000, None], ids=type)
+@pytest.mark.parametrize("options", [{}, {"prio": 1}, {"countdown": -1}, {"eta": 5}], ids=str)
+def test_a_name_that_can_be_none_is_the_first_mistake_told(app, name, options):
+    with pytest.raises(EnvelopeError, match="is no task name") as caught:
+        app.send_task(name, **options)
+    assert len(str(caught.value)) < 300
+    str(caught.value).encode()
+
+
 def test_a_job_id_of_ones_own_is_stored_once_however_often_it_is_published(app, task):
     first = task.apply_async([1], job_id="order-1")
     again = task.apply_async([2], job_id="order-1")

@@ -222,6 +222,7 @@ _circle["self"] = _circle
         {"headers": {"id": "\ud800"}},
         {"correlation_id": object()},
         {"priority": "high"},
+        {"priority": _nested(100_000)},
         {"priority": 1.5},
         {"priority": True},
         {"priority": [1]},
@@ -233,6 +234,8 @@ _circle["self"] = _circle
         {MAX_ATTEMPTS_PROPERTY: 2**31},
         {MAX_ATTEMPTS_PROPERTY: "five"},
         {MAX_ATTEMPTS_PROPERTY: True},
+        {MAX_ATTEMPTS_PROPERTY: 10**5000},  # whose repr Python refuses to make
+        {UNIQUE_PROPERTY: 10**5000},
         {"exchange": "\ud800"},
         {"exchange": "e", "routing_key": "\ud800"},
         {"exchange": "e", "routing_key": "." * 256},
@@ -253,6 +256,67 @@ def test_a_message_that_cannot_be_stored_is_refused_before_it_is(
         producer.publish("x", **{"routing_key": "q", "exchange": "", **options})
     assert len(str(caught.value)) > 20
     assert _states(store) == []
+
+
+@pytest.mark.parametrize("name", [["a"], {"a"}, 7, b"q", "\ud800", "a\nb", "x" * 300], ids=repr)
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda channel, name: channel.queue_declare(name),
+        lambda channel, name: channel.queue_declare(name, passive=True),
+        lambda channel, name: channel.queue_purge(name),
+        lambda channel, name: channel.queue_delete(name),
+        lambda channel, name: channel.queue_bind(name, exchange="amq.direct", routing_key="k"),
+        lambda channel, name: channel.queue_bind("q", exchange=name, routing_key="k"),
+        lambda channel, name: channel.queue_bind("q", exchange="amq.direct", routing_key=name),
+        lambda channel, name: channel.queue_unbind(name, exchange="amq.direct", routing_key="k"),
+        lambda channel, name: channel.queue_unbind("q", exchange=name, routing_key="k"),
+        lambda channel, name: channel.exchange_declare(name, "direct"),
+        lambda channel, name: channel.exchange_declare(name, "direct", passive=True),
+        lambda channel, name: channel.exchange_delete(name),
+        lambda channel, name: channel.basic_get(name),
+        lambda channel, name: channel.basic_consume(name, no_ack=True, callback=print),
+    ],
+)
+def test_what_can_be_no_name_is_refused_by_every_verb_that_takes_one(
+    connection: kombu.Connection, act: Any, name: Any
+) -> None:
+    with pytest.raises(InvalidMessage, match=r"name") as caught:
+        act(connection.default_channel, name)
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    "kind", [["direct"], {"a"}, 10**5000, _nested(100_000), "headers"], ids=type
+)
+def test_an_exchange_of_no_known_type_is_refused(connection: kombu.Connection, kind: Any) -> None:
+    with pytest.raises(ChannelError, match="NOT_IMPLEMENTED"):
+        connection.default_channel.exchange_declare("e", kind)
+
+
+class _Mute:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"x-any": math.nan},
+        {"x-any": _nested(100_000)},
+        {"x-any": _circle},
+        {"x-any": _Mute()},
+        {"x-max-length": 10**5000},
+        {"x-dead-letter-exchange": _Mute()},
+    ],
+    ids=range(6),
+)
+def test_arguments_of_a_queue_that_cannot_be_stored_are_refused(
+    connection: kombu.Connection, store: Store, arguments: Any
+) -> None:
+    with pytest.raises(InvalidMessage, match="cannot be stored|not usable"):
+        connection.default_channel.queue_declare("new", arguments=arguments)
+    assert not store.topology.has_queue("new")
 
 
 @pytest.mark.parametrize("expiration", ["soon", "", "1.5", "9" * 5000])

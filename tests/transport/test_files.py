@@ -42,10 +42,16 @@ def refusal(path, kind, **options):
 # -- paths ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", ["", "a\0b", "/", ".", "..", "somewhere/"])
+@pytest.mark.parametrize("given", ["", "a\0b", "/", ".", "..", "somewhere/", "\ud800"])
 def test_what_names_no_file_is_refused(given):
-    with pytest.raises(CannotOpen):
+    with pytest.raises(CannotOpen) as caught:
         files.resolved_path(given)
+    str(caught.value).encode()
+
+
+def test_an_error_about_a_name_that_is_no_unicode_can_be_printed(tmp_path):
+    name = os.fsdecode(b"\xff")
+    assert "\\udcff" in refusal(tmp_path / name / "q.db", CannotOpen)
 
 
 def test_two_ways_to_a_directory_lead_to_one_path(tmp_path):

@@ -77,6 +77,11 @@ def test_a_misspelt_key_is_refused_with_what_is_meant(misspelt: str, meant: str)
         Options.read({misspelt: 1})
 
 
+class _Mute:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -100,12 +105,20 @@ def test_a_misspelt_key_is_refused_with_what_is_meant(misspelt: str, meant: str)
         ("max_prefetch", 1.5),
         ("max_prefetch", "many"),
         ("max_prefetch", float("inf")),
+        # Whose own repr raises, or would fill the screen.
+        ("visibility_timeout", 10**5000),
+        ("durability", 10**5000),
+        ("durability", _Mute()),
+        ("create", _Mute()),
+        ("durability", "x" * 100_000),
     ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 40 else type(value).__name__,
 )
 def test_a_value_that_means_nothing_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidMessage, match=f"transport option {name}=") as caught:
         Options.read({name: value})
     assert ": " in str(caught.value)
+    assert len(str(caught.value)) < 300
     assert "give" in str(caught.value) or "choose" in str(caught.value)
 
 
