@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import program
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 SETTINGS = """
 broker_url = "sqlqueue:///queue.db"
@@ -44,11 +44,13 @@ def test_nothing_that_a_queue_leaves_behind_is_open_to_others(tmp_path):
             assert process.returncode == 0, f"{words}: {out}{error}"
 
         run("beat", "-A", "tasks.app:app", "--max-ticks", "2")
-        for pool in ("solo", "threads", "processes"):
+        for pool in ("solo", "processes"):
             run("call", "-A", "tasks.app:app", "tasks.stamp", '["missing"]', "--force")
             run("worker", "-A", "tasks.app:app", "--burst", "--max-jobs", "1", "-P", pool)
         run("db", "backup", "copy.db")
-        console = program("console", "ops", "--no-browser", "--port", "8799", cwd=tmp_path)
+        console = program(
+            "console", "ops", "--no-browser", "--port", str(free_port()), cwd=tmp_path
+        )
         token = tmp_path / "queue.db-run" / "console-ops.token"
         try:
             wait_until(token.exists, deadline_s=60, what="the console's token")
