@@ -7,6 +7,7 @@ permissions) asks the store. Mends nothing, and writes nothing but a mark by whi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import platform
 import shutil
@@ -206,7 +207,9 @@ def _check_permissions(store: Store) -> Check:
     directory = store.database.run_directory
     wanted = [(store.path.with_name(store.path.name + end), 0o600) for end in ("", "-wal", "-shm")]
     wanted += [(directory, 0o700)]
-    wanted += [(directory / name, 0o600) for name in ("presence", "writer.lock")]
+    # All of it, the consoles' tokens as well.
+    with contextlib.suppress(OSError):
+        wanted += [(path, 0o600) for path in sorted(directory.iterdir()) if not path.is_dir()]
     problems = []
     for path, mode in wanted:
         try:

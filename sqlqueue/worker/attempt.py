@@ -50,7 +50,7 @@ class Attempt:
         self.place = place
         self.taken = taken
         self._prepared = prepared
-        if not isinstance(prepared, Outcome) and prepared.is_sensitive:
+        if self.is_sensitive:
             write_all = write_progress
 
             def write_progress(done: float, total: float | None, _: str) -> bool:
@@ -92,6 +92,11 @@ class Attempt:
     def is_async(self) -> bool:
         """Say whether its task is an async function, for an event loop to run."""
         return not isinstance(self._prepared, Outcome) and self._prepared.task.is_async
+
+    @property
+    def is_sensitive(self) -> bool:
+        """Say whether nothing is to be told of what it says."""
+        return not isinstance(self._prepared, Outcome) and self._prepared.is_sensitive
 
     def ask_to_stop(self) -> None:
         """Let the task know that it is not to go on: once. Any thread may."""

@@ -64,6 +64,7 @@ class Inline:
     def __init__(self) -> None:
         """Prepare; the loop is made by the first async function."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._hides = False  # since a sensitive job ran: it may have left something on the loop
         self._ended: list[Ended] = []
 
     def start(self, attempt: Attempt) -> None:
@@ -76,6 +77,8 @@ class Inline:
             self._run_on(self._loop, attempt)
 
     def _run_on(self, loop: asyncio.AbstractEventLoop, attempt: Attempt) -> None:
+        self._hides = self._hides or attempt.is_sensitive
+
         async def run() -> None:
             self._ended.append((attempt, await attempt.run_on(loop)))
 
@@ -84,7 +87,7 @@ class Inline:
             try:
                 loop.run_until_complete(task)
             except BaseException as error:  # noqa: BLE001 - see `_log_escaped`
-                _log_escaped(error)
+                _log_escaped(error, hide=self._hides)
 
     def ended(self) -> list[Ended]:
         """Return the attempts that have ended since the last call."""
@@ -135,6 +138,7 @@ class Threads:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
         self._is_closing = False
+        self._hides = False  # as in Inline
 
     def start(self, attempt: Attempt) -> None:
         """Hand an attempt to a thread, or to the loop, and return."""
@@ -194,6 +198,7 @@ class Threads:
             self._on_thread_end()
 
     def _start_on_loop(self, attempt: Attempt) -> None:
+        self._hides = self._hides or attempt.is_sensitive
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.new_event_loop()
@@ -213,20 +218,22 @@ class Threads:
                 try:
                     loop.run_forever()
                 except BaseException as error:  # noqa: BLE001 - see `_log_escaped`
-                    _log_escaped(error)
+                    _log_escaped(error, hide=self._hides)
             _end_what_is_left(loop)
         finally:
             loop.close()
             self._on_thread_end()
 
 
-def _log_escaped(error: BaseException) -> None:
+def _log_escaped(error: BaseException, *, hide: bool) -> None:
     """Tell what came out of a loop, which goes on.
 
     asyncio hands on what a task of user code raises to end the process (SystemExit,
     KeyboardInterrupt), also of a task that nobody awaits; and a loop can be stopped by anybody.
     """
-    log.warning("loop_interrupted", error=f"{type(error).__name__}: {fault_of(error).message}")
+    log.warning(
+        "loop_interrupted", error=f"{type(error).__name__}: {fault_of(error, hide=hide).message}"
+    )
 
 
 def _end_what_is_left(loop: asyncio.AbstractEventLoop) -> None:

@@ -56,6 +56,21 @@ def test_passwords_are_not_shown(cli, tmp_path):
         assert "seen" in result.out
 
 
+def test_keys_that_sign_are_not_shown(cli, tmp_path):
+    key, older = "k" * 40, "o" * 40
+    (tmp_path / "sqlqueue.toml").write_text(
+        f'signing_key = "{key}"\nsigning_keys_accepted = ["{older}"]\n'
+    )
+    for extra in ([], ["--json"], ["--origin"]):
+        result = cli("config", "show", *extra)
+        assert result.code == 0
+        assert "signing_key" in result.out
+        assert key not in result.out
+        assert older not in result.out
+    (tmp_path / "sqlqueue.toml").write_text('signing_key_file = "/etc/sqlqueue/keys"\n')
+    assert "/etc/sqlqueue/keys" in cli("config", "show").out
+
+
 def test_broken_settings_are_one_line_and_exit_2(cli, tmp_path):
     (tmp_path / "sqlqueue.toml").write_text("visibility_timout = 3\n")
     result = cli("config", "show")

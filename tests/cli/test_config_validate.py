@@ -49,6 +49,19 @@ def test_every_mistake_of_every_place_is_told(cli, tmp_path, monkeypatch):
         assert sum(text in one for one in found) == 1, text
 
 
+def test_keys_that_cannot_be_used_are_mistakes_and_are_not_shown(cli, tmp_path, monkeypatch, shop):
+    monkeypatch.setenv("SQLQUEUE_SIGNING_KEY", "too-short-a-secret")
+    for more in ([], ["-A", shop]):
+        [found] = mistakes(cli("config", "validate", "--json", *more))
+        assert "signing_key is no key" in found
+        assert "too-short" not in found
+    monkeypatch.delenv("SQLQUEUE_SIGNING_KEY")
+    monkeypatch.setenv("SQLQUEUE_SIGNING_KEY_FILE", str(tmp_path / "keys"))
+    for more in ([], ["-A", shop]):
+        [found] = mistakes(cli("config", "validate", "--json", *more))
+        assert "cannot read signing_key_file" in found
+
+
 def test_a_file_that_cannot_be_read_hides_no_variable(cli, tmp_path, monkeypatch):
     (tmp_path / "sqlqueue.toml").write_text("visibility_timeout = ")
     monkeypatch.setenv("SQLQUEUE_WORKER_GRACE", "soon")

@@ -157,6 +157,22 @@ def test_a_side_file_that_others_may_read(filled, diagnose, tmp_path):
     diagnose().assert_found("permissions", "fail", "presence", hint="run the chmod commands")
 
 
+@pytest.mark.parametrize("name", ["writer.lock", "wake.0", "console-admin.token"])
+def test_whatever_else_lies_beside_the_queue_and_is_open_to_others(
+    filled, diagnose, tmp_path, name
+):
+    filled.close()
+    path = tmp_path / "queue.db-run" / name
+    path.touch()
+    path.chmod(0o604)
+    diagnose().assert_found(
+        "permissions",
+        "fail",
+        f"{name} is open to other users (0604)",
+        hint="run the chmod commands",
+    )
+
+
 def test_a_sqlite_that_is_too_old(filled, diagnose, cli, monkeypatch):
     filled.close()
     monkeypatch.setattr(opening.sqlite3, "sqlite_version_info", (3, 34, 1))

@@ -5,8 +5,10 @@ The secret of these tests is in all of them, and then looked for wherever anythi
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
+import time
 from contextlib import closing
 
 import pytest
@@ -225,9 +227,24 @@ def test_program_that_has_enqueued_it_has_its_result(ran, app):
     assert app.result(ran["card.good"]).state == "done"
 
 
-def test_limit_of_time_is_no_secret(app):
-    import time
+def test_what_an_async_task_leaves_on_the_loop_says_nothing_either(app, events):
+    """A loop hands on a SystemExit of a task that nobody awaits: the loop goes on, and says so."""
 
+    @app.task(name="async", sensitive=True)
+    async def leaves(card):
+        async def stray():
+            raise SystemExit(card)
+
+        task = asyncio.get_running_loop().create_task(stray())
+        await asyncio.wait([task])
+
+    leaves.delay(whisper())
+    run_solo(app, name="w", burst=True, handle_signals=False)
+    assert [one["error"] for one in events("loop_interrupted")] == [f"SystemExit: {HIDDEN}"]
+    assert SECRET not in json.dumps(events())
+
+
+def test_limit_of_time_is_no_secret(app):
     @app.task(name="slow", sensitive=True, soft_time_limit=0.05, max_attempts=1)
     def slow(card):
         give_up_s = time.monotonic() + 20
