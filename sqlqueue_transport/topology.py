@@ -433,7 +433,7 @@ def _as_json(arguments: Mapping[str, Any] | None) -> str:
         raise InvalidMessage(message) from error
 
 
-def valid_name(name: str, *, what: str) -> str:
+def valid_name(name: object, *, what: str) -> str:
     """Return the name, or raise InvalidMessage when it cannot be one.
 
     Control characters would forge lines in logs and terminals, and AMQP ends names at 255 bytes.

@@ -116,16 +116,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             parent_id=order.parent_id,
         )
 
-    belongings = Belongings(stops_timers=not order.threads)
-
-    def after_job() -> None:
-        told.after_job()
-        if not belongings.take_back():
-            log.error(
-                "child_crashed", worker=order.name, error="a task has lowered its limits for good"
-            )
-            os._exit(CRIPPLED)
-
+    after_job = _after_job(order, told)
     try:
         register()
         heartbeat = Heartbeat(backend.beat, interval_s(app.conf.visibility_timeout))
@@ -167,6 +158,21 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     if told.is_stopped:
         return TOLD
     return RECYCLED if consumer.is_recycled else FINISHED
+
+
+def _after_job(order: ChildOrder, told: _Told) -> Callable[[], None]:
+    """Return what takes this process back, after each job, from whatever the task has done to it."""
+    belongings = Belongings(stops_timers=not order.threads)
+
+    def after_job() -> None:
+        told.after_job()
+        if not belongings.take_back():
+            log.error(
+                "child_crashed", worker=order.name, error="a task has lowered its limits for good"
+            )
+            os._exit(CRIPPLED)
+
+    return after_job
 
 
 def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:
