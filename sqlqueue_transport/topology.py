@@ -428,7 +428,7 @@ def _text(arguments: Mapping[str, Any], name: str) -> str | None:
 def _as_json(arguments: Mapping[str, Any] | None) -> str:
     try:
         return json.dumps(dict(arguments or {}), default=str, allow_nan=False)
-    except Exception as error:  # noqa: BLE001 - also what the str of a stranger's object raises
+    except Exception as error:  # also what the str of a stranger's object raises
         message = f"the arguments {shown(arguments)} cannot be stored as JSON ({shown(error)})"
         raise InvalidMessage(message) from error
 
