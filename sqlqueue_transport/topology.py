@@ -428,12 +428,12 @@ def _text(arguments: Mapping[str, Any], name: str) -> str | None:
 def _as_json(arguments: Mapping[str, Any] | None) -> str:
     try:
         return json.dumps(dict(arguments or {}), default=str, allow_nan=False)
-    except Exception as error:  # noqa: BLE001 - also what the str of a stranger's object raises
+    except Exception as error:  # also what the str of a stranger's object raises
         message = f"the arguments {shown(arguments)} cannot be stored as JSON ({shown(error)})"
         raise InvalidMessage(message) from error
 
 
-def valid_name(name: str, *, what: str) -> str:
+def valid_name(name: object, *, what: str) -> str:
     """Return the name, or raise InvalidMessage when it cannot be one.
 
     Control characters would forge lines in logs and terminals, and AMQP ends names at 255 bytes.
