@@ -25,7 +25,7 @@ from sqlqueue_transport.errors import (
 from sqlqueue_transport.handles import Handles, replaced_text
 from sqlqueue_transport.migrations import adopt, refuse_older, version_of
 from sqlqueue_transport.sqlite_errors import not_sqlite_text, translated
-from sqlqueue_transport.writer_lock import paired_inode
+from sqlqueue_transport.writer_lock import Pair, read_pair
 
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 # A log that has grown is cut back to this by the checkpoint after which it begins anew.
@@ -82,8 +82,9 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
     held.companions = companions
     held.identity = identity
     held.writing = connection
-    if held.lock is not None and identity is not None:
-        held.lock.pair(identity.inode, SYSTEM_CLOCK.boot())
+    log_identity = companions.get(Path(f"{path}-wal"))
+    if held.lock is not None and identity is not None and log_identity is not None:
+        held.lock.pair(Pair(identity, log_identity), SYSTEM_CLOCK.boot())
     return connection
 
 
@@ -167,14 +168,15 @@ def _refuse_log_of_another(path: Path, identity: files.FileIdentity | None) -> N
     """Refuse a log that was written for the file which was here before.
 
     SQLite cannot tell, and would write its pages over those of this one
-    (sqlite.org/howtocorrupt.html, 1.4).
+    (sqlite.org/howtocorrupt.html, 1.4). Where the log is another one, too, both were copied or
+    restored together, and fit.
     """
     log = Path(f"{path}-wal")
     log_size = files.size_of(log)
     if not log_size or identity is None:
         return
-    inode = paired_inode(run_directory_of(path) / "writer.lock", SYSTEM_CLOCK.boot())
-    if inode is not None and inode != identity.inode:
+    pair = read_pair(run_directory_of(path) / "writer.lock", SYSTEM_CLOCK.boot())
+    if pair is not None and pair.log == files.identity_of(log) and pair.database != identity:
         message = (
             f"{path} is not the file that its log {log} belongs to ({log_size} bytes): the database was "
             "replaced. Put the right one back; or, if this one shall be used without what is in the log, "

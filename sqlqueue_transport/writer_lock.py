@@ -39,7 +39,7 @@ _SUSPECT_AT = 64
 _WAITER_AT = 128
 _WAITER = struct.Struct("<qq")  # who waits longest: since, and when it was last there to ask
 _PAIR_AT = 256
-_PAIR = struct.Struct("<16sQ")  # of which boot, and the inode of the database whose log this is
+_PAIR = struct.Struct("<16sQQQQ")  # of which boot, and device and inode of the database and its log
 _SIZE = 4096
 # The longest waiter asks often, the others seldom, and all of them after a long time.
 _PAUSE_S = 0.00003
@@ -58,6 +58,14 @@ class Holder:
 
     pid: int
     since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Name a database and its log."""
+
+    database: FileIdentity
+    log: FileIdentity
 
 
 class WriterLock:
@@ -129,9 +137,10 @@ class WriterLock:
     def log_is_suspect(self, value: bool) -> None:
         self._memory[_SUSPECT_AT] = int(value)
 
-    def pair(self, inode: int, boot: str) -> None:
-        """Note which file the log beside it belongs to. The caller holds the lock and has it open."""
-        _PAIR.pack_into(self._memory, _PAIR_AT, _mark_of(boot), inode)
+    def pair(self, pair: Pair, boot: str) -> None:
+        """Note which log belongs to which database. The caller holds the lock and has both open."""
+        numbers = (pair.database.device, pair.database.inode, pair.log.device, pair.log.inode)
+        _PAIR.pack_into(self._memory, _PAIR_AT, _mark_of(boot), *numbers)
 
     def close(self) -> None:
         """Close the side file; the lock goes with it, unless another process shares it."""
@@ -148,8 +157,8 @@ class WriterLock:
         )
 
 
-def paired_inode(path: Path, boot: str) -> int | None:
-    """Return the inode of the database whose log lies beside the lock at `path`; None: not known.
+def read_pair(path: Path, boot: str) -> Pair | None:
+    """Return which database and log were in use together beside the lock at `path`; None: not known.
 
     Known is only what was noted in this boot: some filesystems number their files anew at each mount.
     """
@@ -163,8 +172,10 @@ def paired_inode(path: Path, boot: str) -> int | None:
         os.close(descriptor)  # a `flock` of this process belongs to another open file
     if len(noted) < _PAIR.size:
         return None
-    mark, inode = _PAIR.unpack(noted)
-    return inode if mark == _mark_of(boot) else None
+    mark, *numbers = _PAIR.unpack(noted)
+    if mark != _mark_of(boot):
+        return None
+    return Pair(FileIdentity(*numbers[:2]), FileIdentity(*numbers[2:]))
 
 
 def _mark_of(boot: str) -> bytes:
@@ -193,4 +204,4 @@ def read_holder(path: Path) -> Holder | None:
     return None
 
 
-__all__ = ["Holder", "WriterLock", "paired_inode", "read_holder"]
+__all__ = ["Holder", "Pair", "WriterLock", "read_holder", "read_pair"]

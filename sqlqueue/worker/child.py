@@ -87,7 +87,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     """
     os.setsid()
     die_with(order.parent_pid, order.lifeline)
-    told = _Told(order.stacks, order.board)
+    told = _Told(order.stacks, order.board, Belongings(stops_timers=not order.threads))
     told.listen()
     give_forks_default_signals()
     # Who is told to stop while it imports has nothing to finish, and the import may hang where no
@@ -116,7 +116,6 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             parent_id=order.parent_id,
         )
 
-    after_job = _after_job(order, told)
     try:
         register()
         heartbeat = Heartbeat(backend.beat, interval_s(app.conf.visibility_timeout))
@@ -128,7 +127,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             register=register,
             burst=order.burst,
             max_jobs=order.max_jobs,
-            after_job=after_job,
+            after_job=told.after_job,
             runner=_threads(order.threads, app, backend) if order.threads else None,
             # One job alone in its process is killed at its limit; among others it is asked first.
             raises_hard_limits=order.threads > 0,
@@ -160,21 +159,6 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     return RECYCLED if consumer.is_recycled else FINISHED
 
 
-def _after_job(order: ChildOrder, told: _Told) -> Callable[[], None]:
-    """Return what takes this process back, after each job, from whatever the task has done to it."""
-    belongings = Belongings(stops_timers=not order.threads)
-
-    def after_job() -> None:
-        told.after_job()
-        if not belongings.take_back():
-            log.error(
-                "child_crashed", worker=order.name, error="a task has lowered its limits for good"
-            )
-            os._exit(CRIPPLED)
-
-    return after_job
-
-
 def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:
     return Threads(places, on_end=backend.interrupt, on_thread_end=app.close)
 
@@ -182,11 +166,12 @@ def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:
 class _Told:
     """Remember a stop that came before there was anything to stop."""
 
-    def __init__(self, stacks: int, board: Board) -> None:
+    def __init__(self, stacks: int, board: Board, belongings: Belongings) -> None:
         self.is_stopped = False
         self.consumer: Consumer | None = None
         self._stacks = stacks
         self._board = board
+        self._belongings = belongings
 
     def listen(self) -> None:
         """Take the signals; again after every job, because a task may have taken them away."""
@@ -197,8 +182,12 @@ class _Told:
         answer_to_sigquit(self._stacks)
 
     def after_job(self) -> None:
-        """Take the signals again, and see whether the one to stop went to a handler of the task's."""
+        """Take back what a task may have taken, and see whether the signal to stop went to it."""
         self.listen()
+        if not self._belongings.take_back():
+            # The job could never be settled here. Whoever finds it settles it: as lost.
+            log.error("child_crashed", error="a task has lowered the process's limits for good")
+            os._exit(CRIPPLED)
         if self._board.is_told_to_stop():
             self.stop()
 

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest

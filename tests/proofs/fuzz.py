@@ -81,8 +81,8 @@ def prove(
             figures.append(f"{target.name} {tried:,}")
     ran = _run_for_real(directory, corpus.accepted, say)
     return [
-        f"{corpus.tried:,} inputs in {seconds} s ({', '.join(figures)}), {corpus.refused:,} refused:"
-        " 0 crashes, 0 hangs, 0 lost, every neighbour run once",
+        f"{corpus.tried:,} inputs in {seconds} s ({', '.join(figures)})",
+        f"{corpus.refused:,} refused; 0 crashes, 0 hangs, 0 lost, every neighbour run once",
         f"a real worker on {len(corpus.accepted):,} messages that were accepted: {ran}",
     ]
 
@@ -113,7 +113,7 @@ def _feed(
             trial = _Trial(target.name, check, until_s, say)
             try:
                 _round(target, trial, seed=seed * 1_000_003 + number)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the code under test's
                 raise AssertionError(
                     f"fuzz target {target.name!r}, seed {seed}, round {number}:"
                     f" {type(trial.error).__name__}: {trial.error}\n  input: {shown(trial.failed)}"
@@ -205,7 +205,7 @@ def shown(value: Any, *, depth: int = 0) -> str:
         return f"<an integer of {value.bit_length()} bits>"
     try:
         text = repr(value)
-    except Exception:
+    except Exception:  # noqa: BLE001 - made to raise
         return f"<{type(value).__name__}>"
     return text if len(text) <= 300 else f"{text[:200]}…<{len(text)} characters>"
 

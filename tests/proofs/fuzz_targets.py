@@ -67,12 +67,14 @@ class Corpus:
                 if _is_of_kombu(error):
                     return
                 raise
-            text = str(error)
-            assert 15 <= len(text) <= LONGEST_ERROR, (
-                f"{type(error).__name__} says {len(text)} characters"
-            )
-            text.encode()  # a half surrogate pair would end whoever prints it
+            _hold_to_form(error)
             self.refused += 1
+
+
+def _hold_to_form(error: Exception) -> None:
+    text = str(error)
+    assert 15 <= len(text) <= LONGEST_ERROR, f"{type(error).__name__} says {len(text)} characters"
+    text.encode()  # a half surrogate pair would end whoever prints it
 
 
 def _is_of_kombu(error: Exception) -> bool:
@@ -125,7 +127,7 @@ class Ledger:
         def captured(*args: Any, **kwargs: Any) -> Any:
             return [args, kwargs]
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Ledger:  # noqa: PYI034 - Self is not in Python 3.10
         self.testing = self._stack.enter_context(self.app.testing())
         self.store: Store = self.app.backend.store  # type: ignore[attr-defined]
         url = f"sqlqueue:///{self.testing.path}"

@@ -314,7 +314,7 @@ class _Mute:
 def test_arguments_of_a_queue_that_cannot_be_stored_are_refused(
     connection: kombu.Connection, store: Store, arguments: Any
 ) -> None:
-    with pytest.raises(InvalidMessage, match="cannot be stored|not usable"):
+    with pytest.raises(InvalidMessage, match=r"cannot be stored|not usable"):
         connection.default_channel.queue_declare("new", arguments=arguments)
     assert not store.topology.has_queue("new")
 

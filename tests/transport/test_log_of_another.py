@@ -69,13 +69,20 @@ def test_a_queue_moved_with_all_that_belongs_to_it_opens(path, tmp_path):
     store.close()
 
 
-def test_a_copy_that_left_the_run_directory_behind_opens(path, tmp_path):
-    """Copied to another disk its inode is another one; the docs say to leave that directory behind."""
+@pytest.mark.parametrize("ends", [("", "-wal"), ("", "-wal", "-shm", "-run")])
+def test_a_copy_of_file_and_log_opens_with_and_without_what_lies_beside_them(path, tmp_path, ends):
+    """Copied to another disk both have other inodes. The docs say to leave the directory behind."""
     finish(run_python(DIES, tmp_path / "mine.db"))
     (tmp_path / "there").mkdir(mode=0o700)
-    for end in ("", "-wal"):
-        shutil.copy(tmp_path / f"mine.db{end}", tmp_path / "there" / f"mine.db{end}")
-        (tmp_path / "there" / f"mine.db{end}").chmod(0o600)
+    for end in ends:
+        there = tmp_path / "there" / f"mine.db{end}"
+        if end == "-run":
+            there.mkdir(mode=0o700)
+            shutil.copy(tmp_path / "mine.db-run" / "writer.lock", there / "writer.lock")
+            there /= "writer.lock"
+        else:
+            shutil.copy(tmp_path / f"mine.db{end}", there)
+        there.chmod(0o600)
     store = Store(tmp_path / "there" / "mine.db")
     assert bodies(store) == [b"old"]
     store.close()
