@@ -607,18 +607,18 @@ class Channel(virtual.Channel):
     ) -> None:
         """Make an exchange, or with `passive` only look."""
         kind = type or "direct"
+        # Compared one by one, and before it is made part of a name: it may be anything at all.
+        if kind not in EXCHANGE_TYPES and not (passive and exchange):
+            text = (
+                f"NOT_IMPLEMENTED - exchange type {shown(kind)}; known: {', '.join(EXCHANGE_TYPES)}"
+            )
+            raise ChannelError(text, (40, 10), "Channel.exchange_declare", "540")
         name = exchange or f"amq.{kind}"
         if passive:
             if self.store.topology.exchange_type(name) is None:
                 text = f"NOT_FOUND - no exchange {name!r} in {self.store.path}"
                 raise NotFound(text, (50, 10), "Channel.exchange_declare")
             return
-        # Compared one by one: what is no text need not be hashable.
-        if kind not in EXCHANGE_TYPES:
-            text = (
-                f"NOT_IMPLEMENTED - exchange type {shown(kind)}; known: {', '.join(EXCHANGE_TYPES)}"
-            )
-            raise ChannelError(text, (40, 10), "Channel.exchange_declare", "540")
         known = self.store.topology.declare_exchange(
             name, kind, durable=durable, auto_delete=auto_delete, arguments=arguments
         )

@@ -515,9 +515,10 @@ def _settle_all(
         if not _settle(connection, settlement, now_ms, lease_now_ms, landed):
             refused.append(settlement)
         elif settlement.outcome.event in {Event.RETRY, Event.RELEASE}:
-            queue, due_at_ms, state = connection.execute(
-                sql.WHERE_IT_WAITS, {"id": settlement.message_id}
-            ).fetchone()
+            waits = connection.execute(sql.WHERE_IT_WAITS, {"id": settlement.message_id}).fetchone()
+            if waits is None:  # handed back once too often, and then dropped as no job
+                continue
+            queue, due_at_ms, state = waits
             landed.append((queue, due_at_ms if state == State.FAILED else None))
             routing.forget_if_gone(connection, settlement.message_id)
     return refused

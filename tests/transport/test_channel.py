@@ -289,9 +289,12 @@ def test_what_can_be_no_name_is_refused_by_every_verb_that_takes_one(
 @pytest.mark.parametrize(
     "kind", [["direct"], {"a"}, 10**5000, _nested(100_000), "headers"], ids=type
 )
-def test_an_exchange_of_no_known_type_is_refused(connection: kombu.Connection, kind: Any) -> None:
+@pytest.mark.parametrize("name", ["e", ""])
+def test_an_exchange_of_no_known_type_is_refused(
+    connection: kombu.Connection, kind: Any, name: str
+) -> None:
     with pytest.raises(ChannelError, match="NOT_IMPLEMENTED"):
-        connection.default_channel.exchange_declare("e", kind)
+        connection.default_channel.exchange_declare(name, kind)
 
 
 class _Mute:

@@ -419,3 +419,14 @@ def test_a_limit_of_deliveries_leads_to_the_dead_letter_exchange(dlx: Store) -> 
     one = claim_one(dlx, "work")
     dlx.settle([Settlement(one.message_id, one.delivery, Outcome.returned(at_most=1))])
     assert deaths_of(dlx, message_id) == [("work", "delivery_limit", 1)]
+
+
+def test_what_was_handed_back_too_often_may_be_dropped_where_it_is_moved_to(store: Store) -> None:
+    """What is no job is deleted there, and the settlement must not look for it any more."""
+    declare(store, "work", dead_letter_exchange="", dead_letter_routing_key="nothing")
+    declare(store, "nothing", max_length=0)
+    publish(store, "work", task=None)
+    one = claim_one(store, "work")
+    returned = Settlement(one.message_id, one.delivery, Outcome.returned(at_most=1))
+    assert store.settle([returned]) == []
+    assert rows_of(store, "SELECT * FROM message") == []
