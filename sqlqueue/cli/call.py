@@ -116,7 +116,7 @@ def read_json(text: str | None, kind: type[Any], *, what: str, example: str) -> 
     if text is None:
         return kind()
     try:
-        value = plain_json.read(text.encode(errors="surrogateescape"))
+        value = plain_json.read(text.encode(errors="surrogatepass"))
     except plain_json.Unreadable as error:
         raise click.UsageError(f"{what} {error}. Write it as {example}.") from None
     if not isinstance(value, kind):

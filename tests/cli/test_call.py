@@ -127,3 +127,10 @@ def test_document_is_one_line_for_programs(cli):
     out = cli("call", "t", "--json").out
     assert out.count("\n") == 1
     assert json.loads(out)["schema"] == 1
+
+
+def test_arguments_with_half_a_surrogate_pair_are_refused(cli):
+    for text in ("\ud800", "\udcff", '["\ud800"]'):
+        done = cli("call", "tasks.add", text, "--db", "q.db")
+        assert done.code == 2
+        assert "is not UTF-8" in done.err
