@@ -13,7 +13,7 @@ from tests.proofs import __main__ as soak
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "promises.md"
-NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE.read_text())))
+NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGE.read_text())))
 
 
 @functools.cache
@@ -31,7 +31,8 @@ def test_the_page_names_tests():
 
 @pytest.mark.parametrize(("path", "name"), NAMED)
 def test_every_test_that_is_named_is_there(path, name):
-    assert name in names_in(path)
+    assert not name or name in names_in(path)
+    assert (ROOT / path).exists()
 
 
 @pytest.mark.parametrize("name", soak.PROOFS)
