@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sqlqueue import errors
-from sqlqueue.text import escaped
+from sqlqueue.text import escaped, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,9 @@ def explain(error: BaseException) -> tuple[ExitCode, str] | None:
         return _of_the_framework(error), str(error)
     if isinstance(error, OSError):
         return _of_the_system(error)
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        # How Python has bytes of the command line that are none; only paths may be such.
+        return ExitCode.USAGE, f"{quoted(error.object)} is not UTF-8. Write names and ids as UTF-8."
     return _of_the_transport(error)
 
 

@@ -134,3 +134,11 @@ def test_arguments_with_half_a_surrogate_pair_are_refused(cli):
         done = cli("call", "tasks.add", text, "--db", "q.db")
         assert done.code == 2
         assert "is not UTF-8" in done.err
+
+
+def test_a_name_that_is_not_utf_8_is_a_mistake_of_the_command_line(cli):
+    assert cli("call", "tasks.add").code == 0
+    for text in ("\ud800", "\udcff"):
+        done = cli("schedule", "pause", text)
+        assert done.code == 2
+        assert "is not UTF-8" in done.err
