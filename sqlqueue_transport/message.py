@@ -73,24 +73,30 @@ class Message(KombuMessage):
 
     @property
     def errors(self) -> list[Any]:  # type: ignore[override]
-        """Return what went wrong in unpacking; Kombu's consumers look here before they decode."""
-        if '"compression"' in self.delivery.headers:
+        """Return what cannot be read or unpacked; Kombu's consumers look here before they decode."""
+        if self.delivery.headers != "{}" and "compression" in self.headers:
             _ = self.body
         return self._errors
 
     @cached_property
     def headers(self) -> dict[str, Any]:  # type: ignore[override]  # read-only is enough
-        """Return the application headers."""
-        found: dict[str, Any] = json.loads(self.delivery.headers)
-        return found
+        """Return the application headers; none when another program wrote what cannot be read."""
+        return self._read(self.delivery.headers)
 
     @cached_property
     def properties(self) -> dict[str, Any]:  # type: ignore[override]
         """Return the message properties, Kombu's own bookkeeping included."""
-        found: dict[str, Any] = json.loads(self.delivery.properties)
+        found = self._read(self.delivery.properties)
         found["delivery_tag"] = self.delivery_tag
         found["delivery_info"] = self.delivery_info
         return found
+
+    def _read(self, text: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(text).items())
+        except (ValueError, AttributeError, RecursionError):  # no JSON, or no object
+            self._errors.append(sys.exc_info())
+            return {}
 
     @cached_property
     def body(self) -> bytes:

@@ -60,7 +60,7 @@ def test_a_message_has_what_kombu_and_celery_look_at(connection: kombu.Connectio
 
 def test_wrapping_a_delivery_decodes_nothing(connection: kombu.Connection) -> None:
     _publish(connection, {"a": 1}, headers={"task": "t"})
-    message = get(connection, "q")
+    message = get(connection, "q", look=False)
     assert not {"headers", "properties", "body"} & set(vars(message))
     _ = message.headers
     assert "properties" not in vars(message)
@@ -117,6 +117,38 @@ def test_a_body_that_cannot_be_unpacked_is_reported_as_kombu_does(
     with consumer:
         connection.drain_events(timeout=5)
     assert len(reported) == 1
+
+
+@pytest.mark.parametrize("column", ["headers", "properties"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "7", '{"a": ' * 2000, "\ud800", '{"a": ' + "1" * 5000 + "}"]
+)
+def test_what_another_program_wrote_in_place_of_headers_ends_no_consumer(
+    connection: kombu.Connection, column: str, text: str
+) -> None:
+    """A Celery worker would meet it again after each start."""
+    _publish(connection, "x", headers={"a": 1})
+    store = connection.default_channel.store  # type: ignore[attr-defined]
+    store.database.write(
+        lambda c: (
+            c.execute(
+                f"UPDATE message SET {column} = CAST(? AS TEXT)",
+                (text.encode("utf-8", "surrogatepass"),),
+            ).rowcount
+        )
+    )
+    reported, received = [], []
+    consumer = kombu.Consumer(
+        connection.default_channel,
+        [kombu.Queue("q")],
+        callbacks=[lambda _, message: received.append(message)],
+        on_decode_error=lambda message, error: reported.append(error),
+    )
+    with consumer:
+        connection.drain_events(timeout=5)
+    assert (len(reported), len(received)) == ((1, 0) if column == "headers" else (0, 1))
+    for message in received:
+        assert message.properties["delivery_tag"] == message.delivery_tag
 
 
 @pytest.mark.parametrize("codec", ["gzip", "bzip2", "lzma"])
