@@ -22,7 +22,7 @@ import collections
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +112,7 @@ class Killer:
     kills: collections.Counter[str] = field(default_factory=collections.Counter)
     at_once: int = 1  # the next time that everything is killed at once
     seen_s: dict[int, float] = field(default_factory=dict)  # when each child was first seen
+    just_hit: set[int] = field(default_factory=set)
 
     def told(self) -> str:
         """Return how many of what were killed."""
@@ -130,6 +131,7 @@ class Killer:
 
     def kill_one(self) -> None:
         """Kill something, and start anew what nobody else does."""
+        self.just_hit.clear()
         (target,) = self.chance.choices(list(TARGETS), list(TARGETS.values()))
         if sum(self.kills.values()) // ALL_EVERY >= self.at_once:
             target, self.at_once = "all", self.at_once + 1
@@ -150,7 +152,7 @@ class Killer:
                     kind = {"w": "supervisor", "b": "beat", "p": "publisher"}[name[0]]
                     self.hit([self.swarm.running[name].pid], kind)
         for name, process in self.swarm.running.items():
-            if process.pid in self.swarm.killed_s:
+            if process.pid in self.just_hit:
                 process.wait()
             if process.poll() is not None:
                 # A worker whose application it asks for in a child, and that child was killed, says
@@ -178,6 +180,7 @@ class Killer:
         """Kill these."""
         for pid in pids:
             self.swarm.kill(pid)
+            self.just_hit.add(pid)
             self.kills[kind] += 1
 
 
@@ -201,6 +204,7 @@ class Watch(threading.Thread):
         self._failure: BaseException | None = None
         self._served_since_s: float | None = None  # since when a worker has been alive all the time
         self._dead_since_s: dict[int, float] = {}
+        self._looked_s = 0.0
 
     @property
     def worst(self) -> float:
@@ -249,9 +253,14 @@ class Watch(threading.Thread):
         elif self._served_since_s is None:
             self._served_since_s = now_s
         dead = {pid for _, _, pid in held if not is_running(pid)}
+        # A kill before our last look was that of another process, which had the id earlier.
         self._dead_since_s = {
-            pid: self._dead_since_s.get(pid, self._swarm.killed_s.get(pid, now_s)) for pid in dead
+            pid: self._dead_since_s.get(
+                pid, next(_after(self._swarm.killed_s, pid, self._looked_s), now_s)
+            )
+            for pid in dead
         }
+        self._looked_s = now_s
         if self._served_since_s is None:
             return
         for message_id, delivery, pid in held:
@@ -272,11 +281,11 @@ def judge(swarm: Swarm) -> list[str]:
     jobs = swarm.jobs()
     wrong = swarm.lost_or_strange(jobs)
     trace = collections.defaultdict(list)
-    deaths = dict(swarm.killed_s)
+    deaths = {pid: list(killed_s) for pid, killed_s in swarm.killed_s.items()}
     for line in swarm.trace():
         trace[line.job].append(line)
         if line.event == "suicide":  # with all its neighbours, in threads
-            deaths.setdefault(line.pid, line.at_s)
+            deaths.setdefault(line.pid, []).append(line.at_s)
     lost_of = collections.defaultdict(set)
     for message_id, delivery, outcome in swarm.rows(_ATTEMPTS):
         if outcome == "lost":
@@ -313,7 +322,7 @@ def judge(swarm: Swarm) -> list[str]:
 
 
 def _wrong_counts(
-    deaths: Mapping[int, float], attempts: int, lost: set[int], lines: list[Line]
+    deaths: Mapping[int, list[float]], attempts: int, lost: set[int], lines: list[Line]
 ) -> list[str]:
     """Return what is wrong with the attempts that were counted."""
     noted = {line.delivery: line for line in lines if line.event == "noting"}
@@ -330,7 +339,7 @@ def _wrong_counts(
     return wrong
 
 
-def _overlaps(deaths: Mapping[int, float], lines: list[Line]) -> list[str]:
+def _overlaps(deaths: Mapping[int, list[float]], lines: list[Line]) -> list[str]:
     """Return deliveries that began while an earlier one of the same job still ran."""
     wrong = []
     begun: list[Line] = []
@@ -347,10 +356,16 @@ def _overlaps(deaths: Mapping[int, float], lines: list[Line]) -> list[str]:
     return wrong
 
 
-def _died_s(deaths: Mapping[int, float], line: Line) -> float | None:
+def _died_s(deaths: Mapping[int, list[float]], line: Line) -> float | None:
     """Return when the process of a line was killed, or its supervisor; None when nobody did."""
-    known = [deaths[pid] for pid in (line.pid, line.parent) if pid in deaths]
-    return min(known) if known else None
+    # A kill is noted before it is sent, and a line may be written in between.
+    known = [at_s for pid in (line.pid, line.parent) for at_s in _after(deaths, pid, line.at_s - 1)]
+    return min(known, default=None)
+
+
+def _after(deaths: Mapping[int, list[float]], pid: int, after_s: float) -> Iterator[float]:
+    """Yield when processes with an id were killed after a moment: ids are used again."""
+    yield from (at_s for at_s in tuple(deaths.get(pid, ())) if at_s > after_s)
 
 
 def _wrong_ticks(swarm: Swarm) -> list[str]:

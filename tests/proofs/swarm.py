@@ -80,8 +80,8 @@ class Swarm:
     settings: dict[str, str] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     commands: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    # When each process was killed or stopped by us, by its id, in monotonic seconds.
-    killed_s: dict[int, float] = field(default_factory=dict)
+    # When processes were killed by us, in monotonic seconds, by their ids, which are used again.
+    killed_s: dict[int, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Make the queue, whose path is `path`; `store` is the proof's own."""
@@ -147,8 +147,8 @@ class Swarm:
         return []
 
     def kill(self, pid: int) -> None:
-        """Send SIGKILL, and remember when; never more than one to a process."""
-        self.killed_s.setdefault(pid, time.monotonic())
+        """Send SIGKILL, and remember when."""
+        self.killed_s.setdefault(pid, []).append(time.monotonic())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
