@@ -25,7 +25,8 @@ class NewMessage:
     `queue` None means: to every queue bound to `exchange` with `routing_key`. `headers` and
     `properties` are JSON text. Times are UTC milliseconds; None means no such time.
     `unique_key` is stored at most once in the whole file; None never deduplicates. A `transient`
-    one (AMQP's delivery mode 1) need not survive a power cut.
+    one (AMQP's delivery mode 1) need not survive a power cut. `goes_on` says that a job published
+    it, as another try or what follows: it is part of ending what is queued.
     """
 
     body: bytes
@@ -44,6 +45,7 @@ class NewMessage:
     expires_at_ms: int | None = None
     max_attempts: int | None = None
     transient: bool = False
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,8 @@ def new_message(
         expires_at_ms=_expires_ms(headers.get("expires"), properties.get("expiration"), now_ms),
         max_attempts=_max_attempts(properties.get(MAX_ATTEMPTS_PROPERTY)),
         transient=properties.get("delivery_mode") in _TRANSIENT,
+        # Celery's own names for them.
+        goes_on=bool(headers.get("parent_id") or headers.get("retries")),
     )
 
 

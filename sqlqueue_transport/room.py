@@ -3,8 +3,11 @@
 Not only publishes write. A claim and a settlement append to the log, and copying the log back makes
 the database grow by what was published lately. On a disk that publishes have filled to the last byte
 nothing can be ended any more, and so nothing removed: the queue could not drain by itself. A log of
-1000 pages and as many pages of growth are 8 MB (`opening.connect`); with twice that, jobs that fail and
-leave tracebacks have room, too.
+1000 pages and as many pages of growth are 8 MB (`opening.connect`); twice that is room for results and
+tracebacks of some thousand jobs, too. A longer line of jobs that leave much behind may still fill it.
+
+What jobs publish themselves is let through: refused, another try of a Celery task, or what follows in a
+chain, would be lost with the job that was to publish it.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ def refuse_when_scarce(path: Path, size_bytes: int) -> None:
     if free - size_bytes >= kept or not found.f_blocks:
         return
     message = (
-        f"the disk of {path} is nearly full: {free / 1e6:.1f} MB are free, of which {kept / 1e6:.1f} MB"
-        " are kept to finish what is queued. Nothing was published; free some space and try again"
+        f"the disk of {path} is nearly full: {free / 1e6:.1f} MB are free, and {kept / 1e6:.1f} MB have to"
+        " stay free to finish what is queued. Nothing was published; free some space and try again"
     )
     raise DiskFault(message)

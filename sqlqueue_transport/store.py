@@ -135,8 +135,8 @@ class Store:
         Return one answer per message (of several bound queues the first; message id 0 when no
         queue was bound). With `durable` it survives a power cut once this has returned, unless all are `transient`.
         Raises InvalidMessage when one of them cannot be stored, NotDeclared, QueueFull, DiskFault
-        also on a disk that is nearly full, except for what is transient: see `room`. If the process
-        dies midway, all of it is stored or nothing.
+        also on a disk that is nearly full, except for what is transient or goes on: see `room`. If the
+        process dies midway, all of it is stored or nothing.
         """
         collected: list[NewMessage] | None = getattr(self._collecting, "messages", None)
         if collected is not None:
@@ -153,10 +153,8 @@ class Store:
             landed.clear()
             return self.insert(connection, messages, now_ms, landed)
 
-        is_transient = bool(messages) and all(one.transient for one in messages)
-        if not is_transient:
-            room.refuse_when_scarce(self.path, sum(len(one.body) for one in messages))
-        is_durable = durable and not is_transient
+        self._refuse_when_scarce(messages)
+        is_durable = durable and not (messages and all(one.transient for one in messages))
         answers = self.database.write(work, durable=is_durable)
         self.wake_for(landed)
         return answers
@@ -181,10 +179,15 @@ class Store:
                 schedules.name_messages(connection, tick, stored)
             return answer
 
-        room.refuse_when_scarce(self.path, sum(len(one.body) for one in messages))
+        self._refuse_when_scarce(messages)
         answer = self.database.write(work, durable=durable)
         self.wake_for(landed)
         return answer
+
+    def _refuse_when_scarce(self, messages: Sequence[NewMessage]) -> None:
+        sizes = [len(one.body) for one in messages if not (one.transient or one.goes_on)]
+        if sizes:
+            room.refuse_when_scarce(self.path, sum(sizes))
 
     def _are_for_nobody(self, messages: Sequence[NewMessage]) -> bool:
         """Say whether no queue wants any of these: events, mostly, while nobody listens.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+import kombu
 import pytest
 
 from sqlqueue_transport import DiskFault, NewMessage, Outcome, Settlement, Store, TickOf, room
@@ -75,6 +76,17 @@ def test_what_is_transient_is_let_through(full):
     assert publish(store, b"x", transient=True)
 
 
+@pytest.mark.parametrize("headers", [{"retries": 1}, {"parent_id": "the job that went before"}])
+def test_another_try_and_what_follows_in_a_chain_are_let_through(full, headers):
+    """Celery takes a publish that was refused for the end of the job."""
+    store, _ = full
+    with kombu.Connection(f"sqlqueue:///{store.path}") as connection:
+        publish = kombu.Producer(connection.default_channel).publish
+        with pytest.raises(DiskFault, match="nearly full"):
+            publish([], routing_key="q", headers={"task": "t", "id": "1", "retries": 0})
+        publish([], routing_key="q", headers={"task": "t", "id": "1", **headers})
+
+
 def test_a_publish_larger_than_the_room_that_is_left_is_refused(tmp_path):
     with small_disk(tmp_path / "small", megabytes=8) as directory:
         store = Store(directory / "q.db")
@@ -91,5 +103,5 @@ def test_of_a_large_disk_a_fixed_amount_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "statvfs", lambda _: Large)
     room.refuse_when_scarce(tmp_path, 4096)
-    with pytest.raises(DiskFault, match=r"16\.8 MB are kept"):
+    with pytest.raises(DiskFault, match=r"16\.8 MB have to stay free"):
         room.refuse_when_scarce(tmp_path, 4097)
