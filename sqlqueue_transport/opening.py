@@ -84,7 +84,7 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
     held.writing = connection
     log_identity = companions.get(Path(f"{path}-wal"))
     if held.lock is not None and identity is not None and log_identity is not None:
-        held.lock.pair(Pair(identity, log_identity), SYSTEM_CLOCK.boot())
+        held.lock.pair(Pair(identity, files.born_ns(path), log_identity), SYSTEM_CLOCK.boot())
     return connection
 
 
@@ -176,7 +176,9 @@ def _refuse_log_of_another(path: Path, identity: files.FileIdentity | None) -> N
     if not log_size or identity is None:
         return
     pair = read_pair(run_directory_of(path) / "writer.lock", SYSTEM_CLOCK.boot())
-    if pair is not None and pair.log == files.identity_of(log) and pair.database != identity:
+    if pair is None or pair.log != files.identity_of(log):
+        return
+    if pair.database != identity or pair.born_ns != files.born_ns(path):
         message = (
             f"{path} is not the file that its log {log} belongs to ({log_size} bytes): the database was "
             "replaced. Put the right one back; or, if this one shall be used without what is in the log, "

@@ -39,7 +39,8 @@ _SUSPECT_AT = 64
 _WAITER_AT = 128
 _WAITER = struct.Struct("<qq")  # who waits longest: since, and when it was last there to ask
 _PAIR_AT = 256
-_PAIR = struct.Struct("<16sQQQQ")  # of which boot, and device and inode of the database and its log
+# Of which boot; device, inode and birth of the database; device and inode of its log.
+_PAIR = struct.Struct("<16sQQqQQ")
 _SIZE = 4096
 # The longest waiter asks often, the others seldom, and all of them after a long time.
 _PAUSE_S = 0.00003
@@ -62,9 +63,10 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Name a database and its log."""
+    """Name a database and its log. `born_ns` is the database's `files.born_ns`."""
 
     database: FileIdentity
+    born_ns: int
     log: FileIdentity
 
 
@@ -139,7 +141,8 @@ class WriterLock:
 
     def pair(self, pair: Pair, boot: str) -> None:
         """Note which log belongs to which database. The caller holds the lock and has both open."""
-        numbers = (pair.database.device, pair.database.inode, pair.log.device, pair.log.inode)
+        database, log = pair.database, pair.log
+        numbers = (database.device, database.inode, pair.born_ns, log.device, log.inode)
         _PAIR.pack_into(self._memory, _PAIR_AT, _mark_of(boot), *numbers)
 
     def close(self) -> None:
@@ -172,10 +175,10 @@ def read_pair(path: Path, boot: str) -> Pair | None:
         os.close(descriptor)  # a `flock` of this process belongs to another open file
     if len(noted) < _PAIR.size:
         return None
-    mark, *numbers = _PAIR.unpack(noted)
+    mark, device, inode, born_ns, *log = _PAIR.unpack(noted)
     if mark != _mark_of(boot):
         return None
-    return Pair(FileIdentity(*numbers[:2]), FileIdentity(*numbers[2:]))
+    return Pair(FileIdentity(device, inode), born_ns, FileIdentity(*log))
 
 
 def _mark_of(boot: str) -> bytes:

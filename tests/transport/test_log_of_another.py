@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from sqlqueue_transport import FileReplaced, NewMessage, Store, clock
+from sqlqueue_transport import FileReplaced, NewMessage, Store, clock, files
 from tests.support import finish, run_python
 
 DIES = """
@@ -50,6 +50,25 @@ def test_it_is_refused_and_nothing_of_it_is_changed(path, read_only):
     store = Store(path)
     assert bodies(store) == [b"new"] * 3
     store.close()
+
+
+def test_a_backup_copied_to_where_the_file_was_removed_is_refused(path, tmp_path):
+    """It mostly gets the number of the one that was removed."""
+    mine, backup = tmp_path / "mine.db", tmp_path / "backup.db"
+    finish(run_python(DIES, mine))
+    Store(mine).close()
+    shutil.copy(mine, backup)
+    finish(run_python(DIES, mine))
+    before, met = mine.stat().st_ino, False
+    for _ in range(20):
+        mine.unlink()
+        shutil.copy(backup, mine)
+        mine.chmod(0o600)
+        met = met or mine.stat().st_ino == before
+        with pytest.raises(FileReplaced, match="its log"):
+            Store(mine, create=False)
+    if files.filesystem_of(tmp_path) == "ext4":
+        assert met
 
 
 def test_a_log_that_belongs_to_the_file_is_replayed_as_ever(path):
