@@ -36,6 +36,7 @@ SIGNED_HEADERS: Final = (
 )
 
 _VERSION: Final = "1"
+_ABSENT: Final = object()  # a header that is not there says something else than one without a value
 _MOST_FILE_BYTES: Final = 65_536
 
 
@@ -167,7 +168,7 @@ def _signature(key: Key, signed: bytes) -> str:
 def _message(
     headers: Mapping[str, object], body: bytes, content_type: object, content_encoding: object
 ) -> bytes:
-    values = [headers.get(name) for name in SIGNED_HEADERS]
+    values = [headers.get(name, _ABSENT) for name in SIGNED_HEADERS]
     return _encoded("message", [content_type, content_encoding, *values, body])
 
 
@@ -189,6 +190,8 @@ def _encoded(kind: str, values: Sequence[object]) -> bytes:
 
 
 def _piece(value: object) -> tuple[bytes, bytes]:
+    if value is _ABSENT:
+        return b"-", b""
     if value is None:
         return b"0", b""
     if isinstance(value, str):

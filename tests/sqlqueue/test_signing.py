@@ -106,6 +106,7 @@ CHANGES = {
     "the limit": lambda m: m.headers.update(timelimit=[None, 2.0]),
     "a limit of text": lambda m: m.headers.update(timelimit=["7.0", 2.0]),
     "the mark of a sensitive call": lambda m: m.headers.pop("sqlqueue-sensitive"),
+    "a parent that is left out": lambda m: m.headers.pop("parent_id"),
     "a header that is left out": lambda m: m.headers.pop("task"),
     "a header of another kind": lambda m: m.headers.update(task={"deep": [[[]]]}),
     "a header with half a surrogate pair": lambda m: m.headers.update(task="\ud800"),
@@ -129,6 +130,13 @@ def test_whoever_changes_what_is_signed_is_found_out(app, change):
     other = change(message)
     kind, _ = refusal(app, other if isinstance(other, Taken) else message)
     assert kind == "BadSignature"
+
+
+def test_mark_without_a_value_is_a_mark_that_nobody_signed(app):
+    """Whoever looks at the queue would be shown nothing of the job any more."""
+    message = taken(app, 1)
+    message.headers["sqlqueue-sensitive"] = None
+    assert refusal(app, message)[0] == "BadSignature"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +193,7 @@ def test_signature_is_as_documented(app):
             *(piece(b"t", b"t"), piece(b"t", job_id), piece(b"t", job_id)),
             *(piece(b"0", b""), piece(b"0", b"")),  # no parent, never expires
             piece(b"l", piece(b"t", b"list") + piece(b"n", b"7.0") + piece(b"0", b"")),
-            piece(b"0", b""),  # not sensitive
+            piece(b"-", b""),  # not sensitive: the header is not there
             piece(b"b", message.body),
         ]
     )
