@@ -34,6 +34,7 @@ QUEUE = "default"
 DATABASE = Path("queue.db")
 FAULT = Fault("ValueError", "no such file")
 SMALL, MIDDLE, LARGE = 20, 9_000, 120_000
+IDLE_S = 15
 
 
 def body_of(token: str) -> bytes:
@@ -98,12 +99,15 @@ def publisher(name: str, count: int) -> None:
 
 
 def worker(name: str, count: int, durability: str) -> None:
-    """Claim and settle: done, a retry now and then, seldom a dead letter; alone or with a claim."""
+    """Claim and settle: done, a retry now and then, seldom a dead letter; alone or with a claim.
+
+    End after `count`, or when nothing has come for a while: others were faster.
+    """
     store, rng = Store(DATABASE), random.Random(name)
     store.consumers.register(name=name, kind="worker")
     waiting: list[tuple[Delivery, str]] = []
-    settled = 0
-    while settled < count:
+    settled, last_s = 0, time.monotonic()
+    while settled < count and time.monotonic() - last_s < IDLE_S:
         settlements = [Settlement(d.message_id, d.delivery, _outcome(d, to)) for d, to in waiting]
         for delivery, to in waiting:
             note("settling", token=delivery.job_id, to=to)
@@ -123,7 +127,9 @@ def worker(name: str, count: int, durability: str) -> None:
         waiting = [
             (d, rng.choice(("done", "done", "done", "done", "retry", "dead"))) for d in deliveries
         ]
-        if not waiting:
+        if waiting:
+            last_s = time.monotonic()
+        else:
             time.sleep(0.001)  # the publishers have not come so far
     os._exit(0)
 
