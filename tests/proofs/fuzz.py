@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import hypothesis
 import structlog
 from hypothesis import HealthCheck, Phase, Verbosity
+from hypothesis.errors import HypothesisWarning
 
 from sqlqueue import log
 from sqlqueue.config import set_command_line
@@ -165,7 +167,10 @@ def _round(target: Target, trial: _Trial, *, seed: int) -> None:
         verbosity=Verbosity.quiet,  # it cannot print some of these values; we do
         report_multiple_bugs=False,
     )
-    hypothesis.seed(seed)(options(given))()
+    with warnings.catch_warnings():
+        # It spells its own strategies out, and finds that long.
+        warnings.simplefilter("ignore", HypothesisWarning)
+        hypothesis.seed(seed)(options(given))()
 
 
 @contextlib.contextmanager
