@@ -132,7 +132,7 @@ def tables() -> str:
     """Return what the page says of each step: where it leads, and what happens."""
     lines = [
         "![The states of a job and the steps between them](lifecycle.svg)\n",
-        "The drawing has what happens by itself. All steps, those of operators at the end, with the",
+        "The drawing leaves out what operators do. All steps, those of operators at the end, with the",
         "state each leads to; where nothing stands, the transport refuses:\n",
         f"| from | {' | '.join(f'`{state.value}`' for state in State)} |",
         f"|---|{'---|' * len(State)}",

@@ -35,26 +35,29 @@ class Proof:
     module: str
     unit: str
     full: int
+    minutes: int  # what that takes on two cores that have nothing else to do
     function: str = "prove"
 
 
 PROOFS = {
-    "kills": Proof("kills", "kills", 10_000),
-    "stops": Proof("stops", "stops", 1_000),
-    "cuts": Proof("cuts", "cuts", 50_000),
-    "faults": Proof("faults", "faults", 5_000),
-    "model": Proof("model", "examples", 2_000),
-    "fuzz": Proof("fuzz", "seconds", 600),
-    "load": Proof("load", "jobs", 50_000),
-    "backlog": Proof("load", "jobs", 1_000_000, "prove_backlog"),
-    "day": Proof("day", "seconds", 900),
+    "kills": Proof("kills", "kills", 10_000, 20),
+    "stops": Proof("stops", "stops", 1_000, 20),
+    "cuts": Proof("cuts", "cuts", 50_000, 15),
+    "faults": Proof("faults", "faults", 5_000, 4),
+    "model": Proof("model", "examples", 2_000, 3),
+    "fuzz": Proof("fuzz", "seconds", 600, 11),
+    "load": Proof("load", "jobs", 50_000, 2),
+    "backlog": Proof("load", "jobs", 1_000_000, 8, "prove_backlog"),
+    "day": Proof("day", "seconds", 900, 16),
 }
 
 
 def main() -> int:
     """Run what is asked for; return 1 when a promise was broken."""
     parser = argparse.ArgumentParser(
-        prog="make soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage='make soak ARGS="[NAME ...] [--count COUNT] [--seed SEED] [--write]"',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PROOFS))
     parser.add_argument("--count", type=int, help="instead of the full figure; with one NAME")
@@ -66,8 +69,16 @@ def main() -> int:
     if chosen.count is not None and (len(chosen.names) != 1 or chosen.count < 1):
         parser.error("--count takes a number above zero, and one NAME whose figure it is")
     seed = int(time.time()) if chosen.seed is None else chosen.seed
+    names = chosen.names or list(PROOFS)
+    minutes = sum(PROOFS[name].minutes for name in names) if chosen.count is None else None
+    print(
+        f"{', '.join(names)}, one after the other"
+        + (f": about {minutes} minutes on two cores." if minutes else ".")
+        + " Ctrl-c ends it; all processes end with it.",
+        flush=True,
+    )
     broken = []
-    for name in chosen.names or PROOFS:
+    for name in names:
         report = run(name, chosen.count or PROOFS[name].full, seed)
         if report is None:
             broken.append(name)
@@ -88,7 +99,8 @@ def run(name: str, count: int, seed: int) -> str | None:
         figures = prove(directory, **{proof.unit: count}, seed=seed, say=_say)
     except Exception:  # noqa: BLE001 - whatever went wrong, the others are still to be run
         traceback.print_exc()
-        print(f"{name} FAILED with seed {seed}; see {directory}", flush=True)
+        again = f'make soak ARGS="{name} --count {count} --seed {seed}"'
+        print(f"{name} FAILED; what is left of it: {directory}; again: {again}", flush=True)
         return None
     shutil.rmtree(directory)
     report = "\n".join(
