@@ -43,6 +43,7 @@ __all__ = ["Check", "Level", "check_writer_lock", "database_path", "examine", "v
 
 MOST_PROBLEMS: Final = 100  # of one check; the first ones tell enough
 _LOCK_LIMIT_S: Final = 10.0
+_LOOK_AGAIN_S: Final = 0.05
 _SPACE_LIMIT_BYTES: Final = 100 << 20
 _OTHER_LIBRARIES: Final = ("apsw", "pysqlite3", "pysqlite2", "sqlcipher3", "libsql", "pysqlcipher3")
 # SQLite's releases with the WAL-reset bug, and the two branches it was also mended in
@@ -96,9 +97,12 @@ def check_writer_lock(path: Path) -> Check:
 
     Look at it first: behind a stopped holder every opening would wait.
     """
-    holder = read_holder(path.with_name(f"{path.name}-run") / "writer.lock")
-    held_s = 0.0 if holder is None else time.monotonic() - holder.since_s
-    if holder is None or held_s < _LOCK_LIMIT_S:
+    lock = path.with_name(f"{path.name}-run") / "writer.lock"
+    holder = read_holder(lock)
+    held_s = 0.0 if holder is None or holder.since_s is None else time.monotonic() - holder.since_s
+    if held_s >= _LOCK_LIMIT_S:
+        time.sleep(_LOOK_AGAIN_S)  # it may be about to say that it has it only now
+    if holder is None or held_s < _LOCK_LIMIT_S or read_holder(lock) != holder:
         return Check("writer lock", Level.OK, "nobody holds it for long")
     return Check(
         "writer lock",

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 
 from sqlqueue_transport import files, forking
 from sqlqueue_transport.errors import CannotOpen, FileReplaced, ReadOnlyStore
-from sqlqueue_transport.mapping import map_file
+from sqlqueue_transport.mapping import map_file, put
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -212,7 +212,7 @@ class PresenceFile:
             descriptor = os.open(making, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 memory = map_file(descriptor, _SIZE)
-                _HEADER.pack_into(memory, 0, _MAGIC, SLOTS, NOTES, uuid.uuid4().bytes)
+                put(memory, 0, _HEADER.pack(_MAGIC, SLOTS, NOTES, uuid.uuid4().bytes))
                 memory.flush()
                 memory.close()
             finally:
@@ -327,8 +327,8 @@ class PresenceFile:
     ) -> None:
         """Describe the new owner of a slot this process holds; its notes start empty."""
         at = _entry_at(slot)
-        self._memory[at : at + _ENTRY_SIZE] = bytes(_ENTRY_SIZE)
-        _ENTRY.pack_into(self._memory, at, worker_id, pid, heartbeat_ms, 0, 0, 0, parent_id)
+        entry = _ENTRY.pack(worker_id, pid, heartbeat_ms, 0, 0, 0, parent_id)
+        put(self._memory, at, entry.ljust(_ENTRY_SIZE, b"\0"))
         self._memory[_USED_AT + slot] = 1
 
     def clear_entry(self, slot: int) -> None:
@@ -354,20 +354,18 @@ class PresenceFile:
 
     def beat(self, slot: int, now_ms: int) -> None:
         """Stamp the slot: the owner's interpreter is running."""
-        _U64.pack_into(self._memory, _entry_at(slot) + _HEARTBEAT_AT, now_ms)
+        put(self._memory, _entry_at(slot) + _HEARTBEAT_AT, _U64.pack(now_ms))
 
     def count_ended(self, slot: int) -> int:
         """Count one more ended job and return how many there are."""
         at = _entry_at(slot) + _ENDED_AT
         ended: int = _U64.unpack_from(self._memory, at)[0] + 1
-        _U64.pack_into(self._memory, at, ended)
+        put(self._memory, at, _U64.pack(ended))
         return ended
 
     def write_note(self, slot: int, place: int, note: Note) -> None:
         """Note a start, before user code runs. If the process dies midway, it reads as none."""
-        _NOTE.pack_into(
-            self._memory,
-            _note_at(slot, place),
+        packed = _NOTE.pack(
             note.message_id,
             note.delivery,
             note.started_ms,
@@ -375,6 +373,7 @@ class PresenceFile:
             _UNSAID if note.max_attempts is None else note.max_attempts,
             _check(note),
         )
+        put(self._memory, _note_at(slot, place), packed)
 
     def clear_note(self, slot: int, place: int) -> None:
         """Forget a start, once its settlement is committed."""
@@ -412,9 +411,9 @@ class PresenceFile:
         # More queues than there is room for: then only the mask says which, and not for sure.
         room = _QUEUE_NAMES.size // 8
         known = [*names, *[0] * (room - len(names))] if len(names) <= room else [0] * room
-        _QUEUE_NAMES.pack_into(self._memory, at + _QUEUE_NAMES_AT, *known)
-        _U64.pack_into(self._memory, at + _QUEUE_MASK_AT, mask)
-        _I64.pack_into(self._memory, at + _WAKE_AT, wake_at_ms)
+        put(self._memory, at + _QUEUE_NAMES_AT, _QUEUE_NAMES.pack(*known))
+        put(self._memory, at + _QUEUE_MASK_AT, _U64.pack(mask))
+        put(self._memory, at + _WAKE_AT, _I64.pack(wake_at_ms))
         self._memory[_SLEEPING_AT + slot] = 1
 
     def lower_flag(self, slot: int) -> bool:

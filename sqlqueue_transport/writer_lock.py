@@ -25,14 +25,11 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from sqlqueue_transport.errors import Busy
 from sqlqueue_transport.files import FileIdentity, create_private_file
-from sqlqueue_transport.mapping import map_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from sqlqueue_transport.mapping import map_file, put
 
 _NOTE = struct.Struct("<qq")  # the holder: process id, since
 _SUSPECT_AT = 64
@@ -55,10 +52,14 @@ _FORGOTTEN_NS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Name who holds the writer lock, and since when on the monotonic clock."""
+    """Name who holds the writer lock, and since when on the monotonic clock; None: it has not said yet.
+
+    A note of its last time may be read in the instant before it has written a new one. Who acts on how
+    long it has lasted looks again first.
+    """
 
     pid: int
-    since_s: float
+    since_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +116,12 @@ class WriterLock:
             waiting_ns = waiting_ns or now_ns
             pause_s = _PAUSE_BEHIND_ANOTHER_S
             if not is_behind:
-                _WAITER.pack_into(memory, _WAITER_AT, waiting_ns, now_ns)
+                put(memory, _WAITER_AT, _WAITER.pack(waiting_ns, now_ns))
                 pause_s = _PAUSE_S
             time.sleep(pause_s if now_ns - waiting_ns < _LONG_NS else _PAUSE_AFTER_LONG_S)
         if waiting_ns and longest_ns == waiting_ns:
-            _WAITER.pack_into(memory, _WAITER_AT, 0, 0)
-        _NOTE.pack_into(memory, 0, os.getpid(), now_ns)
+            put(memory, _WAITER_AT, _WAITER.pack(0, 0))
+        put(memory, 0, _NOTE.pack(os.getpid(), now_ns))
 
     def drop(self) -> None:
         """Give the lock up; harmless when it is not held."""
@@ -143,7 +144,7 @@ class WriterLock:
         """Note which log belongs to which database. The caller holds the lock and has both open."""
         database, log = pair.database, pair.log
         numbers = (database.device, database.inode, pair.born_ns, log.device, log.inode)
-        _PAIR.pack_into(self._memory, _PAIR_AT, _mark_of(boot), *numbers)
+        put(self._memory, _PAIR_AT, _PAIR.pack(_mark_of(boot), *numbers))
 
     def close(self) -> None:
         """Close the side file; the lock goes with it, unless another process shares it."""
@@ -201,10 +202,32 @@ def read_holder(path: Path) -> Holder | None:
         if len(note) < _NOTE.size:  # it is being made
             return None
         pid, since_ns = _NOTE.unpack(note)
+        actual = _pid_with_lock(os.fstat(descriptor))
+        if actual not in {None, pid}:  # who has it has not come to its note yet
+            return Holder(actual, None)
         return Holder(pid, since_ns / 1e9)
     finally:
         os.close(descriptor)
     return None
+
+
+def _pid_with_lock(file: os.stat_result) -> int | None:
+    """Return who has a `flock` on a file, as the kernel tells it; None where it does not."""
+    wanted = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:  # no Linux
+        return None
+    # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF, and "1: ->" for who waits; 0 or -1 for a
+    # process of another namespace
+    held = [
+        int(pid)
+        for _, kind, _, mode, pid, where, *_ in (
+            line.split() for line in lines if " FLOCK " in line and "->" not in line
+        )
+        if (kind, mode, where) == ("FLOCK", "WRITE", wanted)
+    ]
+    return held[0] if held and held[0] > 0 else None
 
 
 __all__ = ["Holder", "Pair", "WriterLock", "read_holder", "read_pair"]

@@ -11,6 +11,8 @@ import mmap
 import struct
 from typing import Final
 
+from sqlqueue_transport.mapping import put
+
 __all__ = ["Board"]
 
 _TOLD: Final = struct.Struct("=Q")  # whether all are to stop
@@ -34,7 +36,7 @@ class Board:
 
         They are sent a signal as well, which wakes those that sleep; but a task may have taken that.
         """
-        _TOLD.pack_into(self._memory, 0, 1)
+        put(self._memory, 0, _TOLD.pack(1))
 
     def is_told_to_stop(self) -> bool:
         """Say whether children are to take no other job."""
@@ -42,11 +44,11 @@ class Board:
 
     def clear(self, place: int) -> None:
         """Begin with a new child, which is not up and has ended no job."""
-        _CELL.pack_into(self._memory, _at(place), 0, 0)
+        put(self._memory, _at(place), _CELL.pack(0, 0))
 
     def note_up(self, place: int) -> None:
         """Say that the child has imported its application, is registered, and begins to claim."""
-        _NUMBER.pack_into(self._memory, _at(place), 1)
+        put(self._memory, _at(place), _NUMBER.pack(1))
 
     def is_up(self, place: int) -> bool:
         """Say whether the newest child of a place got as far as claiming jobs, dead or alive."""
@@ -55,7 +57,7 @@ class Board:
     def count_ended(self, place: int) -> None:
         """Count one more job, once its settlement was accepted or refused; from one thread only."""
         at = _at(place) + _ENDED_AT
-        _NUMBER.pack_into(self._memory, at, self.jobs_ended(place) + 1)
+        put(self._memory, at, _NUMBER.pack(self.jobs_ended(place) + 1))
 
     def jobs_ended(self, place: int) -> int:
         """Return how many jobs the newest child of a place has ended."""

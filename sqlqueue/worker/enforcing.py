@@ -16,7 +16,7 @@ from sqlqueue.forks import kill_session
 from sqlqueue.housekeeping import log_lost
 from sqlqueue.log import get_logger
 from sqlqueue_transport.messages import Fault
-from sqlqueue_transport.writer_lock import read_holder
+from sqlqueue_transport.writer_lock import Holder, read_holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ __all__ = ["LOCK_LIMIT_S", "Enforcer"]
 log = get_logger(__name__)
 
 LOCK_LIMIT_S: Final = 10.0  # how long a child may sit on the writer lock
+LOOK_AGAIN_S: Final = 0.5
 _NEIGHBOUR: Final = Fault(
     "WorkerLost", "its process was ended by force, because of another job in it"
 )
@@ -69,6 +70,8 @@ class Enforcer:
         # By worker id, what ended its jobs: until the store has taken it.
         self._owed: dict[int, dict[int, tuple[str, Fault]]] = {}
         self._lock_path = store.database.run_directory / "writer.lock"
+        self._lock_holder: Holder | None = None
+        self._lock_seen_s = 0.0
 
     def due_in_s(self, worker_id: int) -> float:
         """Return the seconds until the next time limit of a running job; inf when there is none."""
@@ -184,11 +187,17 @@ class Enforcer:
         self._children.pop(child.pid, None)
 
     def watch_lock(self) -> None:
-        """Kill a child of ours that holds the writer lock for too long: it stops everybody."""
-        holder = read_holder(self._lock_path)
+        """Kill a child of ours that holds the writer lock for too long: it stops everybody.
+
+        Only one that was seen to hold it before, since the same moment: see `Holder`.
+        """
+        holder, now_s = read_holder(self._lock_path), time.monotonic()
+        if holder != self._lock_holder:
+            self._lock_holder, self._lock_seen_s = holder, now_s
         if holder is None or holder.pid not in self._children:
             return
-        if time.monotonic() - holder.since_s > LOCK_LIMIT_S:
+        since_s = self._lock_seen_s if holder.since_s is None else holder.since_s
+        if now_s - since_s > LOCK_LIMIT_S and now_s - self._lock_seen_s > LOOK_AGAIN_S:
             self.kill(self._children[holder.pid], "it sat on the writer lock")
 
 

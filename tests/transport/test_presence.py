@@ -437,6 +437,27 @@ def test_only_who_would_sleep_longer_is_woken_for_what_is_due_later(file):
     assert list(file.sleepers("a", None)) == [(0, True)]
 
 
+BEATS = """
+    import sys, time
+    from pathlib import Path
+    from sqlqueue_transport.presence import PresenceFile
+    file = PresenceFile.attach(Path(sys.argv[1]))
+    print(flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        file.beat(3, 2**40 + 1)
+        file.beat(3, 2**40)
+"""
+
+
+def test_a_heartbeat_is_never_seen_as_none_while_it_is_written(file):
+    """A supervisor kills a child that has been silent since the beginning of time."""
+    file.write_entry(3, worker_id=1, pid=2, heartbeat_ms=2**40, parent_id=4)
+    process = run_python(BEATS, file.path)
+    read_line(process)
+    assert {file.entry(3).heartbeat_ms for _ in range(300_000)} <= {2**40, 2**40 + 1}
+
+
 def test_the_flag_of_a_dead_process_can_be_lowered_by_anybody(path, file):
     code = HOLD.replace("file.own(slot)", 'file.own(slot); file.raise_flag(slot, ["a"], 0)')
     process = run_python(code, path)

@@ -109,6 +109,48 @@ def test_the_holder_can_be_read_without_disturbing_it(path, lock, holder):
     assert read_holder(path) is None
 
 
+TAKES_IT_AGAIN_AND_AGAIN = """
+    import sys, time
+    from pathlib import Path
+    from sqlqueue_transport.writer_lock import WriterLock
+    lock = WriterLock(Path(sys.argv[1]))
+    print(flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        lock.take(end)
+"""
+
+
+def test_a_holder_is_never_seen_with_a_note_of_nobody(path):
+    """Who is seen to hold it since long ago is killed by its supervisor."""
+    began_ns = time.monotonic_ns()
+    process = run_python(TAKES_IT_AGAIN_AND_AGAIN, path)
+    read_line(process)
+    wait_until(lambda: read_holder(path), what="the first time")
+    descriptor = os.open(path, os.O_RDONLY)
+    for _ in range(200_000):
+        pid, since_ns = writer_lock._NOTE.unpack(os.pread(descriptor, writer_lock._NOTE.size, 0))
+        assert pid == process.pid
+        assert since_ns > began_ns
+    os.close(descriptor)
+
+
+def test_who_has_the_lock_is_told_by_the_kernel_and_not_by_an_old_note(path, lock):
+    lock.take(soon())
+    lock.drop()
+    stopped = run_python(
+        """
+        import fcntl, os, sys
+        fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX)
+        print(flush=True)
+        sys.stdin.readline()
+        """,
+        path,
+    )
+    stopped.stdout.readline()
+    assert read_holder(path) == writer_lock.Holder(stopped.pid, None)
+
+
 def test_reading_the_holder_does_not_weaken_a_lock_of_our_own(path, lock):
     """A second flock on the same open file would turn the exclusive lock into a shared one."""
     lock.take(soon())
