@@ -22,6 +22,7 @@ from sqlqueue.consoles.ops.lists import arguments_text
 from sqlqueue.errors import EnvelopeError, JobFailed, Reject, TaskDefinitionError
 from sqlqueue.execute import fault_of
 from sqlqueue.inspection import Inspection, JobFilter
+from sqlqueue.schedules import stored_entry
 from sqlqueue.task import Signature
 from sqlqueue.text import HIDDEN
 from sqlqueue.worker.solo import run_solo
@@ -90,10 +91,10 @@ def ran(app, events):
     return ids
 
 
-def test_secret_is_in_the_file_where_it_is_needed_and_nowhere_else(ran, app, here):
-    app.close()
+def where_it_is(secret, path):
+    """Return which columns of a file have the secret."""
     found = set()
-    with closing(sqlite3.connect(here / "queue.db")) as file:
+    with closing(sqlite3.connect(path)) as file:
         tables = [
             name for (name,) in file.execute("SELECT name FROM sqlite_schema WHERE type='table'")
         ]
@@ -104,8 +105,14 @@ def test_secret_is_in_the_file_where_it_is_needed_and_nowhere_else(ran, app, her
                     text = (
                         value.decode(errors="replace") if isinstance(value, bytes) else str(value)
                     )
-                    if SECRET in text:
+                    if secret in text:
                         found.add(f"{table}.{name}")
+    return found
+
+
+def test_secret_is_in_the_file_where_it_is_needed_and_nowhere_else(ran, app, here):
+    app.close()
+    found = where_it_is(SECRET, here / "queue.db")
     assert found == {"message.body", "body.content", "message.result"}
 
 
@@ -335,6 +342,65 @@ def test_result_that_celery_stored_is_not_shown(app, ran):
         found = Inspection(app.backend).job(job_id).celery
         assert found.state == "X"
         assert SECRET not in repr(found)
+
+
+@pytest.mark.parametrize("by", ["its task", "its call"])
+@pytest.mark.parametrize("remover", ["the application", "a program without the tasks"])
+def test_entry_of_the_schedule_leaves_its_arguments_in_no_audit(app, make_app, here, by, remover):
+    options = {} if by == "its task" else {"sensitive": True}
+    name = "card.good" if by == "its task" else "open"
+    call = Signature(name, ([SECRET],), {"cvc": SECRET}, {**options, "queue": "q"})
+    app.schedules.add("charge", call, every=60, jitter=5, actor="ann")
+    app.schedules.add("plain", Signature("open", ("seen",), {}, {}), every=60)
+    app.close()
+    assert where_it_is(SECRET, here / "queue.db") == {"schedule.definition"}
+    other = app if remover == "the application" else make_app()
+    for entry in ("charge", "plain"):
+        other.schedules.remove(entry, actor="bob", reason="over")
+    other.close()
+    assert where_it_is(SECRET, here / "queue.db") == set()
+    with closing(sqlite3.connect(here / "queue.db")) as file:
+        rows = file.execute("SELECT actor, action, before, after FROM audit ORDER BY id").fetchall()
+    assert [row[:2] for row in rows if "charge" in row[3]] == [
+        ("ann", "schedule_add"),
+        ("bob", "schedule_remove"),
+    ]
+    for kept in (rows[0][3], rows[2][2]):
+        found = json.loads(json.loads(kept)["definition"])
+        assert (found["task"], found["every"], found["jitter"]) == (name, 60, 5)
+        assert not {"args", "kwargs", "options"} & found.keys()
+    for kept in (rows[1][3], rows[3][2]):
+        assert json.loads(json.loads(kept)["definition"])["args"] == ["seen"]
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        '{"task": "card.good", "args": ["SECRET"], "every": 5}',
+        '{"task": "open", "args": ["SECRET"], "every": 5, "options": {"sensitive": true}}',
+        '{"task": "open", "args": ["SECRET"], "options": {"sensitive": true',
+        '{"task": "open", "args": ["SECRET"], "options": 5}',
+        '["SECRET", "sensitive"]',
+    ],
+)
+def test_entry_that_somebody_wrote_by_hand_leaves_its_arguments_in_no_audit(app, here, definition):
+    app.schedules.add("e", Signature("open", ("seen",), {}, {}), every=60)
+    app.close()
+    with closing(sqlite3.connect(here / "queue.db")) as file, file:
+        file.execute("UPDATE schedule SET definition = ?", (definition.replace("SECRET", SECRET),))
+    app.schedules.remove("e")
+    app.close()
+    assert where_it_is(SECRET, here / "queue.db") == set()
+
+
+def test_jobs_of_an_entry_of_a_sensitive_task_are_marked_also_where_the_beat_knows_no_task(
+    app, make_app
+):
+    app.schedules.add("charge", Signature("card.good", (SECRET,), {}, {}), every=60)
+    [row] = app.schedules.list()
+    entry = stored_entry(make_app(), "charge", row.definition)
+    headers = make_app().publication(entry.signature).envelope.headers
+    assert headers["sqlqueue-sensitive"] is True
 
 
 def test_test_of_an_application_sees_what_it_has_published(app):
