@@ -61,6 +61,7 @@ EVENTS: Final[dict[str, str]] = {
     "child_lost": "a child died by itself; its started job counts as an attempt",
     "child_killed": "the supervisor killed a child, and why",
     "loop_interrupted": "a task of user code would have ended the event loop; it goes on",
+    "leftover_failed": "what a job left on an event loop raised, after a sensitive one ran there",
     "burst_waiting": "--burst has nothing to claim, but jobs are due or running elsewhere",
     "burst_left_paused": "--burst ends; what waits in paused queues is left, by queue",
     "app_import_failed": "a child could not import what -A names",

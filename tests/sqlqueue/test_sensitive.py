@@ -251,6 +251,113 @@ def test_what_an_async_task_leaves_on_the_loop_says_nothing_either(app, events):
     assert SECRET not in json.dumps(events())
 
 
+LEAVING = """
+import asyncio, gc, os
+from sqlqueue import SqlQueue
+
+app = SqlQueue("leaving", broker_url="sqlqueue:///queue.db")
+
+
+def fail(card):
+    raise ValueError(f"card {card}")
+
+
+async def leave(how, card):
+    loop = asyncio.get_running_loop()
+
+    async def stray():
+        fail(card)
+
+    async def waits():
+        unheard.append(loop.create_future())
+        await unheard[0]
+
+    async def yields():
+        try:
+            yield
+        finally:
+            fail(card)
+
+    unheard = []
+    if how == "task":
+        asyncio.create_task(stray())
+    elif how == "callback":
+        loop.call_soon(fail, card)
+    elif how == "thread":
+        loop.run_in_executor(None, fail, card)
+    elif how == "pending":
+        asyncio.create_task(waits(), name=f"for {card}")
+    elif how == "generator":
+        async for _ in yields():
+            break
+    elif how == "account":
+        loop.call_exception_handler({"message": f"lost {card}", "protocol": card})
+    elif how == "without exception":
+        loop.call_exception_handler({"message": card, "exception": None})
+    await asyncio.sleep(0.05)
+    unheard.clear()
+    gc.collect()
+    await asyncio.sleep(0)
+
+
+app.task(name="hushed", sensitive=True)(leave)
+app.task(name="plain")(leave)
+"""
+WAYS = ["task", "callback", "thread", "pending", "generator", "account", "without exception"]
+
+
+def said_by_worker(directory, pool, calls):
+    """Return the log of a worker that runs these calls, one after the other, in a process."""
+    (directory / "leaving.py").write_text(LEAVING)
+    code = f"""
+        import subprocess, sys, leaving
+        for name, how, card in {calls!r}:
+            leaving.app.send_task(name, [how, card])
+        leaving.app.close()
+        worker = subprocess.run([sys.executable, "-m", "sqlqueue", "worker", "-A", "leaving:app",
+            "--burst", "-c", "1", "-P", {pool!r}], capture_output=True, text=True, timeout=60)
+        print(worker.stdout, worker.stderr)
+        assert worker.returncode == 0
+        assert worker.stderr.count("job_done") == {len(calls)}
+    """
+    process = run_python(code, cwd=directory)
+    out, error = process.communicate(timeout=110)
+    assert process.returncode == 0, out + error
+    return out + error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["solo", "processes", "threads"])
+def test_what_a_sensitive_job_leaves_on_the_loop_fails_without_its_text(tmp_path, pool):
+    before = [("plain", how, "before") for how in ("task", "callback")]
+    hushed = [("hushed", how, SECRET) for how in WAYS]
+    said = said_by_worker(tmp_path, pool, before + hushed)
+    assert SECRET not in said
+    assert said.count("ValueError: card before") == 2, "what ran before hides nothing"
+    told = [
+        json.loads(line[line.index("{") :])
+        for line in said.splitlines()
+        if '"leftover_failed"' in line
+    ]
+    assert {(one["what"], one["error"]) for one in told} == {
+        ("task", f"ValueError: {HIDDEN}"),
+        ("callback", f"ValueError: {HIDDEN}"),
+        ("future", f"ValueError: {HIDDEN}"),
+        ("task", HIDDEN),
+        ("something", HIDDEN),
+    }
+    traces = [one["traceback"] for one in told if "traceback" in one]
+    assert all("in fail" in one and "leaving.py" in one for one in traces)
+
+
+@pytest.mark.slow
+def test_what_another_job_leaves_after_a_sensitive_one_is_hidden_too(tmp_path):
+    """It may have been given something by it: a pool of connections, for one."""
+    said = said_by_worker(tmp_path, "solo", [("hushed", "nothing", "x"), ("plain", "task", SECRET)])
+    assert SECRET not in said
+    assert "leftover_failed" in said
+
+
 def test_limit_of_time_is_no_secret(app):
     @app.task(name="slow", sensitive=True, soft_time_limit=0.05, max_attempts=1)
     def slow(card):
