@@ -93,7 +93,7 @@ EVENTS: Final[dict[str, str]] = {
     # The store
     "store_busy": "somebody else holds the writer lock for long, or the disk refused",
     "store_gone": "the database file was replaced, or another version migrated it",
-    "presence_lost": "the presence file was removed or replaced: the worker drains and ends with code 1",
+    "presence_lost": "the presence file was removed or replaced: worker or beat ends with code 1",
     "wal_grown": "its write-ahead log stays large; the processes that read just now, if known",
     "history_pruned": "what was removed as old, rows by kind, and pages given back",
 }
