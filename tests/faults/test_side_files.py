@@ -118,10 +118,10 @@ def test_a_publisher_finds_the_sleepers_of_a_new_presence_file(arena: Arena) -> 
     """
     publisher = Store(path)
     publisher.publish([NewMessage(b"x", "q")])
+    before = publisher.consumers.presence.identity  # asked later, it may have followed already
     (arena.directory / "queue.db-run" / "presence").unlink()
     sleeper = run_python(sleeping, path)
     read_line(sleeper)
-    before = publisher.consumers.presence.identity
 
     def follows() -> bool:
         publisher.publish([NewMessage(b"x", "q")])
