@@ -237,6 +237,14 @@ class Running(Protocol):
     def beat(self) -> None:
         """Give a sign of life; called from the heartbeat's thread."""
 
+    @property
+    def lost_presence(self) -> Path | None:
+        """Return the presence file when those who come later do not see this process; None: they do.
+
+        It was removed or replaced. Whoever works is then to end, and to be started anew. No SQL.
+        Called from the heartbeat's thread. None on a broker that keeps no such file.
+        """
+
     def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
         """Return when the first unfinished message is due; None when nothing is left.
 
@@ -495,6 +503,12 @@ class SqliteBackend:
         """Return the errors that may be waited out."""
         found: tuple[type[BaseException], ...] = self._connection.connection_errors
         return found
+
+    @property
+    def lost_presence(self) -> Path | None:
+        """Return the presence file when it is not the one this process is registered in."""
+        lost = self.store.consumers.has_lost_presence
+        return self.store.database.presence_path if lost else None
 
     def publish(
         self, publications: Sequence[Publication], *, tick: TickOf | None = None

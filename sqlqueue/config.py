@@ -79,7 +79,8 @@ class Settings:
     # Signatures. Who reads these keys may have workers run what he likes: not in the repr
     signing_key: str = field(default="", repr=False)  # empty: nothing is signed or verified
     signing_keys_accepted: tuple[str, ...] = field(default=(), repr=False)  # older keys
-    signing_key_file: str = ""  # instead of signing_key: a key a line, the first signs
+    # Instead of signing_key: a key a line, the first signs. A key may be here by mistake
+    signing_key_file: str = field(default="", repr=False)
 
     # Tasks
     task_default_queue: str = "default"
@@ -383,6 +384,13 @@ def _key(value: object, name: str) -> str:
     return signing.checked(value, name=name) if value else ""
 
 
+def _key_file(value: object, name: str) -> str:
+    try:
+        return _text(value, name)
+    except ConfigError:  # it may be a key, in a list or with a zero: not shown
+        raise ConfigError(f"{name} is no text. Write the path of a file in quotes.") from None
+
+
 def _keys(value: object, name: str) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
@@ -500,7 +508,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "retention_audit": _duration,
     "signing_key": _key,
     "signing_keys_accepted": _keys,
-    "signing_key_file": _text,
+    "signing_key_file": _key_file,
     "task_default_queue": _queue,
     "task_max_attempts": _count_or_none,
     "task_time_limit": _duration,

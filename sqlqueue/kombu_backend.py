@@ -55,6 +55,7 @@ class KombuBackend:
 
     can_fork = False
     can_inspect = False
+    lost_presence = None  # nobody is seen by a file
 
     counts = _not_available("counting jobs")
     log_bytes = _not_available("the log's size")

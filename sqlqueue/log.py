@@ -61,6 +61,7 @@ EVENTS: Final[dict[str, str]] = {
     "child_lost": "a child died by itself; its started job counts as an attempt",
     "child_killed": "the supervisor killed a child, and why",
     "loop_interrupted": "a task of user code would have ended the event loop; it goes on",
+    "leftover_failed": "what a job left on an event loop raised, after a sensitive one ran there",
     "burst_waiting": "--burst has nothing to claim, but jobs are due or running elsewhere",
     "burst_left_paused": "--burst ends; what waits in paused queues is left, by queue",
     "app_import_failed": "a child could not import what -A names",
@@ -92,7 +93,7 @@ EVENTS: Final[dict[str, str]] = {
     # The store
     "store_busy": "somebody else holds the writer lock for long, or the disk refused",
     "store_gone": "the database file was replaced, or another version migrated it",
-    "presence_lost": "the presence file was removed or replaced: the worker drains and ends with code 1",
+    "presence_lost": "the presence file was removed or replaced: worker or beat ends with code 1",
     "wal_grown": "its write-ahead log stays large; the processes that read just now, if known",
     "history_pruned": "what was removed as old, rows by kind, and pages given back",
 }

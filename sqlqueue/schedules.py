@@ -17,6 +17,7 @@ from sqlqueue.errors import ConfigError, EnvelopeError, ScheduleNotFound
 from sqlqueue.task import Signature
 from sqlqueue.text import did_you_mean, quoted
 from sqlqueue_transport.clock import SYSTEM_CLOCK
+from sqlqueue_transport.messages import SENSITIVE_HEADER
 from sqlqueue_transport.schedules import Changed
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Schedules:
     ) -> None:
         """Have every beat enqueue a call on each tick, from now on and also after restarts.
 
-        Options are those of `SqlQueue.producer`. The arguments are kept as JSON. Raises ConfigError
+        Options are those of `SqlQueue.producer`. The arguments are kept as JSON, those of a sensitive
+        call in the entry alone, and not in the record of who added or removed it. Raises ConfigError
         for what makes no sense, for a one-off whose time is over, and for a name that is taken.
         """
         entry = Entry(
@@ -61,7 +63,7 @@ class Schedules:
         )
         where = f"schedule entry {quoted(name)}"
         try:
-            self._app.publication(signature)
+            headers = self._app.publication(signature).envelope.headers
         except EnvelopeError as error:
             raise ConfigError(f"{where}: {error}") from None
         for key in signature.options:
@@ -76,14 +78,20 @@ class Schedules:
             raise ConfigError(f"{where}: {definition.in_words(entry.when)} is over already.")
         if name in self._app.entries:
             raise ConfigError(f"{where}: the code or the settings have an entry of that name.")
+        options_of_call = dict(signature.options)
+        if SENSITIVE_HEADER in headers:
+            # By its task, perhaps, which who removes the entry need not know.
+            options_of_call["sensitive"] = True
         call = definition.StoredCall(
-            signature.task, signature.args, signature.kwargs, signature.options
+            signature.task, signature.args, signature.kwargs, options_of_call
         )
+        text = definition.write(entry, call, keys=self._app.keys)
         changed = self._app.backend.schedules.add(
             name,
             description=definition.in_words(entry.when),
             target=signature.task,
-            definition=definition.write(entry, call, keys=self._app.keys),
+            definition=text,
+            audited=definition.for_audit(text),
             next_due_ms=next_due_ms,
             actor=_named(actor),
         )
@@ -99,7 +107,14 @@ class Schedules:
         One of code or settings can be removed when no beat alive has it any more. Raises
         ScheduleNotFound, and ConfigError for one that a beat has.
         """
-        changed = self._app.backend.schedules.remove(name, actor=_named(actor), reason=reason)
+        # Older entries, and those that were not added by `add`, may lack the mark.
+        sensitive = {task.name for task in self._app.tasks.values() if task.options.sensitive}
+        changed = self._app.backend.schedules.remove(
+            name,
+            audited=lambda text: definition.for_audit(text, sensitive_tasks=sensitive),
+            actor=_named(actor),
+            reason=reason,
+        )
         if changed is Changed.IN_USE:
             raise ConfigError(
                 f"schedule entry {quoted(name)} is in the code or the settings of a running beat."

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,7 @@ from sqlqueue.text import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["HEADER", "SHORTEST", "SIGNED_HEADERS", "Key", "Keys", "keys_of"]
+__all__ = ["HEADER", "SHORTEST", "SIGNED_HEADERS", "Key", "Keys", "is_key_for_path", "keys_of"]
 
 HEADER: Final = "sqlqueue-signature"
 SHORTEST: Final = 32  # characters of a key; 32 random bytes are 43 of them in base64
@@ -38,6 +39,7 @@ SIGNED_HEADERS: Final = (
 _VERSION: Final = "1"
 _ABSENT: Final = object()  # a header that is not there says something else than one without a value
 _MOST_FILE_BYTES: Final = 65_536
+_IN_BASE64: Final = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,26 @@ def checked(text: str, *, name: str) -> str:
     return text
 
 
+def is_key_for_path(path: str) -> bool:
+    """Say whether a path of a key file is a key that was given in its place: it is not to be shown.
+
+    It names no file, and a word of it would pass as a key. A slash makes a path of it, unless all of
+    it is base64, which has slashes of its own, with digits and letters of both cases.
+    """
+    return not os.path.lexists(path) and any(map(_looks_like_a_key, path.split()))
+
+
+def _looks_like_a_key(word: str) -> bool:
+    try:
+        checked(word, name="")
+    except ConfigError:
+        return False
+    return "/" not in word or (
+        _IN_BASE64.fullmatch(word) is not None
+        and all(re.search(kind, word) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
+    )
+
+
 # --- what is signed -------------------------------------------------------------------------------
 
 
@@ -212,6 +234,11 @@ def _piece(value: object) -> tuple[bytes, bytes]:
 
 
 def _read(path: str) -> list[str]:
+    if is_key_for_path(path):
+        raise ConfigError(
+            "signing_key_file names no file, and looks like a key, so it is not shown. A key itself"
+            " belongs into signing_key; signing_key_file is the path of a file with a key a line."
+        )
     shown = quoted(path, limit=300)
     try:
         # O_NONBLOCK: of a FIFO there is nothing to read, and nobody to wait for.
@@ -230,9 +257,15 @@ def _read(path: str) -> list[str]:
                 f"signing_key_file {shown} is open to other users, so its keys are no secret. Make new"
                 f" keys, in a file of this user's of mode 0600: chmod 600 {shown}"
             )
-        content = os.read(descriptor, _MOST_FILE_BYTES)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(_MOST_FILE_BYTES + 1)
     finally:
         os.close(descriptor)
+    if len(content) > _MOST_FILE_BYTES:  # cut, the last key would be another one
+        raise ConfigError(
+            f"signing_key_file {shown} has more than {_MOST_FILE_BYTES} bytes, so it is no file of keys."
+            " Write a key a line, and nothing else, into a file of its own."
+        )
     lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
     texts = [line for line in lines if line and not line.startswith("#")]
     if not texts:

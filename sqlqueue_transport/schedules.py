@@ -22,7 +22,7 @@ from sqlqueue_transport.messages import TickAnswer, storable
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import TypeAlias
 
     from sqlqueue_transport.clock import Clock
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.wakeup import Bell
 
     NextDue: TypeAlias = Callable[[str, int], int | None]
+    Audited: TypeAlias = Callable[[str | None], str | None]
 
 # What beats sleep on. No queue can have this name: it has a control character.
 SCHEDULE: Final = "\x01schedule"
@@ -386,11 +387,13 @@ class Schedules:
         description: str,
         target: str,
         definition: str,
+        audited: str | None = None,
         next_due_ms: int | None,
         actor: str,
     ) -> Changed:
         """Add an entry that lives in the file; AS_IT_WAS when the name is taken, by whomever.
 
+        `audited` is what the audit keeps of the definition; None: all, by whoever has no secrets.
         Entries of the file that were over 30 days ago are forgotten by the way. If the process
         dies midway the entry is there, for every beat, or not.
         """
@@ -408,14 +411,19 @@ class Schedules:
             connection.execute(_FORGET_OVER, {"before_ms": now_ms - _OVER_KEPT_MS})
             if not connection.execute(_ADD, values).rowcount:
                 return Changed.AS_IT_WAS
-            self._note(connection, entry, "schedule_add", actor, after={"definition": definition})
+            after = {"definition": definition if audited is None else audited}
+            self._note(connection, entry, "schedule_add", actor, after=after)
             return Changed.DONE
 
         return self._change(work)
 
-    def remove(self, entry: str, *, actor: str, reason: str | None = None) -> Changed:
+    def remove(
+        self, entry: str, *, audited: Audited | None = None, actor: str, reason: str | None = None
+    ) -> Changed:
         """Remove an entry of the file, or one of code that no living beat has; with its ticks.
 
+        `audited` is called in the transaction with the definition, and returns what the audit keeps
+        of it; None: all.
         IN_USE when a living beat has it from its application. Jobs it has enqueued stay. If the
         process dies midway it is gone whole, or not at all.
         """
@@ -432,7 +440,7 @@ class Schedules:
                 return Changed.IN_USE
             connection.execute(_REMOVE, values)
             connection.execute(_REMOVE_TICKS, values)
-            before = {"definition": row[1]}
+            before = {"definition": row[1] if audited is None else audited(row[1])}
             self._note(connection, entry, "schedule_remove", actor, reason, before=before)
             return Changed.DONE
 
@@ -486,8 +494,8 @@ class Schedules:
         actor: str,
         reason: str | None = None,
         *,
-        before: dict[str, str | None] | None = None,
-        after: dict[str, str | None] | None = None,
+        before: Mapping[str, str | None] | None = None,
+        after: Mapping[str, str | None] | None = None,
     ) -> None:
         """Raise the version and write the audit, in the change's own transaction."""
         connection.execute(_RAISE_VERSION)

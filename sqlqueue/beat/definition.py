@@ -6,6 +6,7 @@ back was perhaps written by hand: everything is checked again, by the same rules
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
@@ -18,16 +19,31 @@ from sqlqueue.signing import Keys
 from sqlqueue.text import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from sqlqueue.beat.schedule import Entry, When
 
-__all__ = ["Definition", "StoredCall", "check_signature", "in_words", "read", "write"]
+__all__ = [
+    "Definition",
+    "StoredCall",
+    "check_signature",
+    "for_audit",
+    "in_words",
+    "read",
+    "write",
+]
 
 _SIGNATURE: Final = "signature"
+_SENSITIVE: Final = "sensitive"
+#: What the audit keeps of an entry whose call is sensitive.
+_TASK_AND_TIMING: Final = frozenset(
+    ("task", "every", "cron", "at", "timezone", "catch_up", "catch_up_limit", "jitter", "overlap")
+)
 _NO_KEYS: Final = Keys()
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: The options of a call that make sense for every tick alike.
-OPTIONS: Final = ("queue", "priority", "expires", "countdown", "sensitive")
+OPTIONS: Final = ("queue", "priority", "expires", "countdown", _SENSITIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +136,27 @@ def check_signature(text: str, *, name: str, keys: Keys) -> None:
             f"schedule entry {quoted(name)}: {error.reason}. Remove it, and add it anew where the key"
             " is."
         ) from None
+
+
+def for_audit(text: str | None, *, sensitive_tasks: Container[str] = ()) -> str | None:
+    """Return what the record of a change keeps of a definition: of a sensitive call no arguments.
+
+    A call is sensitive by its own mark, or by its task. One that nobody can read, and that may have
+    the mark, is left out: None.
+    """
+    if text is None:
+        return None
+    try:
+        value = plain_json.read(text.encode("utf-8", "surrogatepass"))
+    except plain_json.Unreadable:
+        value = None
+    if not isinstance(value, dict):
+        return None if _SENSITIVE in text else text
+    task, options = value.get("task"), value.get("options", {})
+    is_marked = not isinstance(options, dict) or bool(options.get(_SENSITIVE))
+    if not is_marked and not (isinstance(task, str) and task in sensitive_tasks):
+        return text
+    return json.dumps({key: one for key, one in value.items() if key in _TASK_AND_TIMING})
 
 
 def in_words(when: When) -> str:

@@ -55,8 +55,8 @@ def run_beat(
     producers have a few seconds to finish, then they are ended and their ticks stay due; a second
     signal ends the process at once. `unblock` is given by a supervisor, which then ends the process
     itself: it lets in the signals that came since the fork. `notifier` None makes one of the
-    environment. Raises ConfigError, the transport's CannotOpen, and NotAvailable for a broker that
-    keeps no schedule.
+    environment. When the presence file is lost, it ends the same way with code 1, to be started anew.
+    Raises ConfigError, the transport's CannotOpen, and NotAvailable for a broker that keeps no schedule.
     """
     notifier = notifier or Notifier()
     longest_s = app.conf.beat_max_interval if max_interval_s is None else max_interval_s
@@ -78,6 +78,12 @@ def run_beat(
                 log.warning("schedule_empty", beat=name, hint=_EMPTY_HINT)
             while not stopping.is_set and not beat.is_over:
                 notifier.alive()
+                if backend.lost_presence is not None:
+                    # Nobody rings it any more, and who removes an entry does not see that it has it.
+                    log.error("presence_lost", beat=name, path=str(backend.lost_presence))
+                    code = _EXIT_FAILED
+                    stopping.set()
+                    break
                 pause_s = _turn(beat, backend)
                 if not beat.is_over:
                     pause_s = min(max(pause_s, 0.0), longest_s, notifier.watchdog_every_s)

@@ -16,6 +16,7 @@ from sqlqueue.cli.opening import apply_command_line, load, resolved
 from sqlqueue.cli.output import Cell, Column, Output
 from sqlqueue.formats import number
 from sqlqueue.palette import MUTED
+from sqlqueue.signing import is_key_for_path
 from sqlqueue.text import without_passwords
 
 __all__ = ["config"]
@@ -109,6 +110,8 @@ def _values(name: str, value: Any) -> list[tuple[str, Any]]:
 def _harmless(name: str, value: Any) -> Any:
     """Return a value as JSON has it, without passwords."""
     if _SECRET.search(name) and value:
+        return "**"
+    if name == "signing_key_file" and is_key_for_path(value):
         return "**"
     if isinstance(value, str):
         return without_passwords(value) if "://" in value else value

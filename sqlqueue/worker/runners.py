@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from sqlqueue.execute import fault_of
 from sqlqueue.log import get_logger
+from sqlqueue.worker.left_behind import new_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,7 @@ class Inline:
             self._ended.append((attempt, attempt.run()))
         else:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                self._loop = new_loop(hides=lambda: self._hides)
             self._run_on(self._loop, attempt)
 
     def _run_on(self, loop: asyncio.AbstractEventLoop, attempt: Attempt) -> None:
@@ -201,7 +202,7 @@ class Threads:
         self._hides = self._hides or attempt.is_sensitive
         loop = self._loop
         if loop is None:
-            loop = self._loop = asyncio.new_event_loop()
+            loop = self._loop = new_loop(hides=lambda: self._hides)
             self._loop_thread = threading.Thread(
                 target=self._run_loop, args=(loop,), name="sqlqueue-loop", daemon=True
             )

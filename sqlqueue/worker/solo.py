@@ -48,7 +48,8 @@ def run_solo(
 
     `backend` is for brokers that live in this process (`memory://`); None opens the settings'.
     `on_ready` is called before the first job is claimed, with what can be told to stop.
-    The first SIGTERM or SIGINT lets the running job finish, the second ends the process at once,
+    When the presence file is lost, the running job finishes, and the code is 1. The first SIGTERM or
+    SIGINT lets the running job finish, the second ends the process at once,
     and with it the attempt. `notifier` None makes one of the environment, in a process of its own
     (`handle_signals`). Raises ConfigError, and the transport's CannotOpen.
     """
@@ -75,10 +76,13 @@ def run_solo(
         notifier.stopping(app.conf.worker_grace)
         consumer.stop()
 
+    presence = _Presence(own, name, lose=stop)
+
     def beat() -> None:
         # From the thread: a job may take longer than the watchdog waits, and is no reason to bite.
         own.beat()
         notifier.alive()
+        presence.look()
 
     signals = stopped_by_signals(stop, reopened=notifier.reloaded)
     code = 0
@@ -96,6 +100,7 @@ def run_solo(
             try:
                 on_ready(consumer)
                 consumer.run()
+                code = presence.exit_code
                 if burst:
                     with contextlib.suppress(*own.connection_errors):
                         tell_of_paused(own, app.queues, name)
@@ -113,3 +118,21 @@ def run_solo(
                 own.close()
     log.info("worker_stopped", worker=name, exit_code=code)
     return code
+
+
+class _Presence:
+    """Notice, once, that who comes later will not see this process, as the supervisor does."""
+
+    def __init__(self, backend: Backend, name: str, *, lose: Callable[[], object]) -> None:
+        self.exit_code = 0
+        self._backend = backend
+        self._name = name
+        self._lose = lose
+
+    def look(self) -> None:
+        """Stop when the presence file is lost. From the heartbeat's thread."""
+        path = self._backend.lost_presence
+        if path is not None and not self.exit_code:
+            self.exit_code = _EXIT_FAILED
+            log.error("presence_lost", worker=self._name, path=str(path))
+            self._lose()

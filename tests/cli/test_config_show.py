@@ -71,6 +71,25 @@ def test_keys_that_sign_are_not_shown(cli, tmp_path):
     assert "/etc/sqlqueue/keys" in cli("config", "show").out
 
 
+def test_key_that_stands_where_its_file_should_is_not_shown(cli, tmp_path, monkeypatch, shop):
+    key = "0123456789abcdef" * 4
+    monkeypatch.setenv("SQLQUEUE_SIGNING_KEY_FILE", key)
+    for words in (
+        *(("config", "show", *more) for more in ((), ("--json",), ("--origin",))),
+        *(("config", "validate", *more) for more in ((), ("--json",))),
+        ("-A", shop, "call", "shop.add", "[1, 2]"),
+        ("-A", shop, "worker", "--burst", "-P", "solo"),
+        ("-A", shop, "beat", "--max-ticks", "1"),
+        ("doctor",),
+    ):
+        result = cli(*words)
+        assert key[:12] not in result.out + result.err, words
+        if "show" in words:
+            assert result.code == 0
+        elif "doctor" not in words:
+            assert "looks like a key" in result.out + result.err, words
+
+
 def test_broken_settings_are_one_line_and_exit_2(cli, tmp_path):
     (tmp_path / "sqlqueue.toml").write_text("visibility_timout = 3\n")
     result = cli("config", "show")

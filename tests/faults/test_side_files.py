@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from sqlqueue.task import Signature
 from sqlqueue_transport import NewMessage, Store
 from sqlqueue_transport.lifecycle import State
 from tests.crash.conftest import Arena
@@ -43,6 +44,51 @@ def test_a_worker_whose_presence_file_is_lost_finishes_its_job_and_ends_to_be_st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+def test_a_solo_worker_whose_presence_file_is_lost_finishes_its_job_and_ends(
+    arena: Arena, is_busy: bool
+) -> None:
+    worker = arena.worker("-P", "solo")
+    if is_busy:
+        running = arena.publish("held")
+        arena.started(running)
+        waiting = arena.publish("work", 0)
+    else:
+        wait_until(lambda: "worker_started" in arena.logs(), deadline_s=30)
+    presence = arena.directory / "queue.db-run" / "presence"
+    presence.unlink()
+    began_s = time.monotonic()
+    wait_until(lambda: "presence_lost" in arena.logs(), deadline_s=5 * WITHIN_S, every_s=0.01)
+    print(f"noticed after {time.monotonic() - began_s:.2f} s")
+    if is_busy:
+        assert worker.poll() is None
+        (arena.directory / "go").touch()
+    assert worker.wait(timeout=30) == 1, arena.logs()
+    assert str(presence) in arena.logs()
+    assert arena.logs().count("presence_lost") == 1
+    if is_busy:
+        done = arena.job(running).row
+        assert (done.state, done.attempts, done.delivery) == (State.DONE, 1, 1), arena.logs()
+        assert arena.state(waiting) is State.PENDING
+        arena.worker("-P", "solo")
+        arena.wait_state(waiting, State.DONE)
+
+
+@pytest.mark.slow
+def test_a_beat_whose_presence_file_is_lost_ends_to_be_started_anew(arena: Arena) -> None:
+    """Who removes an entry of its code would else not see that a living beat has it."""
+    arena.app.schedules.add("e", Signature("work", (0,), {}, {}), every=1)
+    beat = arena.start("beat", "-A", "crashapp:app")
+    wait_until(lambda: "tick_enqueued" in arena.logs(), deadline_s=30)
+    (arena.directory / "queue.db-run" / "presence").unlink()
+    began_s = time.monotonic()
+    assert beat.wait(timeout=30) == 1, arena.logs()
+    print(f"ended after {time.monotonic() - began_s:.2f} s")
+    assert "presence_lost" in arena.logs()
+    assert "store_gone" not in arena.logs()
+
+
+@pytest.mark.slow
 def test_a_signal_to_stop_does_not_hurry_a_worker_that_drains_for_a_lost_presence_file(
     arena: Arena,
 ) -> None:
@@ -72,10 +118,10 @@ def test_a_publisher_finds_the_sleepers_of_a_new_presence_file(arena: Arena) -> 
     """
     publisher = Store(path)
     publisher.publish([NewMessage(b"x", "q")])
+    before = publisher.consumers.presence.identity  # asked later, it may have followed already
     (arena.directory / "queue.db-run" / "presence").unlink()
     sleeper = run_python(sleeping, path)
     read_line(sleeper)
-    before = publisher.consumers.presence.identity
 
     def follows() -> bool:
         publisher.publish([NewMessage(b"x", "q")])

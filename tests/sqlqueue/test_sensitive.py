@@ -22,6 +22,7 @@ from sqlqueue.consoles.ops.lists import arguments_text
 from sqlqueue.errors import EnvelopeError, JobFailed, Reject, TaskDefinitionError
 from sqlqueue.execute import fault_of
 from sqlqueue.inspection import Inspection, JobFilter
+from sqlqueue.schedules import stored_entry
 from sqlqueue.task import Signature
 from sqlqueue.text import HIDDEN
 from sqlqueue.worker.solo import run_solo
@@ -90,10 +91,10 @@ def ran(app, events):
     return ids
 
 
-def test_secret_is_in_the_file_where_it_is_needed_and_nowhere_else(ran, app, here):
-    app.close()
+def where_it_is(secret, path):
+    """Return which columns of a file have the secret."""
     found = set()
-    with closing(sqlite3.connect(here / "queue.db")) as file:
+    with closing(sqlite3.connect(path)) as file:
         tables = [
             name for (name,) in file.execute("SELECT name FROM sqlite_schema WHERE type='table'")
         ]
@@ -104,8 +105,14 @@ def test_secret_is_in_the_file_where_it_is_needed_and_nowhere_else(ran, app, her
                     text = (
                         value.decode(errors="replace") if isinstance(value, bytes) else str(value)
                     )
-                    if SECRET in text:
+                    if secret in text:
                         found.add(f"{table}.{name}")
+    return found
+
+
+def test_secret_is_in_the_file_where_it_is_needed_and_nowhere_else(ran, app, here):
+    app.close()
+    found = where_it_is(SECRET, here / "queue.db")
     assert found == {"message.body", "body.content", "message.result"}
 
 
@@ -244,6 +251,113 @@ def test_what_an_async_task_leaves_on_the_loop_says_nothing_either(app, events):
     assert SECRET not in json.dumps(events())
 
 
+LEAVING = """
+import asyncio, gc, os
+from sqlqueue import SqlQueue
+
+app = SqlQueue("leaving", broker_url="sqlqueue:///queue.db")
+
+
+def fail(card):
+    raise ValueError(f"card {card}")
+
+
+async def leave(how, card):
+    loop = asyncio.get_running_loop()
+
+    async def stray():
+        fail(card)
+
+    async def waits():
+        unheard.append(loop.create_future())
+        await unheard[0]
+
+    async def yields():
+        try:
+            yield
+        finally:
+            fail(card)
+
+    unheard = []
+    if how == "task":
+        asyncio.create_task(stray())
+    elif how == "callback":
+        loop.call_soon(fail, card)
+    elif how == "thread":
+        loop.run_in_executor(None, fail, card)
+    elif how == "pending":
+        asyncio.create_task(waits(), name=f"for {card}")
+    elif how == "generator":
+        async for _ in yields():
+            break
+    elif how == "account":
+        loop.call_exception_handler({"message": f"lost {card}", "protocol": card})
+    elif how == "without exception":
+        loop.call_exception_handler({"message": card, "exception": None})
+    await asyncio.sleep(0.05)
+    unheard.clear()
+    gc.collect()
+    await asyncio.sleep(0)
+
+
+app.task(name="hushed", sensitive=True)(leave)
+app.task(name="plain")(leave)
+"""
+WAYS = ["task", "callback", "thread", "pending", "generator", "account", "without exception"]
+
+
+def said_by_worker(directory, pool, calls):
+    """Return the log of a worker that runs these calls, one after the other, in a process."""
+    (directory / "leaving.py").write_text(LEAVING)
+    code = f"""
+        import subprocess, sys, leaving
+        for name, how, card in {calls!r}:
+            leaving.app.send_task(name, [how, card])
+        leaving.app.close()
+        worker = subprocess.run([sys.executable, "-m", "sqlqueue", "worker", "-A", "leaving:app",
+            "--burst", "-c", "1", "-P", {pool!r}], capture_output=True, text=True, timeout=60)
+        print(worker.stdout, worker.stderr)
+        assert worker.returncode == 0
+        assert worker.stderr.count("job_done") == {len(calls)}
+    """
+    process = run_python(code, cwd=directory)
+    out, error = process.communicate(timeout=110)
+    assert process.returncode == 0, out + error
+    return out + error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["solo", "processes", "threads"])
+def test_what_a_sensitive_job_leaves_on_the_loop_fails_without_its_text(tmp_path, pool):
+    before = [("plain", how, "before") for how in ("task", "callback")]
+    hushed = [("hushed", how, SECRET) for how in WAYS]
+    said = said_by_worker(tmp_path, pool, before + hushed)
+    assert SECRET not in said
+    assert said.count("ValueError: card before") == 2, "what ran before hides nothing"
+    told = [
+        json.loads(line[line.index("{") :])
+        for line in said.splitlines()
+        if '"leftover_failed"' in line
+    ]
+    assert {(one["what"], one["error"]) for one in told} == {
+        ("task", f"ValueError: {HIDDEN}"),
+        ("callback", f"ValueError: {HIDDEN}"),
+        ("future", f"ValueError: {HIDDEN}"),
+        ("task", HIDDEN),
+        ("something", HIDDEN),
+    }
+    traces = [one["traceback"] for one in told if "traceback" in one]
+    assert all("in fail" in one and "leaving.py" in one for one in traces)
+
+
+@pytest.mark.slow
+def test_what_another_job_leaves_after_a_sensitive_one_is_hidden_too(tmp_path):
+    """It may have been given something by it: a pool of connections, for one."""
+    said = said_by_worker(tmp_path, "solo", [("hushed", "nothing", "x"), ("plain", "task", SECRET)])
+    assert SECRET not in said
+    assert "leftover_failed" in said
+
+
 def test_limit_of_time_is_no_secret(app):
     @app.task(name="slow", sensitive=True, soft_time_limit=0.05, max_attempts=1)
     def slow(card):
@@ -335,6 +449,65 @@ def test_result_that_celery_stored_is_not_shown(app, ran):
         found = Inspection(app.backend).job(job_id).celery
         assert found.state == "X"
         assert SECRET not in repr(found)
+
+
+@pytest.mark.parametrize("by", ["its task", "its call"])
+@pytest.mark.parametrize("remover", ["the application", "a program without the tasks"])
+def test_entry_of_the_schedule_leaves_its_arguments_in_no_audit(app, make_app, here, by, remover):
+    options = {} if by == "its task" else {"sensitive": True}
+    name = "card.good" if by == "its task" else "open"
+    call = Signature(name, ([SECRET],), {"cvc": SECRET}, {**options, "queue": "q"})
+    app.schedules.add("charge", call, every=60, jitter=5, actor="ann")
+    app.schedules.add("plain", Signature("open", ("seen",), {}, {}), every=60)
+    app.close()
+    assert where_it_is(SECRET, here / "queue.db") == {"schedule.definition"}
+    other = app if remover == "the application" else make_app()
+    for entry in ("charge", "plain"):
+        other.schedules.remove(entry, actor="bob", reason="over")
+    other.close()
+    assert where_it_is(SECRET, here / "queue.db") == set()
+    with closing(sqlite3.connect(here / "queue.db")) as file:
+        rows = file.execute("SELECT actor, action, before, after FROM audit ORDER BY id").fetchall()
+    assert [row[:2] for row in rows if "charge" in row[3]] == [
+        ("ann", "schedule_add"),
+        ("bob", "schedule_remove"),
+    ]
+    for kept in (rows[0][3], rows[2][2]):
+        found = json.loads(json.loads(kept)["definition"])
+        assert (found["task"], found["every"], found["jitter"]) == (name, 60, 5)
+        assert not {"args", "kwargs", "options"} & found.keys()
+    for kept in (rows[1][3], rows[3][2]):
+        assert json.loads(json.loads(kept)["definition"])["args"] == ["seen"]
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        '{"task": "card.good", "args": ["SECRET"], "every": 5}',
+        '{"task": "open", "args": ["SECRET"], "every": 5, "options": {"sensitive": true}}',
+        '{"task": "open", "args": ["SECRET"], "options": {"sensitive": true',
+        '{"task": "open", "args": ["SECRET"], "options": 5}',
+        '["SECRET", "sensitive"]',
+    ],
+)
+def test_entry_that_somebody_wrote_by_hand_leaves_its_arguments_in_no_audit(app, here, definition):
+    app.schedules.add("e", Signature("open", ("seen",), {}, {}), every=60)
+    app.close()
+    with closing(sqlite3.connect(here / "queue.db")) as file, file:
+        file.execute("UPDATE schedule SET definition = ?", (definition.replace("SECRET", SECRET),))
+    app.schedules.remove("e")
+    app.close()
+    assert where_it_is(SECRET, here / "queue.db") == set()
+
+
+def test_jobs_of_an_entry_of_a_sensitive_task_are_marked_also_where_the_beat_knows_no_task(
+    app, make_app
+):
+    app.schedules.add("charge", Signature("card.good", (SECRET,), {}, {}), every=60)
+    [row] = app.schedules.list()
+    entry = stored_entry(make_app(), "charge", row.definition)
+    headers = make_app().publication(entry.signature).envelope.headers
+    assert headers["sqlqueue-sensitive"] is True
 
 
 def test_test_of_an_application_sees_what_it_has_published(app):

@@ -288,6 +288,12 @@ def make_short(path):
     path.chmod(0o600)
 
 
+def make_long(path):
+    """Be cut where it ends in a key that is whole, and another one."""
+    path.write_text("#" * (65_536 - 41) + "\n" + "k" * 60 + "\n")
+    path.chmod(0o600)
+
+
 def make_foreign(path):
     path.write_text(KEY)
     path.chmod(0o600)
@@ -300,7 +306,7 @@ def make_foreign(path):
         lambda path: None,
         lambda path: path.mkdir(),
         lambda path: os.mkfifo(path, 0o600),
-        *(make_readable, make_link, make_empty, make_short),
+        *(make_readable, make_link, make_empty, make_short, make_long),
         pytest.param(
             make_foreign,
             marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away"),
@@ -313,6 +319,58 @@ def test_file_that_holds_no_secret_key_is_refused(make_app, here, make):
         _ = make_app(signing_key_file="keys").keys
     assert "secret-but-short" not in str(caught.value)
     assert KEY not in str(caught.value)
+
+
+def test_file_that_is_too_long_is_not_cut_to_another_key(make_app, here):
+    make_long(here / "keys")
+    with pytest.raises(ConfigError, match="more than 65536 bytes"):
+        _ = make_app(signing_key_file="keys").keys
+    (here / "keys").write_text("#" * (65_536 - 42) + "\n" + "k" * 40 + "\n")
+    assert make_app(signing_key_file="keys").keys.own == Keys.of(["k" * 40]).own
+
+
+BASE64 = "tq3Zk/8nVb+X0cQ2m/LrWy7sHd1eJ5uAoGfPiT9xK4w="
+
+
+@pytest.mark.parametrize(
+    "text", ["0123456789abcdef" * 4, BASE64, f" {BASE64}\n", f"# of today\n{'k' * 40}\n{BASE64}\n"]
+)
+def test_key_in_the_place_of_its_file_is_told_and_not_repeated(make_app, here, text):
+    app = make_app(signing_key_file=text)
+    with pytest.raises(ConfigError, match="belongs into signing_key;") as caught:
+        _ = app.keys
+    for word in text.split()[-1:]:
+        assert word[:12] not in f"{caught.value} {app.conf!r} {app.resolved!r}"
+
+
+@pytest.mark.parametrize("value", [[BASE64], f"{BASE64}\0", {"key": BASE64}])
+def test_key_file_of_another_kind_is_refused_and_not_repeated(make_app, value):
+    with pytest.raises(ConfigError, match="signing_key_file is no text") as caught:
+        _ = make_app(signing_key_file=value).conf
+    assert BASE64[:12] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/sqlqueue/keys-of-production-2024",
+        "conf/keys/of/production/signing/key",
+        "keys",
+        "/srv/Queues2024/of/production/Signing/Keys/current.key",
+    ],
+)
+def test_path_of_a_key_file_that_is_missing_is_shown(make_app, here, path):
+    with pytest.raises(ConfigError, match="cannot read") as caught:
+        _ = make_app(signing_key_file=path).keys
+    assert path in str(caught.value)
+
+
+def test_name_of_a_file_that_is_there_is_shown_whatever_it_looks_like(make_app, here):
+    name = "k" * 40
+    (here / name).write_text("")
+    (here / name).chmod(0o600)
+    with pytest.raises(ConfigError, match=name):
+        _ = make_app(signing_key_file=name).keys
 
 
 def test_keys_are_shown_nowhere(make_app, here):
