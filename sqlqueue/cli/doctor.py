@@ -91,6 +91,10 @@ def _ailment(error: Exception) -> str | None:
     if isinstance(error, errors.SqliteTooOld):
         return "sqlite"
     of_the_file = (
-        errors.UnsafeFile | errors.ForeignDatabase | errors.DiskFault | errors.FileReplaced
+        errors.DatabaseEmpty
+        | errors.UnsafeFile
+        | errors.ForeignDatabase
+        | errors.DiskFault
+        | errors.FileReplaced
     )
     return "database" if isinstance(error, of_the_file) else None
