@@ -17,7 +17,6 @@ from urllib.parse import quote
 from sqlqueue_transport import files, forking
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.errors import (
-    CannotOpen,
     DatabaseEmpty,
     DatabaseMissing,
     FileReplaced,
@@ -72,8 +71,8 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
     _refuse_log_of_another(path, identity)
     connection = connect(path, timeout_s)
     try:
-        if not create and not version_of(connection, path):
-            raise DatabaseEmpty(path)
+        if not create:
+            _refuse_empty(connection, path)
         adopt(connection, path)
         _refuse_another(path, identity)
         # The names of database and log must survive a power cut, too.
@@ -150,6 +149,11 @@ def refuse_unsafe(path: Path, *, create: bool) -> None:
         raise
     if files.size_of(path) is None:
         _refuse_remains(path, None)
+
+
+def _refuse_empty(connection: sqlite3.Connection, path: Path) -> None:
+    if not version_of(connection, path):
+        raise DatabaseEmpty(path)
 
 
 def _usable_size(path: Path, *, create: bool) -> int | None:

@@ -5,7 +5,6 @@ The first jobs of a queue are in its log alone, as long as nothing has copied th
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def test_a_file_whose_log_is_gone_is_neither_old_nor_migrated(cli, ends, command
     assert "migrated" not in result.err
     assert path.read_bytes() == before
     # As it says, what to do:
-    os.replace("aside-wal", log)
+    Path("aside-wal").replace(log)
     assert "kept" in cli("inspect", "jobs", "--json").out
 
 
