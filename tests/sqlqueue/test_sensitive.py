@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
 import sqlite3
 import time
 from contextlib import closing
@@ -290,6 +291,14 @@ def test_the_same_errors_of_the_task_itself_are_hidden(app, kind):
     job_id = raises.delay(whisper()).id
     run_solo(app, name="w", burst=True, handle_signals=False)
     assert Inspection(app.backend).job(job_id).error.message == HIDDEN
+
+
+def test_a_function_in_c_that_fits_and_fails_is_not_said_not_to_fit(app):
+    app.task(name="add", sensitive=True, max_attempts=1)(operator.add)
+    job_id = app.send_task("add", [whisper(), 1]).id
+    run_solo(app, name="w", burst=True, handle_signals=False)
+    error = Inspection(app.backend).job(job_id).error
+    assert (error.type, error.message) == ("TypeError", HIDDEN)
 
 
 def test_a_call_that_is_not_made_yet_does_not_show_its_arguments(app):
