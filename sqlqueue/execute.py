@@ -25,6 +25,7 @@ from sqlqueue.errors import (
     TimeLimitExceeded,
     UndecodableMessage,
     UnknownTask,
+    UnserializableResult,
 )
 from sqlqueue.forks import end_stray_copy
 from sqlqueue.task import Request, running_as
@@ -235,6 +236,8 @@ def _failed(prepared: Prepared, error: BaseException) -> Outcome:
     if tell is not None:
         tell(prepared.request.id, error)
     fault = fault_of(error, hide=prepared.is_sensitive)
+    if prepared.is_sensitive and (text := _told_without_values(prepared, error)):
+        fault = Fault(fault.type, text, fault.traceback)
     kind = _ended_by(error)
     if kind is JobCancelled:
         # Also of the task's own will. Whether an operator asked is the store's to know.
@@ -265,6 +268,28 @@ def _ended_by(error: BaseException) -> type[BaseException] | None:
         if isinstance(one, _GROUP):
             left += one.exceptions
     return next((kind for kind in _FROM_OUTSIDE if kind in found), None)
+
+
+def _told_without_values(prepared: Prepared, error: BaseException) -> str | None:
+    """Say what went wrong with a sensitive job outside of its code; None where its code raised it.
+
+    That is ours to tell, and needs nothing of what is secret.
+    """
+    if _of_user_code(error) is not None:
+        return None
+    if isinstance(error, UnserializableResult):
+        return (
+            "the result is no JSON (value hidden). Return text, numbers, lists and dicts, or nothing;"
+            " keep large data in a file and return its name."
+        )
+    if isinstance(error, TypeError) and not prepared.task.accepts(
+        *prepared.args, **prepared.kwargs
+    ):
+        return (
+            "the arguments do not fit the task's signature (values hidden). Publish it anew with those"
+            " of the function."
+        )
+    return None
 
 
 def _with_limit(fault: Fault, prepared: Prepared, kind: type[BaseException]) -> Fault:
@@ -342,4 +367,6 @@ def _of_user_code(error: BaseException) -> TracebackType | None:
     return frames
 
 
-_OUR_MODULES: Final = frozenset({__name__, "sqlqueue.app", "sqlqueue.envelope", "sqlqueue.task"})
+_OUR_MODULES: Final = frozenset(
+    {__name__, "sqlqueue.app", "sqlqueue.envelope", "sqlqueue.signing", "sqlqueue.task"}
+)

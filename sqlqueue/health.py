@@ -26,7 +26,7 @@ from sqlqueue.errors import NotAvailable
 from sqlqueue.inspection import JobFilter, State
 from sqlqueue.scheduled import Standing
 from sqlqueue_transport import files, log_guard
-from sqlqueue_transport.errors import Unavailable
+from sqlqueue_transport.errors import DiskFault, Unavailable
 from sqlqueue_transport.migrations import SCHEMA_VERSION
 from sqlqueue_transport.reading import WRONG_COUNTS
 from sqlqueue_transport.transport import split_url
@@ -39,7 +39,15 @@ if TYPE_CHECKING:
     from sqlqueue.inspection import Inspection
     from sqlqueue_transport.store import Store
 
-__all__ = ["Check", "Level", "check_writer_lock", "database_path", "examine", "versions"]
+__all__ = [
+    "Check",
+    "Level",
+    "check_writer_lock",
+    "database_path",
+    "examine",
+    "surroundings",
+    "versions",
+]
 
 MOST_PROBLEMS: Final = 100  # of one check; the first ones tell enough
 _LOCK_LIMIT_S: Final = 10.0
@@ -128,9 +136,7 @@ def examine(
     if not isinstance(backend, SqliteBackend):
         raise NotAvailable("a doctor")
     store = backend.store
-    yield _check_sqlite(_sqlite_version())
-    yield _check_libraries()
-    yield _check_filesystem(store.path)
+    yield from surroundings(store.path)
     yield _check_permissions(store)
     yield check_writer_lock(store.path)
     if not store.database.is_read_only:
@@ -144,6 +150,13 @@ def examine(
     yield _check_schedule(inspection)
     for title, function in (app_checks or {}).items():
         yield _check_app(inspection, title, function)
+
+
+def surroundings(path: Path) -> Iterator[Check]:
+    """Yield the checks that do without opening the file at `path`, or there being one."""
+    yield _check_sqlite(_sqlite_version())
+    yield _check_libraries()
+    yield _check_filesystem(path)
 
 
 # -- the file ------------------------------------------------------------------------------------------
@@ -192,7 +205,7 @@ def _check_libraries() -> Check:
 def _check_filesystem(path: Path) -> Check:
     kind = files.filesystem_of(path.parent) or "of a kind that cannot be told"
     free = shutil.disk_usage(path.parent).free
-    summary = f"{path.parent} is {kind}, {free / 1e9:.1f} GB free"
+    summary = f"{path.parent} is {kind}, {_room(free)} free"
     if files.is_network(kind):
         return Check("filesystem", Level.FAIL, summary, hint="move the file to a local disk")
     if free < _SPACE_LIMIT_BYTES:
@@ -205,6 +218,10 @@ def _check_filesystem(path: Path) -> Check:
             hint="it is memory: jobs do not survive a reboot there",
         )
     return Check("filesystem", Level.OK, summary)
+
+
+def _room(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def _check_permissions(store: Store) -> Check:
@@ -238,11 +255,27 @@ def _check_writing(store: Store) -> Check:
     try:
         took_s = store.try_writing()
     except Unavailable as error:
-        hint = (
-            "until this is mended, nothing can be published, and nothing that ends is written down"
+        trouble = error
+    else:
+        return Check(
+            "writing", Level.OK, f"a mark was written and flushed in {took_s * 1000:.1f} ms"
         )
-        return Check("writing", Level.FAIL, str(error), hint=hint)
-    return Check("writing", Level.OK, f"a mark was written and flushed in {took_s * 1000:.1f} ms")
+    if isinstance(trouble, DiskFault):
+        with contextlib.suppress(Unavailable):
+            store.try_writing(in_reserve=True)
+            return Check(
+                "writing",
+                Level.FAIL,
+                f"the disk is nearly full: {_room(files.free_bytes(store.path.parent) or 0)} free, kept to"
+                " finish what is queued",
+                hint="nothing new can be published until you free some space; what is queued still ends",
+            )
+    return Check(
+        "writing",
+        Level.FAIL,
+        str(trouble),
+        hint="until this is mended, nothing can be published, and nothing that ends is written down",
+    )
 
 
 def _check_log(path: Path) -> Check:

@@ -112,7 +112,7 @@ class Keys:
         if signature is None:
             raise Unsigned(
                 f"the {what} is not signed, and this application runs only what is (signing_key)."
-                " Whoever made it has no key"
+                f" Whoever made it has no key. {_ANEW}"
             )
         version, _, rest = signature.partition(".") if isinstance(signature, str) else ("", "", "")
         key_id, _, _ = rest.partition(".")
@@ -120,7 +120,7 @@ class Keys:
         if version != _VERSION or key is None:
             raise BadSignature(
                 f"the {what} is signed with a key that this application does not have:"
-                f" {quoted(key_id)}. It has {', '.join(self.accepted)}"
+                f" {quoted(key_id)}. It has {', '.join(self.accepted)}. {_ANEW}"
             )
         # Compared as bytes, because text that is not ASCII would raise.
         if not signed or not hmac.compare_digest(
@@ -128,8 +128,14 @@ class Keys:
         ):
             raise BadSignature(
                 f"the signature of the {what} does not fit: body or headers were changed after it was"
-                " signed"
+                f" signed. {_ANEW}"
             )
+
+
+_ANEW: Final = (
+    "Give the producer a key of this application, and publish it anew; to requeue it does not help:"
+    " docs/operations.md#signatures"
+)
 
 
 def keys_of(signing_key: str, accepted: Sequence[str], file: str) -> Keys:
@@ -254,8 +260,9 @@ def _read(path: str) -> list[str]:
             raise ConfigError(f"signing_key_file {shown} is no regular file")
         if found.st_mode & 0o077 or found.st_uid not in {os.geteuid(), 0}:
             raise ConfigError(
-                f"signing_key_file {shown} is open to other users, so its keys are no secret. Make new"
-                f" keys, in a file of this user's of mode 0600: chmod 600 {shown}"
+                f"signing_key_file {shown} is open to other users, so its keys are no secret any more,"
+                " and chmod alone does not make them secret again. Make a new file of this user's with"
+                " a new key: umask 077; python -c 'import secrets; print(secrets.token_hex(32))' > NEW"
             )
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(_MOST_FILE_BYTES + 1)

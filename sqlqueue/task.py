@@ -13,6 +13,7 @@ from sqlqueue import progress
 from sqlqueue.bulk import CHUNK
 from sqlqueue.errors import JobCancelled, Retry
 from sqlqueue.retry import Backoff, RetryPolicy
+from sqlqueue.text import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -82,12 +83,26 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Be a call that is not made yet: what producers yield and schedule entries enqueue."""
+    """Be a call that is not made yet: what producers yield and schedule entries enqueue.
+
+    That of a sensitive task, `is_sensitive`, does not show its arguments; who made it may read them.
+    """
 
     task: str
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    # It decides what is shown, and makes no other call of it.
+    is_sensitive: bool = field(default=False, compare=False)
+
+    def __repr__(self) -> str:
+        """Show the call, of a sensitive one the task and its options alone."""
+        if self.is_sensitive or self.options.get("sensitive"):
+            return f"Signature(task={self.task!r}, options={self.options!r}, {HIDDEN})"
+        return (
+            f"Signature(task={self.task!r}, args={self.args!r}, kwargs={self.kwargs!r},"
+            f" options={self.options!r})"
+        )
 
     def set(self, **options: Any) -> Signature:
         """Return the same call with options of `Task.apply_async` besides its own, which they beat."""
@@ -185,6 +200,19 @@ class Task(Generic[P, R]):
         if self.options.bind:
             return self.function(self, *args, **kwargs)
         return self.function(*args, **kwargs)
+
+    def accepts(self, /, *args: object, **kwargs: object) -> bool:
+        """Say whether the function can be called so; True where nobody can tell. Calls nothing."""
+        import inspect  # noqa: PLC0415 - only after a failure
+
+        own = (self, *args) if self.options.bind else args
+        try:
+            inspect.signature(self.function).bind(*own, **kwargs)
+        except ValueError:  # of some functions in C
+            return True
+        except TypeError:
+            return False
+        return True
 
     def __repr__(self) -> str:
         """Show the name."""
@@ -297,13 +325,13 @@ class Task(Generic[P, R]):
         def calls() -> Iterator[Signature]:
             for given, args in pairs:
                 own = options if job_id is None else {**options, "job_id": job_id(given)}
-                yield Signature(self.name, args, {}, own)
+                yield Signature(self.name, args, {}, own, is_sensitive=self.options.sensitive)
 
         return self.app.publish_many(calls(), chunk=chunk, on_progress=on_progress, total=total)
 
     def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Signature:
         """Return the call without making it."""
-        return Signature(self.name, args, dict(kwargs))
+        return Signature(self.name, args, dict(kwargs), is_sensitive=self.options.sensitive)
 
     @property
     def request(self) -> Request:

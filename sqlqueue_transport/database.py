@@ -286,7 +286,7 @@ class Database:
 
     def _prepare_files(self) -> WriterLock:
         self._watch.look()
-        files.refuse_unsafe(self.path, create=self._create)
+        opening.refuse_unsafe(self.path, create=self._create)
         files.create_private_directory(self.run_directory)
         return WriterLock(self.run_directory / "writer.lock")
 

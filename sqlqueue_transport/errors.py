@@ -10,6 +10,7 @@
     │   ├── SchemaChanged      another process migrated the file while it was open
     │   └── CannotOpen         the path is not a queue we may open
     │       ├── DatabaseMissing    there is no file and the caller asked not to make one
+    │       ├── DatabaseEmpty      there is a file, but no queue in it, and the caller may not make one
     │       ├── UnsafeFile         link, foreign owner, directory, FIFO, open permissions
     │       ├── NetworkFilesystem  SQLite's WAL is not safe there
     │       ├── ForeignDatabase    not SQLite, or another application's database
@@ -84,6 +85,21 @@ class CannotOpen(Unavailable):
 
 class DatabaseMissing(CannotOpen):
     """Say that there is no database at the path."""
+
+
+class DatabaseEmpty(CannotOpen):
+    """Say that the file at the path has no tables: it is new, or what it held was in a log that is gone.
+
+    The first commits of a queue may be in its write-ahead log alone.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        name = os.fspath(path)
+        super().__init__(
+            f"{name} is a database without its content: its write-ahead log is missing (put its "
+            f"{name}-wal beside it), or it is new and empty (a worker, a beat or the first "
+            "'sqlqueue call' makes it a queue)"
+        )
 
 
 class UnsafeFile(CannotOpen):

@@ -52,6 +52,8 @@ NETWORK_FILESYSTEMS = frozenset(
 MOUNT_TABLE = Path("/proc/self/mountinfo")
 # What SQLite keeps beside the file and trusts as much as the file itself.
 COMPANIONS = ("-wal", "-shm", "-journal")
+# With less a file cannot be opened: its shared memory takes 32 kB, the log of a new one 200.
+NO_ROOM_BYTES = 256 << 10
 _OWNER_ONLY = 0o600
 # linux/fcntl.h and linux/stat.h
 _AT_FDCWD = -100
@@ -102,6 +104,24 @@ def size_of(path: Path) -> int | None:
         return os.lstat(path).st_size
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def free_bytes(directory: Path) -> int | None:
+    """Return how much room there is on the disk of a directory; None where that cannot be told."""
+    try:
+        found = os.statvfs(directory)  # which opens nothing
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize if found.f_blocks else None
+
+
+def is_full(path: Path) -> bool:
+    """Say whether the disk of the file at `path` has no room for what opening it takes.
+
+    A quota cannot be seen here.
+    """
+    free = free_bytes(path.parent)
+    return free is not None and free < NO_ROOM_BYTES
 
 
 def resolved_path(path: str | os.PathLike[str]) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sqlqueue_transport import files
 from sqlqueue_transport.errors import (
     CannotOpen,
+    DatabaseEmpty,
     ForeignDatabase,
     SchemaChanged,
     SchemaTooNew,
@@ -85,8 +86,13 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def refuse_older(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise SchemaTooOld for a file that would have to be migrated; also what `version_of` raises."""
+    """Raise SchemaTooOld for a file that would have to be migrated, DatabaseEmpty for one without tables.
+
+    Also what `version_of` raises.
+    """
     version = version_of(connection, path)
+    if not version:
+        raise DatabaseEmpty(path)
     if version < SCHEMA_VERSION:
         message = (
             f"{path} has schema version {version}, this software reads {SCHEMA_VERSION}; migrate it "

@@ -17,7 +17,8 @@ from urllib.parse import quote
 from sqlqueue_transport import files, forking
 from sqlqueue_transport.clock import SYSTEM_CLOCK
 from sqlqueue_transport.errors import (
-    CannotOpen,
+    DatabaseEmpty,
+    DatabaseMissing,
     FileReplaced,
     ForeignDatabase,
     SqliteTooOld,
@@ -60,6 +61,8 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
     Runs under the writer lock. Raises a CannotOpen, and `held` is as it was.
     """
     size = _usable_size(path, create=create)
+    if not size and size is not None and not create:
+        raise DatabaseEmpty(path)
     if size is None:
         # Side files of a database that was removed would speak of workers it never knew.
         presence_path_of(path).unlink(missing_ok=True)
@@ -68,6 +71,8 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
     _refuse_log_of_another(path, identity)
     connection = connect(path, timeout_s)
     try:
+        if not create:
+            _refuse_empty(connection, path)
         adopt(connection, path)
         _refuse_another(path, identity)
         # The names of database and log must survive a power cut, too.
@@ -97,7 +102,7 @@ def open_read_only(path: Path, held: Handles, *, timeout_s: float) -> None:
     CannotOpen, SchemaTooOld among them, and `held` is as it was.
     """
     if not _usable_size(path, create=False):
-        raise CannotOpen(f"{path} is empty; the first process that writes makes it a queue")
+        raise DatabaseEmpty(path)
     identity = _identity_of_our_own(path)
     _refuse_log_of_another(path, identity)
     connection = connect(path, timeout_s, mode="ro")
@@ -117,20 +122,43 @@ def open_read_only(path: Path, held: Handles, *, timeout_s: float) -> None:
 def version_at(path: Path) -> int:
     """Return the schema version of the file at `path`, without migrating it.
 
-    Raises a CannotOpen, SchemaTooNew among them.
+    Raises a CannotOpen, SchemaTooNew and DatabaseEmpty among them.
     """
     if not _usable_size(path, create=False):
-        raise CannotOpen(f"{path} is empty; the first process that writes makes it a queue")
+        raise DatabaseEmpty(path)
     try:
         with contextlib.closing(connect(path, _LOOK_WAIT_S, mode="ro")) as connection:
-            return version_of(connection, path)
+            found = version_of(connection, path)
     except sqlite3.DatabaseError as error:
         raise translated(error, path) from error
+    if not found:
+        raise DatabaseEmpty(path)
+    return found
+
+
+def refuse_unsafe(path: Path, *, create: bool) -> None:
+    """Raise a CannotOpen for a path that holds no queue, as `files.refuse_unsafe`; changes nothing.
+
+    Raises FileReplaced where the database is missing and its log is not: who only looks must not
+    say that there never was one, and that the first publish makes it.
+    """
+    try:
+        files.refuse_unsafe(path, create=create)
+    except DatabaseMissing:
+        _refuse_remains(path, None)
+        raise
+    if files.size_of(path) is None:
+        _refuse_remains(path, None)
+
+
+def _refuse_empty(connection: sqlite3.Connection, path: Path) -> None:
+    if not version_of(connection, path):
+        raise DatabaseEmpty(path)
 
 
 def _usable_size(path: Path, *, create: bool) -> int | None:
     """Return the size of a file that may be opened, None when there is none; raise a CannotOpen."""
-    files.refuse_unsafe(path, create=create)
+    refuse_unsafe(path, create=create)
     size = files.size_of(path)
     if size == 1:  # SQLite takes it for empty (unixFileSize in os_unix.c) and writes over it
         raise ForeignDatabase(not_sqlite_text(path))
@@ -180,9 +208,10 @@ def _refuse_log_of_another(path: Path, identity: files.FileIdentity | None) -> N
         return
     if pair.database != identity or pair.born_ns != files.born_ns(path):
         message = (
-            f"{path} is not the file that its log {log} belongs to ({log_size} bytes): the database was "
-            "replaced. Put the right one back; or, if this one shall be used without what is in the log, "
-            f"stop all processes of the queue and remove {log} and {path}-shm"
+            f"{path} is not the file that its log {log} belongs to: the database was replaced. The log's "
+            f"{log_size} bytes hold jobs that were acknowledged. Put the right database back; or, to use "
+            f"this one without them, stop all processes of the queue and move {log} and {path}-shm aside "
+            "(rename them: they are worth nothing without their database, and it nothing without them)"
         )
         raise FileReplaced(message)
 
@@ -196,8 +225,10 @@ def _refuse_remains(path: Path, size: int | None) -> None:
     log = Path(f"{path}-wal")
     if log_size := files.size_of(log):
         message = (
-            f"{path} is {found}, but its log {log} holds {log_size} bytes: the database "
-            "was moved, removed or truncated. Put it back, or remove the log to start afresh"
+            f"{path} is {found}, but its log {log} holds {log_size} bytes, jobs that were acknowledged "
+            "among them: the database was moved, removed or truncated. Put it back beside the log. To "
+            "start afresh, stop all processes of the queue and move aside (rename, remove nothing) "
+            f"whatever is there of {path}, {path}-wal and {path}-shm"
         )
         raise FileReplaced(message)
     if size is not None and presence_path_of(path).exists():

@@ -7,6 +7,7 @@ import errno
 import sqlite3
 from typing import TYPE_CHECKING
 
+from sqlqueue_transport import files
 from sqlqueue_transport.errors import (
     Busy,
     CannotOpen,
@@ -45,6 +46,9 @@ _DISK_REMEDIES = {
     "readonly": "nothing was changed; mend the permissions, or mount it for writing",
     "unable to open": "nothing was changed; mend the permissions or the disk, and try again",
 }
+# On a disk without room SQLite cannot make log and shared memory, and says no more than this
+# (SQLITE_IOERR_SHMSIZE, SQLITE_CANTOPEN): the kernel's log would have nothing about it.
+_ALSO_WITHOUT_ROOM = frozenset({"disk I/O error", "unable to open"})
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
@@ -88,6 +92,11 @@ def translated(error: sqlite3.Error, path: Path) -> TransportError:
         )
     for hint, remedy in _DISK_REMEDIES.items():
         if hint in text:
+            if hint in _ALSO_WITHOUT_ROOM and files.is_full(path):
+                return DiskFault(
+                    f"{path}: its disk is full ({files.free_bytes(path.parent) or 0} bytes free), and "
+                    f"SQLite needs some to open it ({text}); free space and try again"
+                )
             return DiskFault(f"{path}: {text}; {remedy}")
     if isinstance(error, sqlite3.OperationalError) and "no such table" in text:
         return ForeignDatabase(f"{path} lacks our tables ({text})")

@@ -421,13 +421,15 @@ class Store:
 
         return self.database.write(work) if deliveries else []
 
-    def try_writing(self) -> float:
+    def try_writing(self, *, in_reserve: bool = False) -> float:
         """Write a mark into the file as durably as a publish; return the seconds that took.
 
         Raises what keeps one from publishing: Busy, DiskFault also on a disk that is nearly full,
-        FileReplaced. If the process dies midway, the mark is there or the one before.
+        FileReplaced. With `in_reserve`, what keeps workers from writing down what ended: they may
+        have the room that is kept from publishers (`room`). If the process dies midway, the mark is there or the one before.
         """
-        room.refuse_when_scarce(self.path, 0)
+        if not in_reserve:
+            room.refuse_when_scarce(self.path, 0)
         began_s = time.monotonic()
         values = {"key": "tried_writing", "value": str(self.clock.wall_ms())}
         self.database.write(lambda c: c.execute(sql.SET_META, values).rowcount, durable=True)

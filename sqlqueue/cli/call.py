@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from sqlqueue.app import SqlQueue
     from sqlqueue.inspection import Job
 
-__all__ = ["application", "call", "read_json"]
+__all__ = ["application", "call", "read_json", "refuse_more"]
 
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.2
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, context_settings={"allow_extra_args": True})
 @click.argument("task", shell_complete=task_names)
 @click.argument("args", required=False, metavar="[JSON_ARGS]")
 @click.option("--kwargs", metavar="JSON", help="""Keyword arguments: '{"name": "a"}'.""")
@@ -62,6 +62,7 @@ def call(
 
     With --wait the exit code is 1 when the job did not end well.
     """
+    refuse_more(click.get_current_context())
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
     if eta is not None and options["countdown"] is not None:
@@ -109,6 +110,18 @@ def application(invocation: Invocation, task: str, *, force: bool) -> SqlQueue:
     return app
 
 
+def refuse_more(context: click.Context) -> None:
+    """Raise UsageError for words after JSON_ARGS, without repeating them: they may be secret.
+
+    For a command with `allow_extra_args`; click itself would repeat them.
+    """
+    if context.args:
+        raise click.UsageError(
+            "there is more after JSON_ARGS. All positional arguments go into one JSON list, keyword"
+            """ arguments with --kwargs: '[1, "a"]' --kwargs '{"name": "a"}'."""
+        )
+
+
 def read_json(text: str | None, kind: type[Any], *, what: str, example: str) -> Any:
     """Return what JSON text means, under the rules of a message's body."""
     from sqlqueue import plain_json
@@ -121,7 +134,9 @@ def read_json(text: str | None, kind: type[Any], *, what: str, example: str) -> 
         raise click.UsageError(f"{what} {error}. Write it as {example}.") from None
     if not isinstance(value, kind):
         name = "list" if kind is list else "object"
-        raise click.UsageError(f"{what} is no JSON {name}. Write it as {example}.")
+        is_named = kind is list and isinstance(value, dict)
+        hint = " Keyword arguments go with --kwargs." if is_named else ""
+        raise click.UsageError(f"{what} is no JSON {name}. Write it as {example}.{hint}")
     return value
 
 

@@ -67,11 +67,14 @@ def _checks(invocation: Invocation, *, strict: bool) -> Iterator[Check]:
         if lock.level is health.Level.FAIL:
             yield lock  # opening the file would only wait behind the holder
             return
+    told = set()
     try:
         with inspecting(invocation, app=app, wait_s=_WAIT_S) as inspection:
-            yield from health.examine(
+            for check in health.examine(
                 inspection, strict=strict, app_checks=None if app is None else app.checks
-            )
+            ):
+                told.add(check.name)
+                yield check
     except Exception as error:
         # A file that is not there, is busy, or is of another version is told as by every command;
         # a file that cannot be used is what a doctor was called for.
@@ -79,6 +82,10 @@ def _checks(invocation: Invocation, *, strict: bool) -> Iterator[Check]:
         known = explain(error)
         if name is None or known is None:
             raise
+        if path is not None:
+            # The disk that is full, for one, is found there.
+            told.add(name)
+            yield from (one for one in health.surroundings(path) if one.name not in told)
         yield health.Check(name, health.Level.FAIL, known[1])
 
 
@@ -91,6 +98,10 @@ def _ailment(error: Exception) -> str | None:
     if isinstance(error, errors.SqliteTooOld):
         return "sqlite"
     of_the_file = (
-        errors.UnsafeFile | errors.ForeignDatabase | errors.DiskFault | errors.FileReplaced
+        errors.DatabaseEmpty
+        | errors.UnsafeFile
+        | errors.ForeignDatabase
+        | errors.DiskFault
+        | errors.FileReplaced
     )
     return "database" if isinstance(error, of_the_file) else None

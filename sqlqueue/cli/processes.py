@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,9 @@ __all__ = ["beat", "worker"]
 _LEVELS: Final = ["debug", "info", "warning", "error", "critical"]
 
 
+# Between two looks at a disk that is full.
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 5.0
 # Options that are settings of another name; the rest of the options here are no settings.
 _FIELDS: Final = {
     "concurrency": "worker_concurrency",
@@ -208,6 +212,7 @@ def worker(
                 ("ctrl-c", f"finishes what runs, {took(facts.settings.worker_grace)} at most"),
             ],
         )
+    _wait_for_room(facts.settings, notifier)
     options = WorkerOptions(
         app_path=path, name=name, pool=pool, burst=burst, max_jobs=max_jobs, beat=with_beat
     )
@@ -253,7 +258,28 @@ def beat(
                 ("ctrl-c", "stops it"),
             ],
         )
+    _wait_for_room(app.conf, notifier)
     return run_beat(app, name=name, max_ticks=max_ticks, notifier=notifier)
+
+
+def _wait_for_room(settings: Settings, notifier: Notifier) -> None:
+    """Wait while the disk is too full for the file to be opened, as those do that run already.
+
+    Ended at once it would be started anew at once, until the service manager gives it up; and then it
+    would not run when there is room. A signal ends the process, which holds nothing yet.
+    """
+    from sqlqueue import health, log
+    from sqlqueue_transport import files
+
+    path = health.database_path(settings.broker_url)
+    pause_s = _FIRST_PAUSE_S
+    while path is not None and files.is_full(path):
+        free = files.free_bytes(path.parent)
+        text = f"the disk of {path} is full ({free} bytes free); free some space"
+        log.get_logger(__name__).warning("store_busy", error=text, retry_in_s=pause_s)
+        notifier.status("waiting for room on the disk")
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
 
 def _app_path(invocation: Invocation) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sqlqueue.actor import actor
-from sqlqueue.cli.call import application, read_json
+from sqlqueue.cli.call import application, read_json, refuse_more
 from sqlqueue.cli.completing import queue_names, task_names
 from sqlqueue.cli.inspect import list_schedule
 from sqlqueue.cli.invocation import Group, Invocation, duration, pass_invocation
@@ -31,7 +31,7 @@ def schedule() -> None:
     """Change the schedule while beats run: they take it up at once."""
 
 
-@schedule.command()
+@schedule.command(context_settings={"allow_extra_args": True})
 @click.argument("name")
 @click.argument("task", shell_complete=task_names)
 @click.argument("args", required=False, metavar="[JSON_ARGS]")
@@ -72,6 +72,7 @@ def add(
     """
     from sqlqueue.task import Signature
 
+    refuse_more(click.get_current_context())
     positional = read_json(args, list, what="JSON_ARGS", example="'[1, \"a\"]'")
     named = read_json(kwargs, dict, what="--kwargs", example="""'{"name": "a"}'""")
     of_call = {"queue": queue, "expires": expires, "priority": priority}

@@ -124,7 +124,7 @@ def _look_at_broker(
         from sqlqueue_transport.transport import split_url
 
         Options.read({**split_url(settings.broker_url)[1], **settings.transport_options})
-        files.refuse_unsafe(path, create=True)
+        opening.refuse_unsafe(path, create=True)
         if files.size_of(path):
             opening.version_at(path)
 

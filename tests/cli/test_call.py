@@ -88,6 +88,27 @@ def test_json_that_no_worker_would_read_is_refused(cli, args):
     assert result.err.startswith("error: JSON_ARGS ")
 
 
+@pytest.mark.parametrize("command", [["call"], ["schedule", "add", "e", "--every", "5s"]])
+def test_keyword_arguments_in_a_third_place_are_not_repeated_and_kwargs_is_named(
+    cli, command, tmp_path
+):
+    result = cli(*command, "t", '["a"]', '{"pin": "hush4711"}')
+    assert (result.code, result.out) == (2, "")
+    assert "--kwargs '{" in result.err
+    assert "hush4711" not in result.err
+    assert "pin" not in result.err
+    assert not (tmp_path / "queue.db").exists()
+
+
+def test_keyword_arguments_in_the_place_of_the_positional_ones_name_kwargs(cli):
+    result = cli("call", "t", '{"pin": "hush4711"}')
+    assert result.code == 2
+    assert "JSON_ARGS is no JSON list" in result.err
+    assert "Keyword arguments go with --kwargs." in result.err
+    assert "hush4711" not in result.err
+    assert "--kwargs." not in cli("call", "t", "7").err
+
+
 def test_waiting_prints_the_result(cli, run, shop, tmp_path):
     worker = program("worker", "-A", shop, "-c", 1, cwd=tmp_path)
     try:

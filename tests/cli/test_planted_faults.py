@@ -106,7 +106,7 @@ def test_a_disk_that_is_nearly_full(filled, diagnose, monkeypatch):
     filled.close()
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
-    diagnose().assert_found("filesystem", "fail", "0.1 GB free", hint="free some space")
+    diagnose().assert_found("filesystem", "fail", "50.0 MB free", hint="free some space")
 
 
 def test_a_disk_that_does_not_flush(filled, diagnose, monkeypatch):
@@ -128,7 +128,13 @@ def test_a_disk_without_room_for_a_publish(filled, diagnose, monkeypatch):
     filled.close()
     monkeypatch.setattr(room, "KEPT_BYTES", 2**62)
     monkeypatch.setattr(room, "_SHARE", 1)
-    diagnose().assert_found("writing", "fail", "nearly full", hint="nothing can be published")
+    found = diagnose()
+    found.assert_found(
+        "writing", "fail", "the disk is nearly full", hint="nothing new can be published"
+    )
+    assert "what is queued still ends" in found.words
+    assert "Nothing was published" not in found.words, "nothing was to be"
+    assert "nothing that ends is written down" not in found.words
 
 
 def test_a_file_that_others_may_read(filled, diagnose, tmp_path):

@@ -43,6 +43,9 @@ LOOK = """
 _REPLACED = "queue.db(-wal|-shm)? was (replaced by another file|moved or removed)"
 
 
+_IS_MISSING = "is missing, but its log .* holds [0-9]+ bytes"
+
+
 def moved(path: Path) -> None:
     path.rename(path.with_name("elsewhere.db"))
 
@@ -91,8 +94,8 @@ def beside(end: str, harm: Callable[[Path], object]) -> Callable[[Path], None]:
 _OPENS, _FAILED, _USAGE, _SCHEMA = 0, 1, 2, 6
 HARMS = {
     # how: (what is done, what those say that run, what a command says afterwards, its exit code)
-    "moved": (moved, "queue.db was moved or removed", "no database at", _USAGE),
-    "removed": (Path.unlink, "queue.db was moved or removed", "no database at", _USAGE),
+    "moved": (moved, "queue.db was moved or removed", _IS_MISSING, _FAILED),
+    "removed": (Path.unlink, "queue.db was moved or removed", _IS_MISSING, _FAILED),
     "truncated": (
         lambda path: os.truncate(path, 0),
         "queue.db was truncated to zero bytes",

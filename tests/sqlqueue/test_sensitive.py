@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
 import sqlite3
 import time
 from contextlib import closing
@@ -19,7 +20,13 @@ from sqlqueue.config import set_command_line
 from sqlqueue.consoles.admin import details
 from sqlqueue.consoles.admin import rows as admin_rows
 from sqlqueue.consoles.ops.lists import arguments_text
-from sqlqueue.errors import EnvelopeError, JobFailed, Reject, TaskDefinitionError
+from sqlqueue.errors import (
+    EnvelopeError,
+    JobFailed,
+    Reject,
+    TaskDefinitionError,
+    UnserializableResult,
+)
 from sqlqueue.execute import fault_of
 from sqlqueue.inspection import Inspection, JobFilter
 from sqlqueue.schedules import stored_entry
@@ -356,6 +363,73 @@ def test_what_another_job_leaves_after_a_sensitive_one_is_hidden_too(tmp_path):
     said = said_by_worker(tmp_path, "solo", [("hushed", "nothing", "x"), ("plain", "task", SECRET)])
     assert SECRET not in said
     assert "leftover_failed" in said
+
+
+def test_arguments_that_do_not_fit_are_told_without_them(app):
+    @app.task(name="two", sensitive=True, max_attempts=1, bind=True)
+    def two(self, card, cvc):
+        """Take two."""
+
+    @app.task(name="async two", sensitive=True, max_attempts=1)
+    async def async_two(card, cvc):
+        """Take two."""
+
+    calls = [([whisper()], {}), (["x"], {whisper(): "x"}), ([], {}), (["x"] * 3, {})]
+    for name in ("two", "async two"):
+        for args, kwargs in calls:
+            job_id = app.send_task(name, args, kwargs).id
+            run_solo(app, name="w", burst=True, handle_signals=False)
+            error = Inspection(app.backend).job(job_id).error
+            assert error.type == "TypeError"
+            assert "arguments do not fit the task's signature (values hidden)" in error.message
+            assert SECRET not in repr(error)
+
+
+def test_result_that_is_no_json_is_told_without_it(app):
+    job_id = app.send_task("card.odd", [whisper()]).id
+    run_solo(app, name="w", burst=True, handle_signals=False)
+    error = Inspection(app.backend).job(job_id).error
+    assert error.type == "UnserializableResult"
+    assert error.message.startswith("the result is no JSON (value hidden). Return text")
+    assert SECRET not in repr(error)
+
+
+@pytest.mark.parametrize("kind", [TypeError, UnserializableResult])
+def test_the_same_errors_of_the_task_itself_are_hidden(app, kind):
+    @app.task(name="raises", sensitive=True, max_attempts=1)
+    def raises(card, depth=1):
+        if depth:
+            raises(card, 0)
+        raise kind(card)
+
+    job_id = raises.delay(whisper()).id
+    run_solo(app, name="w", burst=True, handle_signals=False)
+    assert Inspection(app.backend).job(job_id).error.message == HIDDEN
+
+
+def test_a_function_in_c_that_fits_and_fails_is_not_said_not_to_fit(app):
+    app.task(name="add", sensitive=True, max_attempts=1)(operator.add)
+    job_id = app.send_task("add", [whisper(), 1]).id
+    run_solo(app, name="w", burst=True, handle_signals=False)
+    error = Inspection(app.backend).job(job_id).error
+    assert (error.type, error.message) == ("TypeError", HIDDEN)
+
+
+def test_a_call_that_is_not_made_yet_does_not_show_its_arguments(app):
+    good, plain = app.tasks["card.good"], app.tasks["open"]
+    hidden = [
+        good.s(SECRET),
+        good.s("x", cvc=SECRET).set(queue="q"),
+        plain.s(SECRET).set(sensitive=True),
+    ]
+    for call in hidden:
+        for shown in (repr(call), str(call), f"{[call]}"):
+            assert SECRET not in shown
+            assert HIDDEN in shown
+    assert "'queue': 'q'" in repr(hidden[1])
+    assert repr(plain.s(1, a=2)) == "Signature(task='open', args=(1,), kwargs={'a': 2}, options={})"
+    assert good.s(SECRET).args == (SECRET,)
+    assert good.s(SECRET) == Signature("card.good", (SECRET,))
 
 
 def test_limit_of_time_is_no_secret(app):

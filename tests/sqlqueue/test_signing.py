@@ -9,6 +9,7 @@ import json
 import os
 import sqlite3
 import struct
+import subprocess
 
 import kombu
 import pytest
@@ -82,6 +83,7 @@ def test_unsigned_message_is_refused_whoever_made_it(app, make_app):
     kind, text = refusal(app, taken(make, 1))
     assert kind == "Unsigned"
     assert "signing_key" in text
+    assert "publish it anew; to requeue it does not help: docs/operations.md#signatures" in text
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"", b"[" * 100_000, b"\x80\x04pickle", b"{}"])
@@ -373,6 +375,16 @@ def test_name_of_a_file_that_is_there_is_shown_whatever_it_looks_like(make_app, 
         _ = make_app(signing_key_file=name).keys
 
 
+def test_who_follows_the_advice_for_a_key_that_others_could_read_gets_a_new_one(make_app, here):
+    make_readable(here / "keys")
+    with pytest.raises(ConfigError, match="chmod alone does not make them secret again") as caught:
+        _ = make_app(signing_key_file="keys").keys
+    command = str(caught.value).partition("a new key: ")[2].replace("NEW", "new")
+    subprocess.run(["sh", "-c", command], check=True, cwd=here)
+    assert make_app(signing_key_file="new").keys.own is not None
+    assert KEY not in (here / "new").read_text()
+
+
 def test_keys_are_shown_nowhere(make_app, here):
     app = make_app(signing_key=KEY, signing_keys_accepted=[OLD])
     shown = [app.resolved, app.conf, app.keys, app.keys.own, app.publication(Signature("t"))]
@@ -428,6 +440,9 @@ def test_row_changed_or_forged_by_another_program_is_a_dead_letter_and_the_other
     for job_id in ("job-1", "forged"):
         assert found[job_id].state is State.PERMANENTLY_FAILED
         assert found[job_id].error_type == "BadSignature"
+        error = Inspection(app.backend).job(job_id).error
+        assert "publish it anew; to requeue it does not help" in error.message
+        assert error.traceback is None, "lines of ours help nobody"
 
 
 def test_retry_and_requeue_keep_the_signature_and_need_no_key(app, make_app):

@@ -15,6 +15,7 @@ import pytest
 from sqlqueue_transport import migrations, presence
 from sqlqueue_transport.errors import (
     CannotOpen,
+    DatabaseEmpty,
     DatabaseMissing,
     FileReplaced,
     ForeignDatabase,
@@ -314,9 +315,10 @@ def test_a_missing_file_is_not_made(tmp_path):
 def test_an_empty_file_stays_empty(tmp_path):
     path = tmp_path / "queue.db"
     path.touch(0o600)
-    with pytest.raises(CannotOpen, match="is empty"):
-        Store(path, read_only=True)
-    assert path.stat().st_size == 0
+    for options in ({"read_only": True}, {"create": False}):
+        with pytest.raises(DatabaseEmpty, match="new and empty"):
+            Store(path, **options)
+        assert path.stat().st_size == 0
 
 
 def test_a_file_of_an_older_schema_is_not_migrated(tmp_path):
