@@ -213,7 +213,9 @@ class Stopper:
     def holder(self, for_s: float = 0.5) -> int | None:
         """Return who has held the lock for so long."""
         found = read_holder(self.swarm.directory / "queue.db-run" / "writer.lock")
-        return found.pid if found and time.monotonic() - found.since_s > for_s else None
+        if found is None or found.since_s is None or time.monotonic() - found.since_s <= for_s:
+            return None
+        return found.pid
 
     def stop_a_stranger(self) -> None:
         """Stop a process of nobody's in a transaction until `sqlqueue doctor` names it."""
