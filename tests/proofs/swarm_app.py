@@ -60,7 +60,8 @@ def _trace_and_note_start(
     _note_start(backend, place, taken, time_limit_s, max_attempts)
 
 
-SqliteBackend.note_start = _trace_and_note_start  # type: ignore[method-assign]
+if "PROOF_DIRECTORY" in os.environ:  # in a process of a proof, and not where one is only imported
+    SqliteBackend.note_start = _trace_and_note_start  # type: ignore[method-assign]
 
 
 @app.task(name="short", bind=True)

@@ -112,7 +112,7 @@ def test_presence_is_mapped_for_reading_only(tmp_path):
     try:
         found = looking.consumers.presence
         assert not found.is_writable
-        with pytest.raises(TypeError, match="read-write"):
+        with pytest.raises(TypeError, match="readonly memory"):
             found.beat(0, 1)
         with pytest.raises(ReadOnlyStore):
             found.take(0)
