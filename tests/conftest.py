@@ -9,8 +9,9 @@ import signal
 from collections.abc import Generator, Iterator
 
 import pytest
+import structlog
 
-from sqlqueue import config
+from sqlqueue import config, log
 from sqlqueue_transport import stores
 
 SLOW_TIMEOUT_S = 600
@@ -105,7 +106,13 @@ def _gives_back_its_stores() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _forgets_its_command_line() -> Iterator[None]:
-    """Take back what a command that ran in this process was told: applications of later tests obey it."""
+def _forgets_what_it_configured() -> Iterator[None]:
+    """Take back what a command that ran in this process was told, and where it logs to.
+
+    Applications of later tests would obey it, and their lines would go there.
+    """
     yield
     config.set_command_line({})
+    if log._active is not None:
+        log._active = None
+        structlog.reset_defaults()
