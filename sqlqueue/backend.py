@@ -242,7 +242,8 @@ class Running(Protocol):
         """Return the presence file when those who come later do not see this process; None: they do.
 
         It was removed or replaced. Whoever works is then to end, and to be started anew. No SQL.
-        Called from the heartbeat's thread. None on a broker that keeps no such file.
+        Called from the heartbeat's thread. None on a broker that keeps no such file. Raises
+        FileReplaced when more than this file is gone.
         """
 
     def unfinished_since_ms(self, queues: Sequence[str]) -> int | None:
@@ -507,8 +508,10 @@ class SqliteBackend:
     @property
     def lost_presence(self) -> Path | None:
         """Return the presence file when it is not the one this process is registered in."""
-        lost = self.store.consumers.has_lost_presence
-        return self.store.database.presence_path if lost else None
+        if not self.store.consumers.has_lost_presence:
+            return None
+        self.store.database.look_at_path()
+        return self.store.database.presence_path
 
     def publish(
         self, publications: Sequence[Publication], *, tick: TickOf | None = None

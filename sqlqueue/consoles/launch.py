@@ -133,14 +133,15 @@ def serve(
     source.choose(chosen)
     logging.getLogger("streamlit").setLevel(logging.WARNING)
     app = App(_SCRIPTS[console.role], middleware=[Middleware(Gate, entry=console.entry)])
+    # To be stopped is no failure: neither before uvicorn listens to signals, nor after it has ended in
+    # good order, when it raises the signal again.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_well)
     tell(console.url)
     if open_browser:
         opening = Timer(1.0, webbrowser.open, [console.url])
         opening.daemon = True
         opening.start()
-    # uvicorn ends in good order, and then raises the signal again: to be stopped is no failure.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     # It takes what stands in argv for a script and its arguments, and looks for settings beside it.
     sys.argv = [str(_SCRIPTS[console.role])]
     settings = dict(_STREAMLIT)
@@ -157,6 +158,10 @@ def serve(
             "server.allowedHosts": sorted(console.entry.hosts),
         }
     )
+
+
+def _end_well(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _need_streamlit() -> None:

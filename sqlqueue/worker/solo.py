@@ -131,7 +131,10 @@ class _Presence:
 
     def look(self) -> None:
         """Stop when the presence file is lost. From the heartbeat's thread."""
-        path = self._backend.lost_presence
+        try:
+            path = self._backend.lost_presence
+        except FileReplaced:  # the next transaction says so, and ends the worker
+            return
         if path is not None and not self.exit_code:
             self.exit_code = _EXIT_FAILED
             log.error("presence_lost", worker=self._name, path=str(path))

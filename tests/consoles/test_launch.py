@@ -7,6 +7,7 @@ import http.client
 import re
 import signal
 import socket
+import time
 
 import pytest
 
@@ -149,6 +150,17 @@ def test_console_serves_its_link_and_ends_well_at_a_signal(start, db, number):
     assert console.token not in error
     assert "Traceback" not in error
     assert error.splitlines() == ["The admin console is running. ctrl-c ends it."]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("after_s", [0, 0.1, 0.3, 0.6])
+def test_console_that_is_stopped_while_it_starts_ends(start, db, number, after_s):
+    """Whatever moment that is: before its server listens to signals, or after."""
+    console = start("ops")
+    time.sleep(after_s)  # the moment is what is tried
+    code, error = console.stop(number)
+    assert code == 0, error
+    assert "Traceback" not in error
 
 
 def test_token_stays_the_same_from_start_to_start_and_each_console_has_its_own(start, db):
