@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,22 @@ def run_python(code: str, *args: object, **popen: Any) -> subprocess.Popen[str]:
     )
     _started.append(process)
     return process
+
+
+def start_logged(
+    arguments: Sequence[object], *, log: Path, cwd: Path, env: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start Python with these arguments, in a session of its own; what it says is added to a file."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def end_processes() -> None:

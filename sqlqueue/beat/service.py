@@ -78,9 +78,9 @@ def run_beat(
                 log.warning("schedule_empty", beat=name, hint=_EMPTY_HINT)
             while not stopping.is_set and not beat.is_over:
                 notifier.alive()
-                if backend.lost_presence is not None:
+                if (lost := backend.lost_presence) is not None:
                     # Nobody rings it any more, and who removes an entry does not see that it has it.
-                    log.error("presence_lost", beat=name, path=str(backend.lost_presence))
+                    log.error("presence_lost", beat=name, path=str(lost))
                     code = _EXIT_FAILED
                     stopping.set()
                     break

@@ -19,7 +19,6 @@ import random
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from sqlqueue_transport import Store, log_guard
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.reading import JobFilter
 from tests.proofs.day_app import ATTEMPTS
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, start_logged, wait_until
 
 TABLES = ("message", "attempt", "body", "audit", "worker", "tick")
 RATE = 40  # jobs a second
@@ -128,16 +127,10 @@ class Day:
     # -- processes --------------------------------------------------------------------------------
 
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
-        with (self.directory / f"{arguments[0]}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *map(str, arguments[1:])],
-                cwd=self.directory,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        name, *words = arguments
+        return start_logged(
+            words, log=self.directory / f"{name}.log", cwd=self.directory, env=self.environment
+        )
 
     def start_worker(self, name: str) -> None:
         self.workers[name] = self.start(

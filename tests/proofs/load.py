@@ -14,7 +14,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from pathlib import Path
 from sqlqueue_transport import Store, log_guard
 from sqlqueue_transport.lifecycle import State
 from sqlqueue_transport.reading import JobFilter
-from tests.support import ROOT, kill, wait_until
+from tests.support import ROOT, kill, start_logged, wait_until
 
 PUBLISHERS = 8
 WORKERS = 8
@@ -87,16 +86,9 @@ class Ground:
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
         environment = {key: value for key, value in os.environ.items() if "SQLQUEUE" not in key}
         environment["PYTHONPATH"] = f"{ROOT}:{self.directory}"
-        with (self.directory / "processes.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                cwd=self.directory,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        return start_logged(
+            arguments, log=self.directory / "processes.log", cwd=self.directory, env=environment
+        )
 
     def start_workers(self, count: int, *options: object) -> None:
         for number in range(count):

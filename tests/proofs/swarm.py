@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import Any
 from sqlqueue_transport import Store
 from sqlqueue_transport.writer_lock import read_holder
 from tests.proofs.swarm_app import POISON_ATTEMPTS
-from tests.support import ROOT, is_running, wait_until
+from tests.support import ROOT, is_running, start_logged, wait_until
 
 _JOBS = """
 SELECT id, job_id, task, state, attempts, delivery, result FROM message ORDER BY id
@@ -102,16 +101,12 @@ class Swarm:
     def start(self, name: str, *command: str) -> None:
         """Start a process under a name, or that name's anew; it logs to `<name>.log`."""
         self.commands[name] = command or self.commands[name]
-        with (self.directory / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [sys.executable, *self.commands[name]],
-                cwd=self.directory,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.running[name] = start_logged(
+            self.commands[name],
+            log=self.directory / f"{name}.log",
+            cwd=self.directory,
+            env=self.environment,
+        )
 
     def start_worker(self, name: str, *arguments: str) -> None:
         """Start `sqlqueue worker` under a name."""
