@@ -35,7 +35,6 @@ from sqlqueue.log import reopen as reopen_log
 from sqlqueue.notify import Notifier
 from sqlqueue.stopping import hangup_ends
 from sqlqueue.worker import child as child_process
-from sqlqueue.worker.beat_child import BeatChild, forked_beat
 from sqlqueue.worker.board import Board
 from sqlqueue.worker.consumer import tell_of_paused
 from sqlqueue.worker.enforcing import LOCK_LIMIT_S, Enforcer
@@ -47,6 +46,7 @@ from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavail
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sqlqueue.worker.beat_child import BeatChild
     from sqlqueue.worker.facts import AppFacts
 
 __all__ = ["Supervisor", "WorkerOptions"]
@@ -352,6 +352,9 @@ class Supervisor:
         return self._beat is not None and self._beat.pid is not None
 
     def _make_beat(self) -> BeatChild:
+        # Late: most workers have none.
+        from sqlqueue.worker.beat_child import BeatChild, forked_beat  # noqa: PLC0415
+
         name, parent_pid = f"{self._options.name}/beat", os.getpid()
 
         def run(unblock: Callable[[], object]) -> int:
