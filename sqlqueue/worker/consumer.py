@@ -116,7 +116,9 @@ class Consumer:
             hand_back=self._hand_back,
         )
         self._free = list(range(self._runner.places))[::-1]
-        self._started: dict[object, Attempt] = {}  # by delivery tag, until settled or noted as ended
+        self._started: dict[
+            object, Attempt
+        ] = {}  # by delivery tag, until settled or noted as ended
         # Claimed and not started; ended and not settled. The limits' thread may empty both: whoever
         # takes something out of them has it alone, and settles under the mutex.
         self._waiting: deque[Taken] = deque()
