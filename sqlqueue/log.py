@@ -28,13 +28,14 @@ from sqlqueue.log_file import LogFile
 from sqlqueue.text import did_you_mean, escaped, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
     from pathlib import Path
 
 __all__ = [
     "EVENTS",
+    "JOB_FIELDS",
     "Logger",
-    "bound_job",
+    "bind_job",
     "configure",
     "get_logger",
     "is_on_terminal",
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 Format: TypeAlias = Literal["auto", "console", "json"]
+
+#: What names a job, in this order; no max_attempts where there is no limit.
+JOB_FIELDS: Final = ("job_id", "task", "queue", "attempt", "max_attempts")
 
 #: Every event there is, by name, and what it says. Names are past tense; new ones are added here.
 EVENTS: Final[dict[str, str]] = {
@@ -136,14 +140,21 @@ class Logger:
         """Tell what went wrong, with the traceback of the exception being handled."""
         self._emit(logging.ERROR, event, {"exc_info": True, **fields})
 
+    @property
+    def tells_info(self) -> bool:
+        """Say whether `info` writes anything: for who would have to work for what it tells."""
+        return _active is None or _active.level <= logging.INFO
+
     def _emit(self, level: int, event: str, fields: dict[str, object]) -> None:
+        if _active is not None and level < _active.level:
+            return
         # Whatever happens in here (a full disk, a closed stream, a repr that raises) must not decide
         # over a job. Exceptions that are no errors, as a signal handler raises them, pass.
         with contextlib.suppress(Exception):
             fields = {"logger": self._name, **self._fields, **fields}
             if _active is None:
                 _emit_through_logging(level, event, fields)
-            elif level >= _active.level:
+            else:
                 _active.emit(level, event, fields)
 
 
@@ -223,20 +234,14 @@ def emit(level: int, event: str, fields: dict[str, object]) -> None:
         _active.emit(named, event, fields)
 
 
-@contextlib.contextmanager
-def bound_job(
-    *, job_id: str, task: str, queue: str, attempt: int, max_attempts: int | None = None
-) -> Iterator[None]:
-    """Add the job to every event within, ours and those of the task's own structlog loggers.
+def bind_job(fields: Mapping[str, object]) -> None:
+    """Add the job to every event from now on in this context, ours and those of the task's structlog.
 
-    The fields live in structlog's context variables, which belong to this thread or asyncio task:
-    two jobs in one process do not mix. On a console attempt and max_attempts read ``2/5``.
+    `fields` are those of `JOB_FIELDS` that are known. They live in structlog's context variables: call
+    it in a context that is the job's alone, and two jobs in one process do not mix. On a console
+    attempt and max_attempts read ``2/5``.
     """
-    fields = {"job_id": job_id, "task": task, "queue": queue, "attempt": attempt}
-    if max_attempts is not None:
-        fields["max_attempts"] = max_attempts
-    with _structlog().contextvars.bound_contextvars(**fields):
-        yield
+    _structlog().contextvars.bind_contextvars(**fields)
 
 
 # --- from a call to a line ------------------------------------------------------------------------
@@ -249,10 +254,7 @@ _LEVELS: Final = {
     "critical": logging.CRITICAL,
 }
 _NAMES: Final = {number: name for name, number in _LEVELS.items()}
-_FIRST: Final[tuple[str, ...]] = (
-    *("timestamp", "level", "event", "logger"),
-    *("job_id", "task", "queue", "attempt", "max_attempts"),
-)
+_FIRST: Final[tuple[str, ...]] = ("timestamp", "level", "event", "logger", *JOB_FIELDS)
 _MAX_CHARS: Final = 8192  # of one value
 _MAX_TRACEBACK_CHARS: Final = 65_536
 _MAX_DEPTH: Final = 4
