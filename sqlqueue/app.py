@@ -546,7 +546,7 @@ class SqlQueue:
 
     def policy_of(self, task: Task[..., Any]) -> RetryPolicy:
         """Return how a task's failures are retried."""
-        return task.options.policy(self.conf.task_max_attempts)
+        return task.policy(self.conf.task_max_attempts)
 
     # -- publishing ---------------------------------------------------------------------------------------
 

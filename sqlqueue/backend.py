@@ -22,7 +22,9 @@ from sqlqueue.errors import NotAvailable
 from sqlqueue.housekeeping import log_lost, log_turn
 from sqlqueue_transport import files, log_guard
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
+from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome, TickAnswer, TickOf
+from sqlqueue_transport.presence import ENDED_NOTES, LONGEST_NOTED_RESULT_BYTES, Ended
 from sqlqueue_transport.transport import split_url
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from sqlqueue_transport.acting import Acted
     from sqlqueue_transport.activity import Activity
     from sqlqueue_transport.backup import BackupReport
-    from sqlqueue_transport.lifecycle import Event, State
+    from sqlqueue_transport.lifecycle import State
     from sqlqueue_transport.listing import Listing
     from sqlqueue_transport.reading import (
         AuditRow,
@@ -151,6 +153,7 @@ class Running(Protocol):
     name: str
     can_fork: bool  # several processes may work on it: leases, presence, sweeping
     can_inspect: bool  # counts, lists and actions are there
+    noted_ends: int  # how many ends can be noted before they are settled
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
@@ -215,6 +218,13 @@ class Running(Protocol):
 
     def note_end(self, place: int) -> None:
         """Forget that note, once the settlement is committed."""
+
+    def note_ended(self, place: int, number: int, taken: Taken, outcome: Outcome) -> bool:
+        """Note, instead of that start, how it ended, until the settlement is committed.
+
+        If the process dies before that, whoever notices settles it. `number` counts these notes; the
+        last `noted_ends` of them stand. False where such an outcome cannot be noted, and nothing was.
+        """
 
     def forget_starts(self) -> None:
         """Forget all notes of this process, which cannot settle any more and ends: nothing counts."""
@@ -481,6 +491,7 @@ class SqliteBackend:
     name = "sqlqueue"
     can_fork = True
     can_inspect = True
+    noted_ends = ENDED_NOTES
 
     # What the store answers word for word; the Protocols say what it means.
     unfinished_since_ms = _OfStore(lambda store: store.reading.unfinished_since_ms)
@@ -611,6 +622,18 @@ class SqliteBackend:
         self.store.consumers.note_start(
             place, taken.message_id, taken.delivery, time_limit_s, max_attempts=max_attempts
         )
+
+    def note_ended(self, place: int, number: int, taken: Taken, outcome: Outcome) -> bool:
+        """Note a success whose result is short; no SQL."""
+        result = outcome.result
+        if outcome.event is not Event.COMPLETE or (
+            # Four bytes are the most that a character takes.
+            result is not None and len(result) * 4 > LONGEST_NOTED_RESULT_BYTES
+        ):
+            return False
+        ended = Ended(taken.message_id, taken.delivery, result)
+        self.store.consumers.note_ended(place, number, ended)
+        return True
 
     def log_bytes(self) -> int:
         """Return the size of the file's write-ahead log; no SQL."""

@@ -87,6 +87,8 @@ class Settings:
     worker_queues: tuple[str, ...] = ()  # empty: task_default_queue and the declared tasks' queues
     # By queue; those without have 1. Empty: the first queue first
     worker_queue_weights: Mapping[str, float] = field(default_factory=dict)
+    # So many short jobs a child claims and settles together, at most 16; 1: one at a time
+    worker_prefetch_multiplier: int = 16
     worker_grace: float = 30.0  # how long a drain waits for running jobs
     worker_max_jobs_per_child: int = 0  # a child is replaced after so many; 0: never
     worker_max_memory_per_child: int = 0  # resident bytes, looked at after each job; 0: no limit
@@ -513,6 +515,7 @@ _PARSERS: Final[dict[str, Callable[[object, str], object]]] = {
     "worker_concurrency": _count,
     "worker_queues": _queues,
     "worker_queue_weights": _weights,
+    "worker_prefetch_multiplier": _count,
     "worker_grace": _duration,
     "worker_max_jobs_per_child": _count_or_none,
     "worker_max_memory_per_child": _memory,

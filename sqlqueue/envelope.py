@@ -210,8 +210,8 @@ def parse(
         retries=_read_retries(headers.get("retries")),
         eta_ms=_read_time(headers.get("eta"), name="eta"),
         expires_ms=_read_time(headers.get("expires"), name="expires"),
-        root_id=_read_related_id(headers.get("root_id"), name="root_id") or job_id,
-        parent_id=_read_related_id(headers.get("parent_id"), name="parent_id"),
+        root_id=_read_related_id(headers.get("root_id"), job_id, name="root_id") or job_id,
+        parent_id=_read_related_id(headers.get("parent_id"), job_id, name="parent_id"),
         time_limit_s=time_limit_s,
         soft_time_limit_s=soft_time_limit_s,
         is_sensitive=SENSITIVE_HEADER in headers,
@@ -223,6 +223,8 @@ def dump_result(value: object, *, max_bytes: int = plain_json.MAX_BYTES) -> str:
 
     Raises UnserializableResult, whatever the value is.
     """
+    if value is None:  # mostly
+        return "null"
     try:
         return plain_json.write(value, where="the result", max_bytes=max_bytes)
     except plain_json.Unwritable as error:
@@ -246,12 +248,9 @@ def _is_name(value: object) -> TypeGuard[str]:
 
     Nothing more: a name with a slash or a dunder is just a name that no task has.
     """
-    return (
-        isinstance(value, str)
-        and 0 < len(value) <= _MAX_NAME
-        and not value.isspace()
-        and escaped(value) == value
-    )
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME or value.isspace():
+        return False
+    return (value.isascii() and value.isprintable()) or escaped(value) == value
 
 
 def _is_limit(value: object) -> TypeGuard[float | None]:
@@ -344,10 +343,14 @@ _UTF_8: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 def _body_bytes(
     body: object, content_type: object, content_encoding: object, max_bytes: int
 ) -> bytes:
-    if not isinstance(content_type, str) or content_type.strip().lower() != CONTENT_TYPE:
+    if content_type != CONTENT_TYPE and not (
+        isinstance(content_type, str) and content_type.strip().lower() == CONTENT_TYPE
+    ):
         raise UndecodableMessage(f"its content type is {quoted(content_type)}; only JSON is read")
     encoding = CONTENT_ENCODING if content_encoding is None else content_encoding
-    if not isinstance(encoding, str) or encoding.strip().lower() not in _UTF_8:
+    if encoding != CONTENT_ENCODING and not (
+        isinstance(encoding, str) and encoding.strip().lower() in _UTF_8
+    ):
         raise UndecodableMessage(f"its encoding is {quoted(content_encoding)}; only UTF-8 is read")
     if isinstance(body, str):  # some transports hand over text
         try:
@@ -358,7 +361,7 @@ def _body_bytes(
         raise UndecodableMessage("it has no body")
     if len(body) > max_bytes:
         raise UndecodableMessage(f"its body is {len(body):,} bytes; the limit is {max_bytes:,}")
-    return bytes(body)
+    return body if isinstance(body, bytes) else bytes(body)
 
 
 def _read_body(body: bytes) -> tuple[list[object], dict[str, object]]:
@@ -415,7 +418,7 @@ def _read_limits(value: object) -> tuple[float | None, float | None]:
     raise UndecodableMessage(f"its timelimit header {quoted(value)} is no [seconds, seconds]")
 
 
-def _read_related_id(value: object, *, name: str) -> str | None:
-    if value is None or _is_name(value):
+def _read_related_id(value: object, job_id: str, *, name: str) -> str | None:
+    if value is None or value == job_id or _is_name(value):
         return value
     raise UndecodableMessage(f"its {name} header {quoted(value)} is no job id")

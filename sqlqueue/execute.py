@@ -28,7 +28,7 @@ from sqlqueue.errors import (
     UnserializableResult,
 )
 from sqlqueue.forks import end_stray_copy
-from sqlqueue.task import Request, running_as
+from sqlqueue.task import Request, run_as
 from sqlqueue.text import HIDDEN
 from sqlqueue_transport.messages import Fault, Outcome
 
@@ -163,6 +163,7 @@ def _first(*limits: float | None) -> float:
 def run(prepared: Prepared, gate: Gate, reporter: Reporter | None = None) -> Outcome:
     """Call the task in this thread and turn what happened into an Outcome; never raises.
 
+    In a context of its own (`contextvars.copy_context`): from here on it is that of the job.
     `reporter` is whom the task tells how far it is, None where nobody listens. A copy of this process
     that the task forked, and that comes back here, is ended.
     """
@@ -183,7 +184,8 @@ def run(prepared: Prepared, gate: Gate, reporter: Reporter | None = None) -> Out
 def _call(prepared: Prepared, gate: Gate, reporter: Reporter | None) -> Outcome:
     pid = os.getpid()
     try:
-        with running_as(prepared.request, reporter), gate:
+        run_as(prepared.request, reporter)
+        with gate:
             value = prepared.task(*prepared.args, **prepared.kwargs)
         end_stray_copy(pid, None)
         return Outcome.done(envelope.dump_result(value))
@@ -199,12 +201,13 @@ async def run_async(
 ) -> Outcome:
     """Await the task, an async function, and turn what happened into an Outcome; never raises.
 
+    In an asyncio task of its own, whose context is from here on that of the job.
     `steer` awaits the task's coroutine, and may throw limits into it; `reporter` as for `run`.
     """
     pid = os.getpid()
     try:
-        with running_as(prepared.request, reporter):
-            value = await steer(prepared.task(*prepared.args, **prepared.kwargs))
+        run_as(prepared.request, reporter)
+        value = await steer(prepared.task(*prepared.args, **prepared.kwargs))
         end_stray_copy(pid, None)
         return Outcome.done(envelope.dump_result(value))
     except BaseException as error:  # noqa: BLE001 - as in `_call`

@@ -55,6 +55,7 @@ class KombuBackend:
 
     can_fork = False
     can_inspect = False
+    noted_ends = 0
     lost_presence = None  # nobody is seen by a file
 
     counts = _not_available("counting jobs")
@@ -201,6 +202,10 @@ class KombuBackend:
 
     def note_start(self, *_: object) -> None:
         """Do nothing: plain brokers count no attempts of the dead."""
+
+    def note_ended(self, *_: object) -> bool:
+        """Note nothing: nobody would read it."""
+        return False
 
     def note_end(self, *_: object) -> None:
         """Do nothing."""

@@ -30,15 +30,16 @@ from sqlqueue.log_file import LogFile
 from sqlqueue.text import did_you_mean, escaped, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
     from importlib.machinery import ModuleSpec
     from pathlib import Path
     from types import ModuleType
 
 __all__ = [
     "EVENTS",
+    "JOB_FIELDS",
     "Logger",
-    "bound_job",
+    "bind_job",
     "configure",
     "get_logger",
     "is_on_terminal",
@@ -46,6 +47,9 @@ __all__ = [
 ]
 
 Format: TypeAlias = Literal["auto", "console", "json"]
+
+#: What names a job, in this order; no max_attempts where there is no limit.
+JOB_FIELDS: Final = ("job_id", "task", "queue", "attempt", "max_attempts")
 
 #: Every event there is, by name, and what it says. Names are past tense; new ones are added here.
 EVENTS: Final[dict[str, str]] = {
@@ -140,14 +144,21 @@ class Logger:
         """Tell what went wrong, with the traceback of the exception being handled."""
         self._emit(logging.ERROR, event, {"exc_info": True, **fields})
 
+    @property
+    def tells_info(self) -> bool:
+        """Say whether `info` writes anything: for who would have to work for what it tells."""
+        return _active is None or _active.level <= logging.INFO
+
     def _emit(self, level: int, event: str, fields: dict[str, object]) -> None:
+        if _active is not None and level < _active.level:
+            return
         # Whatever happens in here (a full disk, a closed stream, a repr that raises) must not decide
         # over a job. Exceptions that are no errors, as a signal handler raises them, pass.
         with contextlib.suppress(Exception):
             fields = {"logger": self._name, **self._fields, **fields}
             if _active is None:
                 _emit_through_logging(level, event, fields)
-            elif level >= _active.level:
+            else:
                 _active.emit(level, event, fields)
 
 
@@ -246,34 +257,24 @@ def emit(level: int, event: str, fields: dict[str, object]) -> None:
         _active.emit(named, event, fields)
 
 
-@contextlib.contextmanager
-def bound_job(
-    *, job_id: str, task: str, queue: str, attempt: int, max_attempts: int | None = None
-) -> Iterator[None]:
-    """Add the job to every event within, ours and those of the task's own structlog loggers.
+def bind_job(fields: Mapping[str, object]) -> None:
+    """Add the job to every event from now on in this context, ours and those of the task's structlog.
 
-    The fields live in context variables, which belong to this thread or asyncio task: two jobs in
-    one process do not mix. On a console attempt and max_attempts read ``2/5``.
+    `fields` are those of `JOB_FIELDS` that are known. They live in context variables: call it in a
+    context that is the job's alone, and two jobs in one process do not mix. On a console attempt and
+    max_attempts read ``2/5``.
     """
-    fields = {"job_id": job_id, "task": task, "queue": queue, "attempt": attempt}
-    if max_attempts is not None:
-        fields["max_attempts"] = max_attempts
-    token = _job.set(fields)
-    bound = _contextvars_if_imported()
-    try:
-        # In structlog's as well, where it is there: for an application with a chain of its own.
-        with bound.bound_contextvars(**fields) if bound is not None else contextlib.nullcontext():
-            yield
-    finally:
-        _job.reset(token)
-        if bound is None and (imported := _contextvars_if_imported()) is not None:
-            imported.unbind_contextvars(*fields)  # by the task: see `_execute`
+    _job.set(fields)
+    structlog = _structlog_if_imported()
+    if structlog is not None:  # for an application with a chain of its own
+        structlog.contextvars.bind_contextvars(**fields)
 
 
-def current_job() -> dict[str, Any]:
-    """Return what `bound_job` adds here to each event, and what was bound with structlog."""
-    bound = _contextvars_if_imported()
-    return {**_job.get(), **(bound.get_contextvars() if bound is not None else {})}
+def current_job() -> dict[str, object]:
+    """Return what `bind_job` adds here to each event, and what was bound with structlog."""
+    structlog = _structlog_if_imported()
+    bound = structlog.contextvars.get_contextvars() if structlog is not None else {}
+    return {**(_job.get() or {}), **bound}
 
 
 # --- from a call to a line ------------------------------------------------------------------------
@@ -286,10 +287,7 @@ _LEVELS: Final = {
     "critical": logging.CRITICAL,
 }
 _NAMES: Final = {number: name for name, number in _LEVELS.items()}
-_FIRST: Final[tuple[str, ...]] = (
-    *("timestamp", "level", "event", "logger"),
-    *("job_id", "task", "queue", "attempt", "max_attempts"),
-)
+_FIRST: Final[tuple[str, ...]] = ("timestamp", "level", "event", "logger", *JOB_FIELDS)
 _MAX_CHARS: Final = 8192  # of one value
 _MAX_TRACEBACK_CHARS: Final = 65_536
 _MAX_DEPTH: Final = 4
@@ -342,7 +340,7 @@ class _Active:
 
 
 _active: _Active | None = None
-_job: ContextVar[dict[str, Any]] = ContextVar("sqlqueue_job", default={})  # noqa: B039 - never changed
+_job: ContextVar[Mapping[str, object] | None] = ContextVar("sqlqueue_job", default=None)
 
 
 class _Sink:
@@ -381,7 +379,7 @@ def _chain(
     )
 
     def made_harmless(_: object, __: str, said: _EventDict) -> _EventDict:
-        said = {**always, **_job.get(), **said}
+        said = {**always, **(_job.get() or {}), **said}
         trace = _traceback_of(said)
         if not as_json and "attempt" in said and "max_attempts" in said:
             said["attempt"] = f"{said['attempt']}/{said.pop('max_attempts')}"
@@ -489,11 +487,6 @@ def _structlog_if_imported() -> Any:
     """Return structlog if it is there whole, and not still being imported by another thread."""
     structlog = sys.modules.get("structlog")
     return structlog if hasattr(structlog, "__all__") else None
-
-
-def _contextvars_if_imported() -> Any:
-    structlog = _structlog_if_imported()
-    return None if structlog is None else structlog.contextvars
 
 
 class _WhenImported:

@@ -84,6 +84,8 @@ class RetryPolicy:
     retry_for: tuple[type[BaseException], ...] = (Exception,)
     dont_retry_for: tuple[type[BaseException], ...] = ()
     policies: Mapping[type[BaseException], Backoff | None] = field(default_factory=dict)
+    # The largest number of attempts that any policy allows; 0 is no limit. Every attempt asks.
+    most_attempts: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later, in a worker."""
@@ -101,13 +103,9 @@ class RetryPolicy:
                     " such as (OSError,)."
                 )
         _refuse_no_policies(self.policies, self.dont_retry_for)
-
-    @property
-    def most_attempts(self) -> int:
-        """Return the largest number of attempts that any policy allows; 0 is no limit."""
         own = [each.max_attempts for each in self.policies.values() if each is not None]
         numbers = [self.max_attempts, *(number for number in own if number is not None)]
-        return 0 if 0 in numbers else max(numbers)
+        object.__setattr__(self, "most_attempts", 0 if 0 in numbers else max(numbers))
 
     def retry_in_s(
         self, error: BaseException, attempt: int, most: int, random: Random

@@ -6,6 +6,7 @@ supervisor and its children take the parts.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # of CPython; it has no stubs
 import contextlib
 import faulthandler
 import itertools
@@ -19,7 +20,7 @@ from sqlqueue.forks import give_forks_default_signals
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["answer_to_sigquit", "hangup_ends", "stopped_by_signals"]
+__all__ = ["answer_to_sigquit", "handle", "hangup_ends", "stopped_by_signals"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _EXIT_STOPPED: Final = 130
@@ -89,6 +90,15 @@ def hangup_ends() -> bool:
     return log.is_on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
+def handle(number: int, handler: Callable[..., object]) -> None:
+    """Do what `signal.signal` does, for who does it after every job.
+
+    That one makes an Enum of the handler it returns and of the one it is given, by way of an
+    exception: 5.6 µs a signal, and 0.4 without.
+    """
+    _signal.signal(int(number), handler)
+
+
 def answer_to_sigquit(descriptor: int = _STDERR) -> None:
     """Let SIGQUIT write the stacks of all threads there, instead of ending this process.
 
@@ -99,7 +109,7 @@ def answer_to_sigquit(descriptor: int = _STDERR) -> None:
     # faulthandler does not notice when somebody puts a handler over its own. Then it is taken out
     # first; and as it brings back what was there before it, that has to be something harmless,
     # which is also how we know that nobody did.
-    if signal.getsignal(signal.SIGQUIT) is not signal.SIG_IGN:
+    if _signal.getsignal(int(signal.SIGQUIT)) != signal.SIG_IGN:
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         faulthandler.unregister(signal.SIGQUIT)
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sized
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from sqlqueue.progress import Reporter
     from sqlqueue.results import AsyncResult
 
-__all__ = ["AsyncTask", "Request", "Signature", "Task", "TaskOptions", "leave_store", "running_as"]
+__all__ = ["AsyncTask", "Request", "Signature", "Task", "TaskOptions", "leave_store", "run_as"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -159,18 +158,13 @@ _request: ContextVar[Request | None] = ContextVar("sqlqueue_request", default=No
 _reporter: ContextVar[Reporter | None] = ContextVar("sqlqueue_reporter", default=None)
 
 
-@contextlib.contextmanager
-def running_as(request: Request, reporter: Reporter | None = None) -> Iterator[None]:
-    """Let `Task.request` answer with `request` inside the block: around user code, in a worker.
+def run_as(request: Request, reporter: Reporter | None = None) -> None:
+    """Let `Task.request` answer with `request` from now on in this context, which is the job's own.
 
     `reporter` is where `Task.progress` goes; None where nobody listens.
     """
-    tokens = _request.set(request), _reporter.set(reporter)
-    try:
-        yield
-    finally:
-        _request.reset(tokens[0])
-        _reporter.reset(tokens[1])
+    _request.set(request)
+    _reporter.set(reporter)
 
 
 class _TakesOne(Protocol[X_contra]):
@@ -193,6 +187,7 @@ class Task(Generic[P, R]):
         self.name = name
         self.function = function
         self.options = options
+        self._policy: RetryPolicy | None = None
         options.policy(1)  # raises
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -200,6 +195,15 @@ class Task(Generic[P, R]):
         if self.options.bind:
             return self.function(self, *args, **kwargs)
         return self.function(*args, **kwargs)
+
+    def policy(self, default_max_attempts: int) -> RetryPolicy:
+        """Return how failures are retried; made once, because every call and every attempt asks.
+
+        `default_max_attempts` is the application's setting, which never changes.
+        """
+        if self._policy is None:
+            self._policy = self.options.policy(default_max_attempts)
+        return self._policy
 
     def accepts(self, /, *args: object, **kwargs: object) -> bool:
         """Say whether the function can be called so; True where nobody can tell. Calls nothing."""

@@ -1,6 +1,6 @@
 """Loggers of the standard library for tasks: their lines carry the job, and go where a worker's go.
 
-Users of structlog need none of this: `log.bound_job` binds its context variables. The root logger,
+Users of structlog need none of this: `log.bind_job` binds its context variables. The root logger,
 and the loggers and handlers of the application, are left as they are.
 """
 
@@ -14,8 +14,6 @@ from sqlqueue import log
 from sqlqueue.text import escaped, quoted
 
 __all__ = ["JobFields", "get_task_logger"]
-
-_JOB_FIELDS: Final = ("job_id", "task", "queue", "attempt", "max_attempts")
 
 
 def get_task_logger(name: str) -> logging.Logger:
@@ -39,7 +37,7 @@ class JobFields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the attributes; always True."""
         job = log.current_job()
-        for key in _JOB_FIELDS:
+        for key in log.JOB_FIELDS:
             value = job.get(key)
             setattr(record, key, escaped(value) if isinstance(value, str) else value)
         return True
@@ -92,7 +90,7 @@ _NOT_EXTRA: Final = frozenset(
         "level",
         "timestamp",
     }
-) | {*_JOB_FIELDS}
+) | {*log.JOB_FIELDS}
 
 
 def _text_of(record: logging.LogRecord) -> str:

@@ -412,6 +412,8 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
+    noted_ends = 0  # one job after the other: each sees those before it settled
+
     def claim(
         self, queues: Sequence[str], limit: int, settlements: Sequence[tuple[Taken, Outcome]]
     ) -> tuple[list[Taken], list[Taken]]:

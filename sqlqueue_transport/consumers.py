@@ -25,6 +25,7 @@ from sqlqueue_transport.errors import (
 from sqlqueue_transport.handles import LOOK_AT_PATH_EVERY_S
 from sqlqueue_transport.options import Options
 from sqlqueue_transport.presence import (
+    Ended,
     Entry,
     Note,
     Presence,
@@ -291,7 +292,13 @@ class Consumers:
             try:
                 lost = self._sleepers.write(
                     lambda c, landed: losses.end_worker(
-                        c, self._clock, worker_id, (), landed, orderly=True
+                        c,
+                        self._clock,
+                        worker_id,
+                        (),
+                        landed,
+                        ended=presence.ended(slot),
+                        orderly=True,
                     )
                 )
                 if presence.entry(slot).worker_id == worker_id:
@@ -377,6 +384,19 @@ class Consumers:
         slot = self._own_slot()
         note = Note(message_id, delivery, now_ms, deadline_ms, max_attempts)
         self.presence.write_note(slot, place, note)
+
+    def note_ended(self, place: int, number: int, ended: Ended) -> None:
+        """Note that what was started in `place` ended well, before its settlement is committed.
+
+        From now on a death of this process makes it done, with its result, and does not run it again.
+        Of `presence.ENDED_NOTES` such ends with successive numbers none is overwritten.
+        """
+        slot = self._own_slot()
+        presence = self.presence
+        # In this order: there is no moment in which neither note stands.
+        presence.write_ended(slot, number, ended)
+        presence.clear_note(slot, place)
+        presence.count_ended(slot)
 
     def note_end(self, place: int) -> None:
         """Forget a start, after its settlement is committed."""

@@ -1,16 +1,15 @@
 """What becomes of a delivery whose consumer cannot end it any more: dead, silent, or shutting down.
 
-Runs inside a transaction of the caller. What an operator had asked to stop is cancelled, however it
-was lost. A delivery that was noted as started keeps a counted
-attempt; the rest is released. Where nobody can know whether it was started (its consumer notes no
+Runs inside a transaction of the caller. What was noted as ended well is done, with its result: only
+its settlement was not committed yet. What an operator had asked to stop is cancelled, however it was
+lost. A delivery that was noted as started keeps a counted attempt; the rest is released. Where nobody can know whether it was started (its consumer notes no
 starts, or a reboot may have lost the note), the return itself is counted, and the last one of
 `max_deliveries` makes a dead letter: a message that kills whoever takes it must come to an end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlqueue_transport import routing
 from sqlqueue_transport import statements as sql
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sqlqueue_transport.clock import Clock
-    from sqlqueue_transport.presence import Note
+    from sqlqueue_transport.presence import Ended, Note
     from sqlqueue_transport.routing import Landed
 
 DEFAULT_MAX_ATTEMPTS = 5
@@ -31,8 +30,7 @@ _LOSS_BACKOFF_MAX_S = 60.0
 _LEASE_OVER = Fault("LeaseOver", "the worker neither ended the job nor extended its lease in time")
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(NamedTuple):
     """Be one delivery somebody holds, as `HELD_BY_WORKER` and `OVERDUE` select it."""
 
     message_id: int
@@ -58,18 +56,21 @@ def end_worker(
     notes: Iterable[Note],
     landed: Landed,
     *,
+    ended: Iterable[Ended] = (),
     faults: Mapping[int, tuple[str, Fault]] | None = None,
     orderly: bool = False,
 ) -> list[Lost]:
     """Mark a worker ended, with its consumers, and give back what it holds; `orderly` counts nothing.
 
-    `faults` names by message id what is known better than "lost": (outcome for the record, fault).
+    `ended` is what it has noted as ended well. `faults` names by message id what is known better than
+    "lost": (outcome for the record, fault).
     """
     rows = connection.execute(sql.HELD_BY_WORKER, {"worker_id": worker_id}).fetchall()
+    held = _not_ended(connection, clock, map(_Held._make, rows), ended)
     started = _by_delivery(notes)
     lost = [
-        _lose(connection, clock, _Held(*row), started, faults or {}, landed=landed, orderly=orderly)
-        for row in rows
+        _lose(connection, clock, one, started, faults or {}, landed=landed, orderly=orderly)
+        for one in held
     ]
     values = {"worker_id": worker_id, "now_ms": clock.wall_ms()}
     queues = connection.execute(sql.QUEUES_OF, values).fetchall()
@@ -81,22 +82,40 @@ def end_worker(
 
 
 def end_overdue(
-    connection: sqlite3.Connection, clock: Clock, notes: Iterable[Note], landed: Landed
+    connection: sqlite3.Connection,
+    clock: Clock,
+    notes: Iterable[Note],
+    ended: Iterable[Ended],
+    landed: Landed,
 ) -> list[Lost]:
     """Give back what lies under leases that are over, a bounded number of them."""
     rows = connection.execute(sql.OVERDUE, {"lease_now_ms": clock.lease_ms()}).fetchall()
+    held = _not_ended(connection, clock, map(_Held._make, rows), ended)
     started = _by_delivery(notes)
+    fault = ("lost", _LEASE_OVER)
     return [
-        _lose(
-            connection,
-            clock,
-            _Held(*row),
-            started,
-            {row[0]: ("lost", _LEASE_OVER)},
-            landed=landed,
-        )
-        for row in rows
+        _lose(connection, clock, one, started, {one.message_id: fault}, landed=landed)
+        for one in held
     ]
+
+
+def _not_ended(
+    connection: sqlite3.Connection, clock: Clock, held: Iterable[_Held], ended: Iterable[Ended]
+) -> list[_Held]:
+    """Settle what has ended well, and return the rest."""
+    known = {(one.message_id, one.delivery): one for one in ended}
+    left = []
+    for one in held:
+        found = known.get((one.message_id, one.delivery))
+        values = {
+            "id": one.message_id,
+            "delivery": one.delivery,
+            "result": found.result if found else None,
+            "now_ms": clock.wall_ms(),
+        }
+        if found is None or not connection.execute(sql.COMPLETE_FOR_ANOTHER, values).rowcount:
+            left.append(one)
+    return left
 
 
 def too_many_returns(at_most: int) -> Fault:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from sqlqueue_transport.lifecycle import Event
 
@@ -88,9 +89,8 @@ class TickAnswer(Enum):
     HELD = "held"  # nothing is recorded: the entry was paused, removed or changed meanwhile
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """Be one claimed message. `attempts` counts those already ended in this run.
+class Delivery(NamedTuple):
+    """Be one claimed message, as `READY` selects it. `attempts` counts those already ended in this run.
 
     `ready_since_ms` is wall-clock time, None where it is not known.
     """

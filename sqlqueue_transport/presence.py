@@ -18,7 +18,8 @@ and looking needs no lock of its own that could be in somebody's way (fcntl(2), 
 
 Layout: a page of header with one byte flag per slot, then a fixed entry per slot. An entry ends
 in notes, one for each job that may run at once; a note carries a check sum, so that a torn one
-reads as none. The file is allocated in full before it is mapped, and never truncated.
+reads as none. Behind the entries there is a place per slot for what has ended well and is not
+settled yet. The file is allocated in full before it is mapped, and never truncated.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import struct
 import sys
 import threading
 import uuid
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -59,7 +61,13 @@ _QUEUE_NAMES_AT = 56
 _QUEUE_NAMES = struct.Struct("<8Q")
 _NOTES_AT = 128
 _NOTE = struct.Struct("<QQQQQQ")  # message, delivery, started, deadline, max attempts, check
-_SIZE = _ENTRIES_AT + SLOTS * _ENTRY_SIZE
+_ENDED_NOTES_AT = _ENTRIES_AT + SLOTS * _ENTRY_SIZE
+ENDED_NOTES = 16
+_ENDED_NOTE_SIZE = 128
+_ENDED_NOTE = struct.Struct("<QQQQ")  # message, delivery, bytes of its result + 1, check
+# Of a result that stands in a note, as UTF-8.
+LONGEST_NOTED_RESULT_BYTES = _ENDED_NOTE_SIZE - _ENDED_NOTE.size
+_SIZE = _ENDED_NOTES_AT + SLOTS * ENDED_NOTES * _ENDED_NOTE_SIZE
 _MASK_64 = (1 << 64) - 1
 _UNSAID = _MASK_64  # no number of attempts was given
 
@@ -102,6 +110,18 @@ class Note:
     started_ms: int
     deadline_ms: int
     max_attempts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Say that a delivery ended well and that its settlement is yet to be committed.
+
+    `result` is JSON text of at most LONGEST_NOTED_RESULT_BYTES as UTF-8, or None.
+    """
+
+    message_id: int
+    delivery: int
+    result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +349,7 @@ class PresenceFile:
         at = _entry_at(slot)
         entry = _ENTRY.pack(worker_id, pid, heartbeat_ms, 0, 0, 0, parent_id)
         put(self._memory, at, entry.ljust(_ENTRY_SIZE, b"\0"))
+        self._clear_ended(slot)
         self._memory[_USED_AT + slot] = 1
 
     def clear_entry(self, slot: int) -> None:
@@ -336,6 +357,7 @@ class PresenceFile:
         self._memory[_SLEEPING_AT + slot] = 0
         at = _entry_at(slot)
         self._memory[at : at + _ENTRY_SIZE] = bytes(_ENTRY_SIZE)
+        self._clear_ended(slot)
         self._memory[_USED_AT + slot] = 0
 
     def entry(self, slot: int) -> Entry:
@@ -397,6 +419,42 @@ class PresenceFile:
                 note = Note(message_id, delivery, started_ms, deadline_ms, allowed)
                 if check == _check(note):
                     found[note.message_id] = note
+        return found
+
+    def write_ended(self, slot: int, place: int, ended: Ended) -> None:
+        """Note an end, in one of ENDED_NOTES places. If the process dies midway, it reads as none.
+
+        It stays until another takes its place: once its delivery is settled, nothing fits it any more.
+        """
+        result = b"" if ended.result is None else ended.result.encode()
+        if len(result) > LONGEST_NOTED_RESULT_BYTES:
+            message = f"a result of {len(result)} bytes does not fit into a note"
+            raise ValueError(message)
+        size = 0 if ended.result is None else len(result) + 1
+        packed = _ENDED_NOTE.pack(
+            ended.message_id, ended.delivery, size, _check_ended(ended, size, result)
+        )
+        put(self._memory, _ended_note_at(slot, place), packed + result)
+
+    def _clear_ended(self, slot: int) -> None:
+        # Between two owners the database may have become an older copy of itself, in which the same
+        # ids are yet to come.
+        at = _ended_note_at(slot, 0)
+        if any(self._memory[at : at + ENDED_NOTES * _ENDED_NOTE_SIZE]):  # touches no new page
+            put(self._memory, at, bytes(ENDED_NOTES * _ENDED_NOTE_SIZE))
+
+    def ended(self, slot: int) -> list[Ended]:
+        """Return the ends noted in a slot, of deliveries that may have been settled since."""
+        found: list[Ended] = []
+        for place in range(ENDED_NOTES):
+            at = _ended_note_at(slot, place)
+            message_id, delivery, size, check = _ENDED_NOTE.unpack_from(self._memory, at)
+            if not check or size > LONGEST_NOTED_RESULT_BYTES + 1:
+                continue
+            result = self._memory[at + _ENDED_NOTE.size : at + _ENDED_NOTE.size + max(size - 1, 0)]
+            ended = Ended(message_id, delivery, result.decode("utf-8", "replace") if size else None)
+            if check == _check_ended(ended, size, result):
+                found.append(ended)
         return found
 
     # -- sleeping and waking ---------------------------------------------------------------------------
@@ -509,6 +567,20 @@ def _note_at(slot: int, place: int) -> int:
         message = f"place {place} for a running job: there are {NOTES}, from 0"
         raise IndexError(message)
     return _entry_at(slot) + _NOTES_AT + place * _NOTE.size
+
+
+def _ended_note_at(slot: int, place: int) -> int:
+    return _ENDED_NOTES_AT + (slot * ENDED_NOTES + place % ENDED_NOTES) * _ENDED_NOTE_SIZE
+
+
+def _check_ended(ended: Ended, size: int, result: bytes) -> int:
+    mixed = (
+        ended.message_id * 0x9E3779B97F4A7C15
+        ^ ended.delivery * 0xC2B2AE3D27D4EB4F
+        ^ size * 0x165667B19E3779F9
+        ^ zlib.crc32(result) * 0x27D4EB2F165667C5
+    )
+    return (mixed & _MASK_64) | 1
 
 
 def _check(note: Note) -> int:

@@ -485,6 +485,19 @@ SELECT count(*) FROM attempt WHERE message_id = :id AND run = :run AND outcome I
 """
 
 # A sweeper settles for somebody else, so it does not ask for an unexpired lease.
+COMPLETE_FOR_ANOTHER = """
+UPDATE message
+SET
+  state = 'done',
+  attempts = attempts + 1,
+  lease_until_ms = NULL,
+  finished_at_ms = :now_ms,
+  result = :result,
+  error_type = NULL,
+  error_message = NULL
+WHERE id = :id AND delivery = :delivery AND state = 'processing' AND task IS NOT NULL
+"""
+
 LOSE_TO_RETRY = """
 UPDATE message
 SET

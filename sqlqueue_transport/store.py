@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from sqlqueue_transport.schedules import Schedules
 
 _SETTLE_BY_EVENT = {
-    Event.COMPLETE: sql.COMPLETE,
     Event.RETRY: sql.RETRY,
     Event.EXHAUST: sql.EXHAUST,
     Event.RELEASE: sql.RELEASE,
@@ -528,9 +527,10 @@ def _take(
                     # come here, and what was read of this queue may have been dropped for that.
                     break
                 continue
-            connection.execute(sql.CLAIM, {"id": fields[0], **lease})
+            lease["id"] = fields[0]
+            connection.execute(sql.CLAIM, lease)
             fields[1] += 1
-            taken.append(Delivery(*fields))
+            taken.append(Delivery._make(fields))
         else:
             if len(rows) < wanted:
                 return taken, False
@@ -580,6 +580,20 @@ def _settle(
     lease_now_ms: int,
     landed: Landed,
 ) -> bool:
+    if settlement.outcome.event is Event.COMPLETE:
+        # A success stays a success, also of what an operator had asked to stop: what is done is done.
+        # What is no job has no history: see `lifecycle`.
+        done = {
+            "id": settlement.message_id,
+            "delivery": settlement.delivery,
+            "now_ms": now_ms,
+            "lease_now_ms": lease_now_ms,
+            "result": storable(settlement.outcome.result),
+        }
+        return bool(
+            connection.execute(sql.COMPLETE, done).rowcount
+            or connection.execute(sql.DELETE_DONE, done).rowcount
+        )
     outcome = _unless_asked_to_stop(connection, settlement)
     why = Unwanted.REJECTED if outcome.cause == "rejected" else None
     statement = _SETTLE_BY_EVENT[outcome.event]
@@ -599,7 +613,6 @@ def _settle(
         "lease_now_ms": lease_now_ms,
         # An error's text comes from anywhere, often from a file's name. What SQLite cannot hold
         # must not keep a delivery from ending.
-        "result": storable(outcome.result),
         "due_at_ms": now_ms + round(outcome.retry_in_s * 1000),
         "error_type": storable(fault.type) if fault else None,
         "error_message": storable(fault.message) if fault else None,
@@ -608,9 +621,7 @@ def _settle(
         "counted": int(fault is not None),  # of ABORT: one without a fault was never started
     }
     if not connection.execute(statement, values).rowcount:
-        # What is no job has no history: see `lifecycle`.
-        is_gone = outcome.event is Event.COMPLETE and connection.execute(sql.DELETE_DONE, values)
-        return bool(is_gone and is_gone.rowcount)
+        return False
     if outcome.event in {Event.RETRY, Event.EXHAUST} or (outcome.event is Event.ABORT and fault):
         connection.execute(sql.RECORD_ATTEMPT, values)
     if outcome.event is Event.EXHAUST and why is not None:
@@ -625,13 +636,12 @@ def _read_only(path: Path, busy_timeout_s: float) -> Database:
 
 
 def _unless_asked_to_stop(connection: sqlite3.Connection, settlement: Settlement) -> Outcome:
-    """Return a settlement's outcome, or "cancelled" for what an operator had asked to stop.
+    """Return the outcome of what failed, or "cancelled" for what an operator had asked to stop.
 
-    A success stays a success: what is done is done. Asked here and not by the worker, who may not
-    know yet.
+    Asked here and not by the worker, who may not know yet.
     """
     outcome = settlement.outcome
-    if outcome.event in {Event.COMPLETE, Event.ABORT}:
+    if outcome.event is Event.ABORT:
         return outcome
     values = {"id": settlement.message_id, "delivery": settlement.delivery}
     if not connection.execute(sql.WAS_ASKED_TO_STOP, values).fetchone():

@@ -77,10 +77,10 @@ class Sweeper:
     def _end_overdue(
         self, connection: sqlite3.Connection, presence: PresenceFile, landed: Landed
     ) -> list[Lost]:
-        notes = [
-            note for entry in presence.entries() for note in presence.notes(entry.slot).values()
-        ]
-        return losses.end_overdue(connection, self._clock, notes, landed)
+        slots = [entry.slot for entry in presence.entries()]
+        notes = [note for slot in slots for note in presence.notes(slot).values()]
+        ended = [one for slot in slots for one in presence.ended(slot)]
+        return losses.end_overdue(connection, self._clock, notes, ended, landed)
 
     def _discard_expired(self) -> int:
         """End a portion of the expired messages; return how many."""
@@ -134,6 +134,7 @@ class Sweeper:
                 worker_id,
                 notes,
                 landed,
+                ended=() if slot is None else presence.ended(slot),
                 faults=faults,
                 orderly=not count,
             )
@@ -167,7 +168,7 @@ class Sweeper:
         finds nothing more to give back.
         """
         owner = presence.entry(slot).worker_id
-        notes = presence.notes(slot).values()
+        notes, ended = presence.notes(slot).values(), presence.ended(slot)
 
         def work(connection: sqlite3.Connection, landed: Landed) -> list[Lost]:
             return [
@@ -176,7 +177,9 @@ class Sweeper:
                 # The slot must match, too: an id from a rolled back registration may have
                 # been given to somebody else in another slot.
                 if worker.id == owner and slot_of(worker, presence) == slot
-                for one in losses.end_worker(connection, self._clock, worker.id, notes, landed)
+                for one in losses.end_worker(
+                    connection, self._clock, worker.id, notes, landed, ended=ended
+                )
             ]
 
         lost = self._write(work)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import time
 from typing import TYPE_CHECKING, Any
 
 from sqlqueue import execute
 from sqlqueue.errors import JobCancelled
-from sqlqueue.log import bound_job, get_logger
+from sqlqueue.log import bind_job, get_logger
 from sqlqueue.progress import Reporter
 from sqlqueue.worker.interrupts import LoopInterrupt, ThreadInterrupt
 from sqlqueue_transport.lifecycle import Event
@@ -17,7 +16,7 @@ from sqlqueue_transport.messages import Outcome
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
     from sqlqueue.backend import Taken
     from sqlqueue.execute import Prepared
@@ -57,6 +56,14 @@ class Attempt:
                 return write_all(done, total, "")
 
         self._reporter = Reporter(write_progress)
+        self._fields: dict[str, object] = {
+            "job_id": execute.job_id_of(taken),
+            "task": execute.task_name_of(taken),
+            "queue": taken.queue,
+            "attempt": taken.attempts + 1,
+        }
+        if self.max_attempts:
+            self._fields["max_attempts"] = self.max_attempts
         self._was_asked_to_stop = False
         self._thread_interrupt = ThreadInterrupt()
         self.interrupt: Interrupt = self._thread_interrupt
@@ -111,66 +118,63 @@ class Attempt:
 
     def run(self) -> Outcome:
         """Run it here and now."""
-        with self._told() as ended:
-            if isinstance(self._prepared, Outcome):
-                ended.append(self._prepared)
-            else:
-                # In a context of its own: what the task binds or clears there is not the worker's, nor
-                # the next job's. (An async one has the context of its own asyncio task.)
-                ended.append(
-                    contextvars.copy_context().run(
-                        execute.run, self._prepared, self._thread_interrupt, self._reporter
-                    )
-                )
-        return ended[0]
+        began_s = self._tell_started()
+        if isinstance(self._prepared, Outcome):
+            outcome = self._prepared
+        else:
+            # In a context of its own: what the task binds or clears there is not the worker's, nor the
+            # next job's. (An async one has the context of its own asyncio task.)
+            outcome = contextvars.copy_context().run(self._run, self._prepared)
+        self._tell_ended(outcome, began_s)
+        return outcome
+
+    def _run(self, prepared: Prepared) -> Outcome:
+        bind_job(self._fields)
+        return execute.run(prepared, self._thread_interrupt, self._reporter)
 
     def run_on(self, loop: asyncio.AbstractEventLoop) -> Coroutine[Any, Any, Outcome]:
-        """Return the coroutine that runs it on this loop."""
+        """Return the coroutine that runs it on this loop, in an asyncio task of its own."""
         self.interrupt = interrupt = LoopInterrupt(loop)
         return self._run_on(interrupt)
 
     async def _run_on(self, interrupt: LoopInterrupt) -> Outcome:
         if isinstance(self._prepared, Outcome):
             return self.run()
-        with self._told() as ended:
-            ended.append(await execute.run_async(self._prepared, interrupt.steer, self._reporter))
-        return ended[0]
+        began_s = self._tell_started()
+        bind_job(self._fields)
+        outcome = await execute.run_async(self._prepared, interrupt.steer, self._reporter)
+        self._tell_ended(outcome, began_s)
+        return outcome
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[list[Outcome]]:
-        """Tell of the attempt's start and end; the block puts the outcome into the list."""
-        ended: list[Outcome] = []
-        with bound_job(
-            job_id=execute.job_id_of(self.taken),
-            task=execute.task_name_of(self.taken),
-            queue=self.taken.queue,
-            attempt=self.taken.attempts + 1,
-            max_attempts=self.max_attempts or None,
-        ):
-            began_s = time.monotonic()
-            if not isinstance(self._prepared, Outcome):
-                log.info(
-                    "job_started",
-                    worker=self._prepared.request.worker,
-                    waited_s=_waited_s(self.taken),
-                )
-            yield ended
-            self._reporter.close()
-            self._log_outcome(ended[0], took_s=time.monotonic() - began_s)
+    def _tell_started(self) -> float:
+        """Return when it began, on the monotonic clock."""
+        if log.tells_info and not isinstance(self._prepared, Outcome):
+            log.info(
+                "job_started",
+                **self._fields,
+                worker=self._prepared.request.worker,
+                waited_s=_waited_s(self.taken),
+            )
+        return time.monotonic()
+
+    def _tell_ended(self, outcome: Outcome, began_s: float) -> None:
+        self._reporter.close()
+        if outcome.event is not Event.COMPLETE or log.tells_info:
+            self._log_outcome(outcome, took_s=time.monotonic() - began_s)
 
     def _log_outcome(self, outcome: Outcome, *, took_s: float) -> None:
-        took = round(took_s, 3)
+        fields = {**self._fields, "took_s": round(took_s, 3)}
         fault = outcome.fault
         error = f"{fault.type}: {fault.message}" if fault else None
         if outcome.event is Event.COMPLETE:
-            log.info("job_done", took_s=took)
+            log.info("job_done", **fields)
         elif outcome.event is Event.ABORT or self._was_asked_to_stop:  # the store makes it that
-            log.warning("job_cancelled", took_s=took, error=error)
+            log.warning("job_cancelled", **fields, error=error)
         elif outcome.event is Event.RETRY:
             in_s = round(outcome.retry_in_s, 3)
-            log.warning("job_retry_scheduled", took_s=took, retry_in_s=in_s, error=error)
+            log.warning("job_retry_scheduled", **fields, retry_in_s=in_s, error=error)
         else:
-            log.error("job_permanently_failed", took_s=took, error=error)
+            log.error("job_permanently_failed", **fields, error=error)
 
 
 def _waited_s(taken: Taken) -> float | None:

@@ -20,7 +20,7 @@ from sqlqueue.forks import die_with, give_forks_default_signals
 from sqlqueue.loading import load_app
 from sqlqueue.log import get_logger
 from sqlqueue.log import reopen as log_reopen
-from sqlqueue.stopping import answer_to_sigquit
+from sqlqueue.stopping import answer_to_sigquit, handle
 from sqlqueue.worker import interrupts
 from sqlqueue.worker.belongings import Belongings
 from sqlqueue.worker.consumer import Consumer
@@ -195,9 +195,9 @@ class _Told:
     def listen(self) -> None:
         """Take the signals; again after every job, because a task may have taken them away."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.stop)
+            handle(number, self.stop)
         interrupts.listen()
-        signal.signal(signal.SIGHUP, _reopen_log)
+        handle(signal.SIGHUP, _reopen_log)
         answer_to_sigquit(self._stacks)
 
     def after_job(self) -> None:

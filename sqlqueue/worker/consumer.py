@@ -1,18 +1,33 @@
 """The loop that runs jobs: settle and claim, start, collect, again.
 
-No user code starts while a settlement of this process waits: the outcome of one job commits with
-the claim of the next, or at once and alone when there is nothing to claim. A kill in between would
-otherwise run a finished job again, and a job would show `done` only when its successor ends.
+No user code starts while a settlement of this process waits of which nobody else could know: the
+outcome of one job commits with the claim of the next, or at once and alone when there is nothing to
+claim. A kill in between would otherwise run a finished job again, and a job would show `done` only
+when its successor ends.
+
+Short jobs are claimed together, run one after the other, and settled together with the next claim, so
+that one transaction serves all of them. Three rules keep what is promised:
+
+* An end that waits for its settlement is noted in shared memory (`note_ended`) before the next job
+  starts; who finds this process dead settles it instead of running it again. Whatever cannot be noted
+  (a failure, a long result, what is sensitive) commits before the next job starts.
+* What is claimed and not started is nobody's attempt: a death releases it uncounted.
+* When the running job takes longer than `PATIENCE_S`, the limits' thread hands back what waits behind
+  it, for siblings that idle, and settles what has ended. A job that holds Python's lock in C for so
+  long keeps the thread from that.
 
 How many jobs run at once, and where, is the runner's affair. A job has a place, where its start is
-noted, until its settlement is committed.
+noted, until its settlement is committed or its end is noted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import time
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections import deque
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from sqlqueue import execute
 from sqlqueue.backend import IDLE_S
@@ -22,6 +37,7 @@ from sqlqueue.worker.limits import Limits
 from sqlqueue.worker.queue_order import QueueOrder
 from sqlqueue.worker.runners import Inline
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
+from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome
 
 if TYPE_CHECKING:
@@ -38,9 +54,15 @@ __all__ = ["Consumer", "tell_of_paused"]
 
 log = get_logger(__name__)
 
+Element = TypeVar("Element")
+
 _BURST_LOOK_S: Final = 0.25
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
+# Claimed together is what typically runs for so long, one after the other.
+BATCH_S: Final = 0.01
+PATIENCE_S: Final = 0.05
+_FORGETS: Final = 0.75  # how much one shorter job lowers what is taken for typical
 
 
 class Consumer:
@@ -88,9 +110,30 @@ class Consumer:
         self._burst = burst
         self._left = max_jobs
         self._runner = Inline() if runner is None else runner
-        self._limits = Limits(raises_hard=raises_hard_limits, should_stop=self._should_stop)
+        self._limits = Limits(
+            raises_hard=raises_hard_limits,
+            should_stop=self._should_stop,
+            hand_back=self._hand_back,
+        )
         self._free = list(range(self._runner.places))[::-1]
-        self._started: dict[object, Attempt] = {}  # by delivery tag, until settled
+        self._started: dict[
+            object, Attempt
+        ] = {}  # by delivery tag, until settled or noted as ended
+        # Claimed and not started; ended and not settled. The limits' thread may empty both: whoever
+        # takes something out of them has it alone, and settles under the mutex.
+        self._waiting: deque[Taken] = deque()
+        self._unsettled: deque[Settled] = deque()
+        self._settling = threading.Lock()
+        self._has_to_settle = False  # something ended that could not be noted
+        self._noted = 0
+        # Only who runs one job at a time can take several.
+        self._largest_batch = (
+            min(app.conf.worker_prefetch_multiplier, backend.noted_ends)
+            if self._runner.places == 1
+            else 0
+        )
+        self._typical_s = BATCH_S
+        self._began_s = 0.0  # of the newest start
         self._stopping = False
         self._is_swept = False
         self._said_waiting = False
@@ -104,12 +147,10 @@ class Consumer:
     def run(self) -> None:
         """Run jobs until `stop`, the end of a burst, or `max_jobs`. Raises what cannot be waited out."""
         try:
-            settlements: list[Settled] = []
             while True:
-                taken = self._settle_and_claim(settlements)
-                settlements = [one for one in map(self._start, taken) if one is not None]
-                settlements += self._collected()
-                if taken or settlements:
+                has_claimed = self._settle_and_claim()
+                self._run_waiting()
+                if has_claimed or self._unsettled:
                     continue
                 if not self._started and (
                     self._must_stop or (self._burst and self._nothing_is_left())
@@ -126,62 +167,94 @@ class Consumer:
         return self._stopping or self._left == 0
 
     def _wanted(self, settlements: Sequence[Settled]) -> int:
-        """Return how many jobs to claim, to run at once; what is about to be settled makes room."""
+        """Return how many jobs to claim; what is about to be settled makes room."""
         if self._must_stop:
             return 0
-        ending = sum(taken.tag in self._started for taken, _ in settlements)
-        return min(
-            len(self._free) + ending, self._runner.places if self._left is None else self._left
-        )
+        if self._largest_batch:
+            wanted = min(self._largest_batch, max(int(BATCH_S / self._typical_s), 1))
+        else:
+            ending = sum(taken.tag in self._started for taken, _ in settlements)
+            wanted = len(self._free) + ending
+        if self._lifetime is not None:
+            wanted = min(wanted, self._lifetime.jobs_left(self._ran) or wanted)
+        return wanted if self._left is None else min(wanted, self._left)
 
-    def _settle_and_claim(self, settlements: list[Settled]) -> list[Taken]:
+    def _settle_and_claim(self, *, claims: bool = True) -> bool:
         """Commit what waits and take the next jobs, however long the store stays busy.
 
         A settlement is kept until it is accepted or refused: a job that has run must not run again
-        because the disk was full for a minute.
+        because the disk was full for a minute. Return whether jobs were taken.
         """
         pause_s = _FIRST_PAUSE_S
-        while settlements or self._wanted(settlements):
-            try:
-                if self._is_swept:
-                    self._backend.leave()
-                    self._register()
-                    self._is_swept = False
-                self._claimed_s = time.monotonic()
-                found, refused = self._backend.claim(
-                    self._order.draw(), self._wanted(settlements), settlements
-                )
-            except WorkerSwept:
-                # Nothing was settled or claimed. What we held was given back, so that the
-                # settlement will be refused, under whatever name we come again.
-                log.warning("worker_swept", worker=self._name)
-                self._is_swept = True
-            except (FileReplaced, SchemaChanged):
-                raise
-            except self._backend.connection_errors as error:
-                log.warning("store_busy", error=str(error), retry_in_s=pause_s)
-                self._note_without_limit(settlements)
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-                settlements += self._collected()  # others go on meanwhile
-            else:
-                for taken, _ in settlements:
-                    self._give_back_place(taken)
-                for lost in refused:
-                    _log_lost(lost)
-                return found
-        return []
+        with self._settling:
+            settlements = _all_of(self._unsettled)
+            while settlements or (claims and self._wanted(settlements)):
+                try:
+                    if self._is_swept:
+                        self._backend.leave()
+                        self._register()
+                        self._is_swept = False
+                    self._claimed_s = time.monotonic()
+                    found, refused = self._backend.claim(
+                        self._order.draw(),
+                        self._wanted(settlements) if claims else 0,
+                        settlements,
+                    )
+                except WorkerSwept:
+                    # Nothing was settled or claimed. What we held was given back, so that the
+                    # settlement will be refused, under whatever name we come again.
+                    log.warning("worker_swept", worker=self._name)
+                    self._is_swept = True
+                except (FileReplaced, SchemaChanged):
+                    raise
+                except self._backend.connection_errors as error:
+                    log.warning("store_busy", error=str(error), retry_in_s=pause_s)
+                    self._note_without_limit(settlements)
+                    time.sleep(pause_s)
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                    self._collect()  # others go on meanwhile
+                    settlements += _all_of(self._unsettled)
+                else:
+                    self._has_to_settle = False
+                    self._forget_settled(settlements, refused)
+                    self._waiting.extend(found)
+                    return bool(found)
+        return False
 
-    def _start(self, taken: Taken) -> Settled | None:
-        """Start a job; return its release when a stop came in between, or a whole lease has passed.
+    def _forget_settled(self, settlements: Sequence[Settled], refused: Sequence[Taken]) -> None:
+        for taken, outcome in settlements:
+            self._give_back_place(taken)
+            if outcome.event is not Event.RELEASE:
+                self._count_ended()
+        for lost in refused:
+            _log_lost(lost)
+
+    def _run_waiting(self) -> None:
+        """Start what was claimed, one after the other where the runner runs one at a time."""
+        if self._largest_batch and len(self._waiting) > 1:
+            self._limits.look_by(time.monotonic() + PATIENCE_S)
+        while True:
+            try:
+                taken = self._waiting.popleft()
+            except IndexError:
+                break
+            self._start(taken)
+            self._collect()
+            if self._has_to_settle and self._waiting and self._largest_batch:
+                self._settle_and_claim(claims=False)
+        self._collect()
+
+    def _start(self, taken: Taken) -> None:
+        """Start a job, or release it when a stop came in between, or a whole lease has passed.
 
         A process that was stopped between claim and start, and then goes on, must not begin what is
         another's by now. The release is refused then, and told.
         """
-        waited_s = time.monotonic() - self._claimed_s
-        if self._stopping or waited_s >= self._app.conf.visibility_timeout:
+        self._began_s = now_s = time.monotonic()
+        if self._stopping or now_s - self._claimed_s >= self._app.conf.visibility_timeout:
             log.info("job_released", **_named(taken))
-            return taken, Outcome.release()
+            self._unsettled.append((taken, Outcome.release()))
+            return
         if self._left is not None:
             self._left -= 1
         prepared = execute.prepare(self._app, taken, worker=self._name)
@@ -197,16 +270,55 @@ class Consumer:
         )
         self._limits.watch(attempt)
         self._runner.start(attempt)
-        return None
 
-    def _collected(self) -> list[Settled]:
-        """Return what has ended since the last call."""
-        ended = self._runner.ended()
-        for attempt, _ in ended:
+    def _collect(self) -> None:
+        """See what has ended since the last call, and note it where that can be done."""
+        for attempt, outcome in self._runner.ended():
             self._limits.forget(attempt)
+            if self._largest_batch:
+                took_s = time.monotonic() - self._began_s
+                self._typical_s = max(took_s, self._typical_s * _FORGETS)
+                self._note_ended(attempt, outcome)
+            self._unsettled.append((attempt.taken, outcome))
             self._after_job()
             self._end_in_time()
-        return [(attempt.taken, outcome) for attempt, outcome in ended]
+
+    def _note_ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        if (
+            self._is_swept
+            or not self._waiting  # the next claim settles it, at once
+            or attempt.is_sensitive
+            or not self._backend.note_ended(attempt.place, self._noted, attempt.taken, outcome)
+        ):
+            self._has_to_settle = True
+            return
+        self._noted += 1
+        del self._started[attempt.taken.tag]
+        self._free.append(attempt.place)
+
+    def _hand_back(self) -> float | None:
+        """Let nothing wait behind a job that takes long. Called from the limits' thread.
+
+        Return when to look again, on the monotonic clock; None while nothing waits.
+        """
+        if not self._largest_batch or not (self._waiting or self._unsettled):
+            return None
+        now_s = time.monotonic()
+        if now_s - self._began_s < PATIENCE_S:
+            return self._began_s + PATIENCE_S
+        with self._settling:
+            ended, waiting = _all_of(self._unsettled), _all_of(self._waiting)
+            settlements = [*ended, *((taken, Outcome.release()) for taken in waiting)]
+            try:
+                refused = self._backend.settle(settlements) if settlements else []
+            except Exception:  # noqa: BLE001 - the consumer meets it, too, and knows what to do
+                self._unsettled.extendleft(reversed(ended))
+                self._waiting.extendleft(reversed(waiting))
+                return now_s + PATIENCE_S
+            self._forget_settled(settlements, refused)
+        for taken in waiting:
+            log.info("job_released", **_named(taken))
+        return None
 
     def _note_without_limit(self, settlements: Sequence[Settled]) -> None:
         """Let no time limit end what has ended by itself, and only waits to be settled."""
@@ -219,7 +331,6 @@ class Consumer:
         attempt = self._started.pop(taken.tag, None)
         if attempt is not None:
             self._backend.note_end(attempt.place)
-            self._count_ended()
             self._free.append(attempt.place)
 
     def _should_stop(self, attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -288,6 +399,15 @@ def tell_of_paused(backend: Backend, queues: Sequence[str], worker: str) -> None
     left = {queue: count for queue, count in backend.paused().items() if count and queue in queues}
     if left:
         log.warning("burst_left_paused", worker=worker, queues=left)
+
+
+def _all_of(some: deque[Element]) -> list[Element]:
+    """Take everything out, each element at once: another thread may do the same."""
+    taken = []
+    with contextlib.suppress(IndexError):
+        while True:
+            taken.append(some.popleft())
+    return taken
 
 
 def _log_lost(lost: Taken) -> None:

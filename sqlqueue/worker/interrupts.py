@@ -25,6 +25,8 @@ import time
 import types
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from sqlqueue.stopping import handle
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Generator
@@ -267,7 +269,7 @@ _in_main_thread: ThreadInterrupt | None = None
 
 def listen() -> None:
     """Take the signal by which a task in the main thread is reached. In the main thread."""
-    signal.signal(_NUMBER, _on_signal)
+    handle(_NUMBER, _on_signal)
 
 
 def _on_signal(_: int, frame: types.FrameType | None) -> None:

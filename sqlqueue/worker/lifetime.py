@@ -26,6 +26,10 @@ class Lifetime:
         self._max_jobs = max_jobs
         self._max_memory_bytes = max_memory_bytes
 
+    def jobs_left(self, jobs_ended: int) -> int | None:
+        """Return how many more jobs a child may run that has ended so many; None for any number."""
+        return max(self._max_jobs - jobs_ended, 0) if self._max_jobs else None
+
     def reason_to_end(self, jobs_ended: int) -> str | None:
         """Return why a child that has run so many jobs should end now, None if it should not.
 

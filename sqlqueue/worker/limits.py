@@ -6,7 +6,8 @@ SoftTimeLimitExceeded, and where other jobs share the process TimeLimitExceeded 
 need not die with it; and once a second it asks whether an operator wants one of them to stop.
 
 The thread is started by the first attempt, and sleeps without end while there is none. A stream of
-short jobs wakes it once or twice a second, whatever their number.
+short jobs wakes it twenty times a second, whatever their number: to see whether some wait behind one
+that is not short.
 """
 
 from __future__ import annotations
@@ -38,14 +39,18 @@ class Limits:
         *,
         raises_hard: bool,
         should_stop: Callable[[Sequence[Attempt]], Sequence[Attempt]],
+        hand_back: Callable[[], float | None] = lambda: None,
     ) -> None:
         """Prepare; the thread starts with the first attempt.
 
         `raises_hard` says that the time limit, too, is raised here. `should_stop` returns which of the
-        attempts are not to go on; it must not raise, and is called from the thread.
+        attempts are not to go on. `hand_back` does what is due for jobs that wait behind the running
+        one, and returns when to call it again on the monotonic clock, None for not before `look_by`.
+        Both are called from the thread, and must not raise.
         """
         self._raises_hard = raises_hard
         self._should_stop = should_stop
+        self._hand_back = hand_back
         self._asked_at_s = time.monotonic()
         self._watched: dict[int, Attempt] = {}
         self._is_sooner = threading.Event()
@@ -62,6 +67,11 @@ class Limits:
         elif self._next_s(attempt) < self._looks_at_s:
             self._is_sooner.set()
 
+    def look_by(self, at_s: float) -> None:
+        """Have a look at this time on the monotonic clock, or before."""
+        if at_s < self._looks_at_s:
+            self._is_sooner.set()
+
     def forget(self, attempt: Attempt) -> None:
         """Watch it no longer: it has ended."""
         self._watched.pop(attempt.place, None)
@@ -75,8 +85,8 @@ class Limits:
 
     def _run(self) -> None:
         while not self._is_stopping:
-            # In this order an attempt that comes in between is never overlooked: it finds either a
-            # later look than its own, and says so, or it is in the list.
+            # In this order what comes in between is never overlooked: it finds either a later look
+            # than its own, and says so, or it is seen.
             self._is_sooner.clear()
             self._looks_at_s = float("inf")
             attempts = list(self._watched.values())
@@ -84,7 +94,11 @@ class Limits:
                 self._look_at(attempt)
             if attempts:
                 self._ask(attempts)
-                self._looks_at_s = min(map(self._next_s, attempts))
+            hands_back_at_s = self._hand_back()
+            looks = [] if hands_back_at_s is None else [hands_back_at_s]
+            looks += map(self._next_s, attempts)
+            if looks:
+                self._looks_at_s = min(looks)
                 self._is_sooner.wait(max(self._looks_at_s - time.monotonic(), 0.0))
             else:
                 self._is_sooner.wait()

@@ -157,6 +157,51 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
             "tests/sqlqueue/test_consumer.py::test_a_start_is_noted_before_user_code_and_forgotten_after_the_settlement",
         ),
     ),
+    # -- ends that are noted before they are settled ---------------------------------------------------
+    Mutant(
+        "the next job of a batch starts before the end of the one before is noted",
+        "sqlqueue_transport/consumers.py",
+        "        presence.write_ended(slot, number, ended)\n",
+        "",
+        (
+            "tests/sqlqueue/test_batches.py::test_a_kill_runs_nothing_again_that_had_ended_and_counts_only_what_ran",
+        ),
+    ),
+    Mutant(
+        "the end of an earlier delivery counts for a later one",
+        LOSSES,
+        "    known = {(one.message_id, one.delivery): one for one in ended}\n",
+        "    known = {(one.message_id, 2): one for one in ended}\n",
+        (
+            f"{TRANSPORT}/test_consumers.py::test_the_end_of_an_older_delivery_says_nothing_of_a_newer_one",
+        ),
+    ),
+    Mutant(
+        "a new owner of a slot inherits what another had ended",
+        "sqlqueue_transport/presence.py",
+        "        self._clear_ended(slot)\n        self._memory[_USED_AT + slot] = 1\n",
+        "        self._memory[_USED_AT + slot] = 1\n",
+        (f"{TRANSPORT}/test_presence.py::test_a_new_owner_of_a_slot_inherits_no_ends",),
+    ),
+    Mutant(
+        "what cannot be noted waits until the end of its batch",
+        "sqlqueue/worker/consumer.py",
+        "            if self._has_to_settle and self._waiting and self._largest_batch:\n",
+        "            if False:\n",
+        (
+            "tests/sqlqueue/test_batches.py::test_a_failure_in_a_batch_is_written_down_before_the_next_job_starts",
+            "tests/sqlqueue/test_batches.py::test_what_cannot_be_noted_is_settled_before_the_next_job_starts",
+        ),
+    ),
+    Mutant(
+        "what waits behind a long job is never handed back",
+        "sqlqueue/worker/consumer.py",
+        "        if not self._largest_batch or not (self._waiting or self._unsettled):\n            return None\n",
+        "        return None\n",
+        (
+            "tests/sqlqueue/test_batches.py::test_nothing_waits_behind_a_long_job_and_what_has_ended_shows",
+        ),
+    ),
     Mutant(
         "jobs never run out of attempts",
         LOSSES,

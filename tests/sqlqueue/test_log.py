@@ -15,11 +15,12 @@ import structlog
 from freezegun import freeze_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.contextvars import bound_contextvars
 
 import sqlqueue
 from sqlqueue import log
 from sqlqueue.errors import ConfigError
-from sqlqueue.log import EVENTS, bound_job, configure, get_logger, reopen
+from sqlqueue.log import EVENTS, configure, get_logger, reopen
 from sqlqueue.text import escaped, quoted
 
 LOG = get_logger("sqlqueue.test")
@@ -97,7 +98,7 @@ def test_times_end_in_z(stderr):
 
 def test_events_within_a_job_name_the_job_and_events_after_it_do_not(stderr):
     configure()
-    with bound_job(job_id="1", task="a.b", queue="q", attempt=2, max_attempts=5):
+    with bound_contextvars(job_id="1", task="a.b", queue="q", attempt=2, max_attempts=5):
         LOG.info("job_started")
         LOG.info("job_done", attempt=3)
     LOG.info("worker_stopped")
@@ -113,7 +114,7 @@ def test_two_threads_do_not_mix_their_jobs(stderr):
     both_are_in = threading.Barrier(2, timeout=10)
 
     def run(number):
-        with bound_job(job_id=number, task="a.b", queue="q", attempt=1):
+        with bound_contextvars(job_id=number, task="a.b", queue="q", attempt=1):
             both_are_in.wait()
             LOG.info("job_done", expected=number)
 
@@ -129,7 +130,7 @@ def test_two_threads_do_not_mix_their_jobs(stderr):
 
 def test_a_console_shows_the_attempt_as_two_of_five(stderr):
     configure(format="console")
-    with bound_job(job_id="1", task="a.b", queue="q", attempt=2, max_attempts=5):
+    with bound_contextvars(job_id="1", task="a.b", queue="q", attempt=2, max_attempts=5):
         LOG.info("job_started")
     assert "attempt=2/5" in stderr.getvalue()
     assert "max_attempts" not in stderr.getvalue()
@@ -166,7 +167,7 @@ def test_an_exception_is_told_with_its_traceback(stderr, form):
 
 def test_the_applications_own_structlog_loggers_write_here_too(stderr):
     configure()
-    with bound_job(job_id="1", task="a.b", queue="q", attempt=1):
+    with bound_contextvars(job_id="1", task="a.b", queue="q", attempt=1):
         structlog.get_logger().info("mine", evil=FORGED)
         structlog.get_logger().debug("too quiet")
     (line,) = lines(stderr)
@@ -220,7 +221,7 @@ def raised(message):
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_text_of_strangers_can_neither_forge_a_line_nor_move_the_cursor(stderr, form):
     configure(format=form)
-    with bound_job(job_id=FORGED, task=FORGED, queue=FORGED, attempt=1):
+    with bound_contextvars(job_id=FORGED, task=FORGED, queue=FORGED, attempt=1):
         LOG.info(
             FORGED,
             value=FORGED,
@@ -525,10 +526,10 @@ def test_a_process_with_nothing_to_tell_never_imports_structlog(tmp_path):
         from pathlib import Path
         import sqlqueue.log as log
         log.configure("warning", file=Path(sys.argv[1]))
-        with log.bound_job(job_id="1", task="a.b", queue="q", attempt=1):
-            log.get_logger("x").info("job_done")
-            assert "structlog" not in sys.modules
-            log.get_logger("x").warning("job_done")
+        log.bind_job({"job_id": "1", "attempt": 1})
+        log.get_logger("x").info("job_done")
+        assert "structlog" not in sys.modules
+        log.get_logger("x").warning("job_done")
         assert "structlog" in sys.modules and "rich" not in sys.modules
         """
     file = tmp_path / "log"
@@ -539,14 +540,17 @@ def test_a_process_with_nothing_to_tell_never_imports_structlog(tmp_path):
 
 def test_a_task_that_imports_structlog_writes_here_with_its_job_and_leaves_none_behind(tmp_path):
     program = """if True:
-        import sys
+        import contextvars, sys
         from pathlib import Path
         import sqlqueue.log as log
         log.configure("warning", file=Path(sys.argv[1]))
-        with log.bound_job(job_id="1", task="a.b", queue="q", attempt=1):
+        def job():
+            log.bind_job({"job_id": "1", "attempt": 1})
             import structlog
             structlog.get_logger().warning("theirs")
             assert structlog.contextvars.get_contextvars()["job_id"] == "1"
+        contextvars.copy_context().run(job)
+        import structlog
         structlog.get_logger().warning("none")
         structlog.get_logger().info("too low")
         log.configure("info", file=Path(sys.argv[1]))

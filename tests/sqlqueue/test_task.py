@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import contextvars
 import dataclasses
 
 import pytest
 
 from sqlqueue import Reject, Request, Retry
-from sqlqueue.task import running_as
+from sqlqueue.task import run_as
 from sqlqueue.worker.solo import run_solo
 
 REQUEST = Request("job-1", "t", 2, 5, "mail", 7, "w/1")
@@ -52,12 +52,27 @@ def test_outside_a_worker_the_request_is_a_stand_in(app):
     assert bound() == Request("local", "bound", 1, 1, "", 0, "local")
 
 
-def test_the_request_ends_with_the_job_also_when_it_fails(app):
+def test_the_request_ends_with_the_context_of_its_job(app):
     task = app.task(name="t")(lambda: None)
-    with contextlib.suppress(ZeroDivisionError), running_as(REQUEST):
-        assert task.request is REQUEST
-        1 / 0  # noqa: B018
+
+    def run():
+        run_as(REQUEST)
+        return task.request
+
+    assert contextvars.copy_context().run(run) is REQUEST
     assert task.request.id == "local"
+
+
+def test_the_request_ends_with_the_job_also_when_it_fails(app):
+    @app.task(name="fail", bind=True, max_attempts=1)
+    def fail(self):
+        seen.append(self.request.id)
+        1 / 0  # noqa: B018
+
+    seen = []
+    result = fail.delay()
+    work(app)
+    assert (seen, fail.request.id) == ([result.id], "local")
 
 
 def test_a_task_that_calls_another_as_a_function_stays_in_its_own_job(app):

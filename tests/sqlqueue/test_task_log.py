@@ -8,9 +8,9 @@ import logging
 import threading
 
 import pytest
+from structlog.contextvars import bound_contextvars
 
 from sqlqueue import JobFields, get_task_logger
-from sqlqueue.log import bound_job
 from sqlqueue.worker.solo import run_solo
 from tests.support import finish, run_python
 
@@ -35,7 +35,7 @@ def test_outside_of_a_worker_it_is_the_loggers_own_of_that_name(caplog):
 
 def test_in_a_worker_its_lines_carry_the_job_and_stand_in_the_workers_log(events):
     logger = get_task_logger("shop.tasks")
-    with bound_job(**JOB):
+    with bound_contextvars(**JOB):
         logger.info("sent %d mails", 3, extra={"customer": 7, "event": "forged"})
     logger.warning("no job")
     first, second = events()
@@ -51,7 +51,7 @@ def test_in_a_worker_its_lines_carry_the_job_and_stand_in_the_workers_log(events
 
 
 def test_extra_fields_cannot_pretend_another_job(events):
-    with bound_job(**JOB):
+    with bound_contextvars(**JOB):
         get_task_logger("x").info("a", extra={"job_id": "other", "queue": "other", "level": "q"})
     (line,) = events()
     assert (line["job_id"], line["queue"], line["level"]) == ("j1", "q", "info")
@@ -149,7 +149,7 @@ def test_the_filter_gives_other_handlers_the_job():
     logger = logging.getLogger("of.the.users.own")
     logger.addHandler(handler)
     try:
-        with bound_job(**{**JOB, "task": HOSTILE}):
+        with bound_contextvars(**{**JOB, "task": HOSTILE}):
             logger.warning("in")
         logger.warning("out")
     finally:
@@ -164,7 +164,7 @@ def test_two_jobs_in_one_process_do_not_mix(events):
     meet = threading.Barrier(2, timeout=30)
 
     def job(name):
-        with bound_job(**{**JOB, "job_id": name}):
+        with bound_contextvars(**{**JOB, "job_id": name}):
             meet.wait()
             logger.info(name)
 

@@ -19,7 +19,8 @@ from sqlqueue_transport import (
     WorkerSwept,
     consumers,
 )
-from sqlqueue_transport.presence import Note, PresenceFile, Standing
+from sqlqueue_transport.lifecycle import Event, State
+from sqlqueue_transport.presence import Ended, Note, PresenceFile, Standing
 from tests.support import (
     FakeClock,
     finish,
@@ -267,6 +268,89 @@ def test_what_is_given_back_wakes_a_sleeper(store, path):
     kill(victim)
     store.consumers.sweep()
     assert read_line(sleeper) == "True"
+
+
+# -- what had ended and was not settled ------------------------------------------------------------------
+
+
+def end_first_of(store, count=3):
+    """Claim messages, start and end the first, start the second; return their ids."""
+    ids = publish(store, count)
+    store.consumers.register(name="w", kind="child")
+    first, second, *_ = claim(store, count)
+    store.consumers.note_start(0, first.message_id, first.delivery, 0)
+    store.consumers.note_ended(0, 0, Ended(first.message_id, first.delivery, '"x"'))
+    store.consumers.note_start(0, second.message_id, second.delivery, 0)
+    return ids
+
+
+def result_of(store, message_id):
+    return store.database.read(
+        lambda c: c.execute("SELECT result FROM message WHERE id = ?", (message_id,)).fetchone()[0]
+    )
+
+
+def test_whoever_sweeps_settles_what_a_dead_process_had_ended(frozen):
+    ids = end_first_of(frozen)
+    vanish(frozen)
+    lost = frozen.consumers.sweep()
+    assert [(one.message_id, one.counted) for one in lost] == [(ids[1], True), (ids[2], False)]
+    assert [look(frozen, message_id) for message_id in ids] == [
+        ("done", 1, 0),
+        ("failed", 1, 0),
+        ("pending", 0, 0),
+    ]
+    assert result_of(frozen, ids[0]) == '"x"'
+    assert attempts(frozen, ids[0]) == []
+
+
+@pytest.mark.parametrize("count", [True, False])
+def test_a_supervisor_settles_what_its_child_had_ended(frozen, count):
+    ids = end_first_of(frozen)
+    lost = frozen.consumers.end_worker(frozen.consumers.worker_id, count=count)
+    assert [(one.message_id, one.counted) for one in lost] == [(ids[1], count), (ids[2], False)]
+    assert (look(frozen, ids[0]), result_of(frozen, ids[0])) == (("done", 1, 0), '"x"')
+
+
+def test_a_process_that_leaves_settles_what_it_had_ended(frozen):
+    ids = end_first_of(frozen)
+    assert [one.message_id for one in frozen.consumers.leave()] == ids[1:]
+    assert (look(frozen, ids[0]), result_of(frozen, ids[0])) == (("done", 1, 0), '"x"')
+
+
+def test_what_had_ended_is_done_also_when_its_lease_is_over(frozen, clock):
+    ids = end_first_of(frozen)
+    clock.advance(61)
+    lost = frozen.consumers.sweep()
+    assert [one.message_id for one in lost] == ids[1:]
+    assert (look(frozen, ids[0]), result_of(frozen, ids[0])) == (("done", 1, 0), '"x"')
+
+
+def test_the_end_of_an_older_delivery_says_nothing_of_a_newer_one(frozen):
+    (message_id, *_) = end_first_of(frozen)
+    frozen.settle([Settlement(message_id, 1, Outcome.release())])
+    (again,) = claim(frozen)
+    assert (again.message_id, again.delivery) == (message_id, 2)
+    vanish(frozen)
+    frozen.consumers.sweep()
+    assert look(frozen, message_id) == ("pending", 0, 0)
+
+
+def test_what_an_operator_asked_to_stop_and_ended_well_is_done(frozen):
+    (message_id, *_) = end_first_of(frozen)
+    frozen.acting.act(Event.TERMINATE, [(message_id, State.PROCESSING)], actor="test")
+    vanish(frozen)
+    frozen.consumers.sweep()
+    assert look(frozen, message_id) == ("done", 1, 0)
+
+
+def test_an_end_outlives_the_notes_of_what_was_started(frozen):
+    """A process that cannot settle any more takes those back; what has ended stays ended."""
+    ids = end_first_of(frozen)
+    frozen.consumers.forget_starts()
+    vanish(frozen)
+    assert [one.counted for one in frozen.consumers.sweep()] == [False, False]
+    assert [look(frozen, message_id)[0] for message_id in ids] == ["done", "pending", "pending"]
 
 
 # -- counting ---------------------------------------------------------------------------------------------

@@ -695,7 +695,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing_that_was_acknowledged(pa
 @pytest.fixture
 def disk_of_3_mb(tmp_path):
     """Give a file system of 3 MB."""
-    with small_disk(tmp_path / "small", megabytes=3) as directory:
+    with small_disk(tmp_path / "small", megabytes=4) as directory:
         yield directory
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqlqueue_transport import CannotOpen, presence
-from sqlqueue_transport.presence import NOTES, SLOTS, Note, PresenceFile, Standing
+from sqlqueue_transport.presence import NOTES, SLOTS, Ended, Note, PresenceFile, Standing
 from tests.support import finish, kill, open_names, read_line, run_python, say
 
 
@@ -478,3 +478,101 @@ def test_the_layout_leaves_no_two_things_on_the_same_bytes():
     assert presence._SLEEPING_AT + SLOTS <= presence._USED_AT
     assert presence._USED_AT + SLOTS <= presence._ENTRIES_AT
     assert struct.calcsize("<QQQQqQQ") == presence._ENTRY.size
+
+
+# --- what has ended and is not settled -----------------------------------------------------------
+
+ENDED = st.builds(
+    Ended,
+    NUMBERS,
+    st.integers(1, 2**32 - 1),
+    st.one_of(st.none(), st.text(max_size=presence.LONGEST_NOTED_RESULT_BYTES // 4)),
+)
+
+
+def raw_end(file, slot, place):
+    at = presence._ended_note_at(slot, place)
+    return slice(at, at + presence._ENDED_NOTE_SIZE)
+
+
+def forget_ends(file, slot):
+    file.clear_entry(slot)
+    assert file.ended(slot) == []
+
+
+@given(ended=ENDED, place=st.integers(0, 3 * presence.ENDED_NOTES))
+def test_an_end_reads_as_it_was_written(notebook, ended, place):
+    forget_ends(notebook, 5)
+    notebook.write_ended(5, place, ended)
+    assert notebook.ended(5) == [ended]
+
+
+@settings(max_examples=300)
+@given(
+    ended=ENDED,
+    at=st.integers(0, presence._ENDED_NOTE.size - 1),
+    flip=st.integers(1, 255),
+)
+def test_an_end_with_any_byte_of_its_head_changed_reads_as_none(notebook, ended, at, flip):
+    forget_ends(notebook, 6)
+    notebook.write_ended(6, 0, ended)
+    where = raw_end(notebook, 6, 0)
+    torn = bytearray(notebook._memory[where])
+    torn[at] ^= flip
+    notebook._memory[where] = bytes(torn)
+    assert notebook.ended(6) == []
+
+
+@settings(max_examples=300)
+@given(old=ENDED, new=ENDED, cut=st.integers(0, presence._ENDED_NOTE_SIZE))
+def test_an_end_torn_at_any_byte_reads_as_the_old_one_the_new_one_or_none(notebook, old, new, cut):
+    where = raw_end(notebook, 7, 0)
+    forget_ends(notebook, 7)
+    notebook.write_ended(7, 0, new)
+    whole = bytes(notebook._memory[where])
+    forget_ends(notebook, 7)
+    notebook.write_ended(7, 0, old)
+    before = bytes(notebook._memory[where])
+    notebook._memory[where] = whole[:cut] + before[cut:]
+    assert notebook.ended(7) in ([], [old], [new])
+
+
+def test_the_newest_ends_stand_and_no_two_slots_share_a_place(notebook):
+    for slot in (8, 9):
+        for number in range(presence.ENDED_NOTES + 3):
+            notebook.write_ended(slot, number, Ended(slot * 100 + number + 1, 1))
+    for slot in (8, 9):
+        expected = {slot * 100 + number + 1 for number in range(3, presence.ENDED_NOTES + 3)}
+        assert {one.message_id for one in notebook.ended(slot)} == expected
+        forget_ends(notebook, slot)
+
+
+def test_a_new_owner_of_a_slot_inherits_no_ends(notebook):
+    """The database may be an older copy of itself by then, in which the same ids are yet to come."""
+    notebook.write_ended(10, 0, Ended(7, 1, "1"))
+    notebook.write_entry(10, worker_id=3, pid=1, heartbeat_ms=0, parent_id=0)
+    assert notebook.ended(10) == []
+    forget_ends(notebook, 10)
+
+
+def test_a_result_that_does_not_fit_is_refused_and_nothing_is_written(notebook):
+    with pytest.raises(ValueError, match="does not fit"):
+        notebook.write_ended(11, 0, Ended(7, 1, "x" * (presence.LONGEST_NOTED_RESULT_BYTES + 1)))
+    assert notebook.ended(11) == []
+    notebook.write_ended(11, 0, Ended(7, 1, "x" * presence.LONGEST_NOTED_RESULT_BYTES))
+    assert len(notebook.ended(11)) == 1
+    forget_ends(notebook, 11)
+
+
+def test_an_older_files_places_for_ends_are_added(tmp_path):
+    file = PresenceFile.create(tmp_path / "presence")
+    file.join()
+    file.part()
+    with (tmp_path / "presence").open("r+b") as older:
+        older.truncate(presence._ENDED_NOTES_AT)
+    again = PresenceFile.attach(tmp_path / "presence")
+    again.join()
+    assert again.identity == file.identity
+    assert again.ended(presence.SLOTS - 1) == []
+    again.write_ended(presence.SLOTS - 1, 0, Ended(1, 1))
+    again.part()

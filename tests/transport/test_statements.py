@@ -41,6 +41,7 @@ CHANGES_STATE = {
     "statements.RETURN": Event.RELEASE,
     "statements.ABORT": Event.ABORT,
     # What a sweeper does for somebody else is the same step.
+    "statements.COMPLETE_FOR_ANOTHER": Event.COMPLETE,
     "statements.LOSE_TO_RETRY": Event.RETRY,
     "statements.LOSE_TO_DEAD": Event.EXHAUST,
     "statements.LOSE_UNCOUNTED": Event.RELEASE,

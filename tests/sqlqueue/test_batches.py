@@ -1,0 +1,271 @@
+"""Short jobs that a consumer claims, runs and settles together: cheaper, and nothing else changes."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+
+import pytest
+
+from sqlqueue.backend import open_backend
+from sqlqueue.worker.consumer import Consumer
+from sqlqueue_transport.reading import JobFilter
+from tests.support import finish, run_python, wait_until
+
+# So many short jobs, and a consumer is sure that they are short.
+WARMING = 40
+
+
+def consumer_of(app, backend, **options):
+    def register():
+        return backend.register(name="w", kind="worker", queues=app.queues, slots=1)
+
+    register()
+    return Consumer(app, backend, queues=app.queues, name="w", register=register, **options)
+
+
+def rows(app):
+    return app.backend.jobs(JobFilter(), limit=500)[::-1]
+
+
+@pytest.fixture
+def in_thread():
+    """Run a burst in a thread with a connection of its own; all are waited for in the end."""
+    running = []
+
+    def start(app, **options):
+        backend = open_backend(app.conf)
+        consumer = consumer_of(app, backend, **{"burst": True, **options})
+
+        def work():
+            with contextlib.closing(backend):
+                consumer.run()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        running.append((consumer, thread))
+        return consumer, thread
+
+    yield start
+    for consumer, thread in running:
+        consumer.stop()
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def noop(app):
+    return app.task(name="noop")(lambda: None)
+
+
+def test_short_jobs_share_transactions(app, noop):
+    database = app.backend.store.database
+    for _ in range(200):
+        noop.delay()
+    before = database.write_transactions
+    consumer_of(app, app.backend, burst=True).run()
+    assert {row.state.value for row in rows(app)} == {"done"}
+    # Fifteen or so until it is sure, then sixteen at once.
+    assert database.write_transactions - before < 60
+
+
+def test_one_at_a_time_where_that_is_wished(make_app):
+    app = make_app(worker_prefetch_multiplier=1)
+    noop = app.task(name="noop")(lambda: None)
+    database = app.backend.store.database
+    for _ in range(WARMING):
+        noop.delay()
+    before = database.write_transactions
+    consumer_of(app, app.backend, burst=True).run()
+    assert database.write_transactions - before >= WARMING
+
+
+def test_jobs_of_a_batch_run_in_their_order_and_keep_their_results(app):
+    ran = []
+
+    @app.task(name="echo")
+    def echo(value):
+        ran.append(value)
+        return value
+
+    values = [*range(WARMING), "a", "ä" * 20, None, {"k": [1]}, "x" * 500, *range(100, 130)]
+    results = [echo.delay(value) for value in values]
+    consumer_of(app, app.backend, burst=True).run()
+    assert ran == values
+    assert [result.get(timeout=0) for result in results] == values
+    assert {row.attempts for row in rows(app)} == {1}
+
+
+# Forty short jobs, so that what follows is claimed together; then this process dies in the last
+# but two.
+DYING = """
+    import os, signal, sys
+    from sqlqueue import SqlQueue
+    from sqlqueue.worker.consumer import Consumer
+
+    app = SqlQueue("test", broker_url="sqlqueue:///queue.db")
+
+    @app.task(name="note")
+    def note(number):
+        with open("ran.txt", "a") as file:
+            file.write(f"{number}\\n")
+        return number
+
+    @app.task(name="die")
+    def die():
+        note(-1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def register():
+        return app.backend.register(name="w", kind="child", queues=app.queues, slots=1)
+
+    if sys.argv[1] == "publish":
+        for number in range(53):
+            note.delay(number)
+        die.delay()
+        for number in range(60, 62):
+            note.delay(number)
+    else:
+        register()
+        Consumer(
+            app, app.backend, queues=app.queues, name="w", register=register, burst=True
+        ).run()
+"""
+
+
+def test_a_kill_runs_nothing_again_that_had_ended_and_counts_only_what_ran(app, here):
+    """The batch is settled as far as it got, by whoever finds the process dead."""
+    finish(run_python(DYING, "publish", cwd=here))
+    process = run_python(DYING, "work", cwd=here)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    before = {row.message_id: row for row in rows(app)}
+    # Or this test would show nothing: some had ended, and only the notes say so.
+    ran = (here / "ran.txt").read_text().split()
+    assert sum(row.state.value == "done" for row in before.values()) < len(ran) - 1
+    claimed = [row for row in before.values() if row.state.value == "processing"]
+    assert len(claimed) > 3
+
+    lost = app.backend.store.consumers.sweep()
+
+    after = rows(app)
+    assert [(one.task, one.counted) for one in lost] == [
+        ("die", True),
+        ("note", False),
+        ("note", False),
+    ]
+    assert [row.state.value for row in after] == [*["done"] * 53, "failed", "pending", "pending"]
+    assert [row.attempts for row in after] == [*[1] * 54, 0, 0]
+    results = [app.backend.job(row.message_id).result for row in after[:53]]
+    assert results == [str(number) for number in range(53)]
+    assert ran == [*map(str, range(53)), "-1"]
+
+
+def test_a_failure_in_a_batch_is_written_down_before_the_next_job_starts(app, noop):
+    seen = []
+
+    @app.task(name="fail", max_attempts=1)
+    def fail():
+        raise ValueError("no")
+
+    @app.task(name="look")
+    def look(message_id):
+        seen.append(app.backend.job(message_id).row.state.value)
+
+    for _ in range(WARMING):
+        noop.delay()
+    fail.delay()
+    look.delay(WARMING + 1)
+    consumer_of(app, app.backend, burst=True).run()
+    assert seen == ["permanently_failed"]
+
+
+@pytest.mark.parametrize("case", ["long", "sensitive"])
+def test_what_cannot_be_noted_is_settled_before_the_next_job_starts(app, noop, case):
+    seen = []
+    speak = app.task(name="speak", sensitive=case == "sensitive")(
+        lambda: "x" * (1 if case == "sensitive" else 100)
+    )
+
+    @app.task(name="look")
+    def look(message_id):
+        seen.append(app.backend.job(message_id).row.state.value)
+
+    for _ in range(WARMING):
+        noop.delay()
+    speak.delay()
+    look.delay(WARMING + 1)
+    consumer_of(app, app.backend, burst=True).run()
+    assert seen == ["done"]
+
+
+def test_nothing_waits_behind_a_long_job_and_what_has_ended_shows(app, noop, in_thread):
+    """Whatever was claimed with it is handed back, uncounted, for a sibling that idles."""
+    goes_on = threading.Event()
+    held = app.task(name="held")(lambda: goes_on.wait(60) and None)
+    for _ in range(WARMING + 3):
+        noop.delay()
+    held.delay()
+    for _ in range(5):
+        noop.delay()
+    _, thread = in_thread(app)
+    try:
+        wait_until(
+            lambda: (
+                [row.state.value for row in rows(app)]
+                == [*["done"] * (WARMING + 3), "processing", *["pending"] * 5]
+            ),
+            what="the rest handed back",
+        )
+        assert [row.attempts for row in rows(app)[-5:]] == [0] * 5
+        in_thread(app)  # the sibling
+        wait_until(
+            lambda: [row.state.value for row in rows(app)][-5:] == ["done"] * 5,
+            what="the sibling's jobs",
+        )
+    finally:
+        goes_on.set()
+    thread.join(timeout=30)
+    assert {row.state.value for row in rows(app)} == {"done"}
+    assert {row.attempts for row in rows(app)} == {1}
+
+
+def test_a_stop_in_a_batch_releases_the_rest_uncounted(app, noop):
+    for _ in range(WARMING):
+        noop.delay()
+
+    @app.task(name="stop")
+    def stop():
+        consumer.stop()
+
+    stop.delay()
+    for _ in range(3):
+        noop.delay()
+    consumer = consumer_of(app, app.backend, burst=True)
+    consumer.run()
+    assert [row.state.value for row in rows(app)] == [*["done"] * (WARMING + 1), *["pending"] * 3]
+    assert [row.attempts for row in rows(app)][-3:] == [0, 0, 0]
+
+
+def test_no_more_is_claimed_than_may_be_run(app, noop):
+    for _ in range(WARMING + 5):
+        noop.delay()
+    consumer_of(app, app.backend, max_jobs=WARMING + 2).run()
+    states = [row.state.value for row in rows(app)]
+    assert states == [*["done"] * (WARMING + 2), *["pending"] * 3]
+    assert [row.delivery for row in rows(app)][-3:] == [0, 0, 0]
+
+
+def test_jobs_that_are_not_short_are_claimed_one_at_a_time(app):
+    waiting = []
+
+    @app.task(name="slow")
+    def slow():
+        time.sleep(0.012)
+        waiting.append([row.state.value for row in rows(app)].count("pending"))
+
+    for _ in range(6):
+        slow.delay()
+    consumer_of(app, app.backend, burst=True).run()
+    assert waiting == [5, 4, 3, 2, 1, 0]
