@@ -126,12 +126,12 @@ def prepare(app: SqlQueue, taken: Taken, *, worker: str) -> Prepared | Outcome:
         task = app.find_task(call.task)
     except (UndecodableMessage, UnknownTask) as error:
         return Outcome.dead(fault_of(error), cause="rejected")
+    options, conf = task.options, app.conf
     policy = app.policy_of(task)
     most = policy.most_attempts if taken.max_attempts is None else taken.max_attempts
     if 0 < most <= taken.attempts:
         # Another worker's application allowed more attempts than ours does.
         return Outcome.dead(Fault("AttemptsExhausted", f"it has had its {most}"), cause="rejected")
-    options, conf = task.options, app.conf
     return Prepared(
         task=task,
         args=call.args,

@@ -86,6 +86,7 @@ class RetryPolicy:
     policies: Mapping[type[BaseException], Backoff | None] = field(default_factory=dict)
     # The largest number of attempts that any policy allows; 0 is no limit. Every attempt asks.
     most_attempts: int = field(init=False, repr=False, compare=False)
+    _own_backoff: Backoff = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what could only fail later, in a worker."""
@@ -106,6 +107,8 @@ class RetryPolicy:
         own = [each.max_attempts for each in self.policies.values() if each is not None]
         numbers = [self.max_attempts, *(number for number in own if number is not None)]
         object.__setattr__(self, "most_attempts", 0 if 0 in numbers else max(numbers))
+        own_backoff = Backoff(self.backoff_s, self.backoff_max_s, self.jitter)
+        object.__setattr__(self, "_own_backoff", own_backoff)
 
     def retry_in_s(
         self, error: BaseException, attempt: int, most: int, random: Random
@@ -157,10 +160,6 @@ class RetryPolicy:
                 return self.policies[kind]
         is_other = not isinstance(error, Exception) and Exception in self.retry_for
         return self._own_backoff if is_other or isinstance(error, self.retry_for) else None
-
-    @property
-    def _own_backoff(self) -> Backoff:
-        return Backoff(self.backoff_s, self.backoff_max_s, self.jitter)
 
 
 def _refuse_no_count(value: object) -> None:

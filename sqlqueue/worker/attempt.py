@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue import execute
 from sqlqueue.errors import JobCancelled
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Attempt"]
 
 log = get_logger(__name__)
+
+_NEVER_S: Final = float("inf")
 
 
 class Attempt:
@@ -67,7 +69,7 @@ class Attempt:
         self._was_asked_to_stop = False
         self._thread_interrupt = ThreadInterrupt()
         self.interrupt: Interrupt = self._thread_interrupt
-        self.soft_at_s = self.hard_at_s = float("inf")
+        self.soft_at_s = self.hard_at_s = _NEVER_S
         if not isinstance(prepared, Outcome):
             prepared.request.stop.raise_pending = self._thread_interrupt.raise_pending
             now_s = time.monotonic()

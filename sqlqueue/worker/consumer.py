@@ -132,7 +132,9 @@ class Consumer:
             if self._runner.places == 1
             else 0
         )
+        self._has_batches = False  # since the limits' thread looked
         self._typical_s = BATCH_S
+        self._lease_s = app.conf.visibility_timeout
         self._began_s = 0.0  # of the newest start
         self._stopping = False
         self._is_swept = False
@@ -231,7 +233,8 @@ class Consumer:
 
     def _run_waiting(self) -> None:
         """Start what was claimed, one after the other where the runner runs one at a time."""
-        if self._largest_batch and len(self._waiting) > 1:
+        if self._largest_batch and len(self._waiting) > 1 and not self._has_batches:
+            self._has_batches = True
             self._limits.look_by(time.monotonic() + PATIENCE_S)
         while True:
             try:
@@ -251,7 +254,7 @@ class Consumer:
         another's by now. The release is refused then, and told.
         """
         self._began_s = now_s = time.monotonic()
-        if self._stopping or now_s - self._claimed_s >= self._app.conf.visibility_timeout:
+        if self._stopping or now_s - self._claimed_s >= self._lease_s:
             log.info("job_released", **_named(taken))
             self._unsettled.append((taken, Outcome.release()))
             return
@@ -299,11 +302,16 @@ class Consumer:
     def _hand_back(self) -> float | None:
         """Let nothing wait behind a job that takes long. Called from the limits' thread.
 
-        Return when to look again, on the monotonic clock; None while nothing waits.
+        Return when to look again, on the monotonic clock; None when it is called before that anyhow.
         """
-        if not self._largest_batch or not (self._waiting or self._unsettled):
+        if not self._largest_batch:
             return None
         now_s = time.monotonic()
+        if not (self._waiting or self._unsettled):
+            # Between two batches. It comes again by itself as long as there are some: to wake a thread
+            # for each costs more than the batch.
+            had_batches, self._has_batches = self._has_batches, False
+            return now_s + PATIENCE_S if had_batches else None
         if now_s - self._began_s < PATIENCE_S:
             return self._began_s + PATIENCE_S
         with self._settling:
@@ -318,7 +326,7 @@ class Consumer:
             self._forget_settled(settlements, refused)
         for taken in waiting:
             log.info("job_released", **_named(taken))
-        return None
+        return now_s + PATIENCE_S
 
     def _note_without_limit(self, settlements: Sequence[Settled]) -> None:
         """Let no time limit end what has ended by itself, and only waits to be settled."""

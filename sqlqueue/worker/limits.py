@@ -64,7 +64,11 @@ class Limits:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sqlqueue-limits", daemon=True)
             self._thread.start()
-        elif self._next_s(attempt) < self._looks_at_s:
+        elif (
+            self._looks_at_s > attempt.soft_at_s
+            or (self._raises_hard and self._looks_at_s > attempt.hard_at_s)
+            or self._looks_at_s == float("inf")  # or it is less than a second away
+        ):
             self._is_sooner.set()
 
     def look_by(self, at_s: float) -> None:
