@@ -520,6 +520,7 @@ class SqliteBackend:
         self._channel: Any = self._publisher.channel
         self.store: Store = self._channel.store
         self._swept_s = 0.0
+        self._is_woken = False  # and has not claimed since
         # As those above. Bound once, for each job asks for them.
         self.leave = self.store.consumers.leave
         self.note_end = self.store.consumers.note_end
@@ -592,8 +593,12 @@ class SqliteBackend:
         self, queues: Sequence[str], limit: int, settlements: Sequence[tuple[Taken, Outcome]]
     ) -> tuple[list[Taken], list[Taken]]:
         """Settle and claim in one transaction."""
+        is_woken, self._is_woken = self._is_woken, False
         messages, refused_tags = self._channel.claim(
-            queues, limit, settlements=[(taken.tag, outcome) for taken, outcome in settlements]
+            queues,
+            limit,
+            settlements=[(taken.tag, outcome) for taken, outcome in settlements],
+            looks_first=not is_woken,
         )
         refused = [taken for taken, _ in settlements if taken.tag in refused_tags]
         return [_taken(message) for message in messages], refused
@@ -608,7 +613,8 @@ class SqliteBackend:
 
     def wait(self, queues: Sequence[str], timeout_s: float) -> bool:
         """Sleep until a publisher wakes us, something is due, or the safety poll."""
-        return self.store.consumers.sleep(queues, timeout_s, has_work=self.store.has_work)
+        self._is_woken = self.store.consumers.sleep(queues, timeout_s, has_work=self.store.has_work)
+        return self._is_woken
 
     def interrupt(self) -> None:
         """End a `wait`; safe in a signal handler."""

@@ -362,8 +362,9 @@ class Channel(virtual.Channel):
         limit: int = 1,
         *,
         settlements: Sequence[tuple[int, Outcome]] = (),
+        looks_first: bool = True,
     ) -> tuple[list[Delivered], list[int]]:
-        """Settle deliveries and take new ones in one transaction.
+        """Settle deliveries and take new ones in one transaction; `looks_first` as in the store's.
 
         Return the messages, and the tags whose settlement was refused because their lease is
         over. A settled delivery must not be acknowledged again. Raises WorkerSwept, and has then
@@ -376,6 +377,7 @@ class Channel(virtual.Channel):
             lease_s=self.options.visibility_timeout,
             settlements=[_settlement(tag, outcome) for tag, outcome in settlements],
             durable=self.options.sync_settle,
+            looks_first=looks_first,
         )
         messages = [Delivered(delivery, self) for delivery in claim.deliveries]
         with self._unacked_mutex:

@@ -108,10 +108,12 @@ class Database:
         work: Callable[[sqlite3.Connection], Result],
         *,
         durable: bool = False,
+        committed: Callable[[], object] | None = None,
     ) -> Result:
         """Run `work` in one write transaction and return its result.
 
-        With `durable`, the commit is on the disk when this returns. `work` may run again when a
+        With `durable`, the commit is on the disk when this returns. `committed` is called before
+        that, as soon as others see the commit; it must not raise. `work` may run again when a
         foreign connection held SQLite's lock, never after a COMMIT. Raises Busy after the busy
         timeout, DiskFault, SchemaChanged, FileReplaced, ForkedStore. If the process dies midway,
         nothing of the transaction is in the file, or all of it.
@@ -119,6 +121,8 @@ class Database:
         result, commit = self._with_writer(
             lambda connection: self._transaction(connection, work, durable=durable)
         )
+        if committed is not None:
+            committed()
         if durable:
             self._flushing.flush(commit)
         return result

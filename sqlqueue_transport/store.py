@@ -196,9 +196,10 @@ class Store:
 
         self._refuse_when_scarce(messages)
         is_durable = durable and not (messages and all(one.transient for one in messages))
-        answers = self.database.write(work, durable=is_durable)
-        self.wake_for(landed)
-        return answers
+        # They begin while we wait for the disk: see `docs/decisions.md`, "The bell before the flush".
+        return self.database.write(
+            work, durable=is_durable, committed=lambda: self.wake_for(landed)
+        )
 
     def publish_tick(
         self, messages: Sequence[NewMessage], tick: TickOf, *, durable: bool = True
@@ -223,9 +224,7 @@ class Store:
             return answer
 
         self._refuse_when_scarce(messages)
-        answer = self.database.write(work, durable=durable)
-        self.wake_for(landed)
-        return answer
+        return self.database.write(work, durable=durable, committed=lambda: self.wake_for(landed))
 
     def _refuse_when_scarce(self, messages: Sequence[NewMessage]) -> None:
         sizes = [len(one.body) for one in messages if not (one.transient or one.goes_on)]
@@ -301,6 +300,7 @@ class Store:
         durable: bool = False,
         no_ack: bool = False,
         hands_over_expired: bool = False,
+        looks_first: bool = True,
     ) -> Claim:
         """Settle what waits, then take up to `limit` ready messages under a lease.
 
@@ -309,14 +309,15 @@ class Store:
         are done at once. With `hands_over_expired` a job whose `expires` header has passed is
         delivered like any other: Celery's workers end it themselves, with a result and for the
         chord it belongs to; what a queue or a publisher limits by AMQP's own means is ended here
-        all the same. Raises WorkerSwept when this process was taken for dead; the settlements
+        all the same. Who has just been woken need not look first, by a read, whether there is
+        anything: `looks_first` False goes to the writer lock at once. Raises WorkerSwept when this process was taken for dead; the settlements
         are then still applied or refused one by one by a later `settle`. If the process dies
         midway, nothing happened, or all of it; then its claims come back with its presence. With
         no queues or a limit of 0 it is the same as `settle`, also for who was taken for dead.
         """
         if limit <= 0 or not queues:
             return Claim(refused=self.settle(settlements, durable=durable))
-        if not settlements and not self.has_work(queues):
+        if looks_first and not settlements and not self.has_work(queues):
             return Claim()
         claim_once = functools.partial(
             self._claim_once,

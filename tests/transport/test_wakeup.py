@@ -639,3 +639,25 @@ def test_a_bell_is_closed_in_a_child_whoever_held_its_lock_in_the_parent(tmp_pat
         may_go.set()
         thread.join()
         bell.close()
+
+
+def test_a_publisher_rings_before_the_disk_has_its_message(store, path, monkeypatch):
+    """What has slept begins while the publisher still waits for the flush; awake ones always did."""
+    sleeper = Sleeper(store, path, longest_s=3)
+    sleeper.sleep("default")
+    may_flush = threading.Event()
+    real = os.fdatasync
+
+    def fdatasync(descriptor):
+        assert may_flush.wait(20)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    publisher = threading.Thread(target=store.publish, args=([NewMessage(b"x", "default")],))
+    publisher.start()
+    try:
+        assert sleeper.wait()[1]
+        assert publisher.is_alive()
+    finally:
+        may_flush.set()
+        publisher.join()
