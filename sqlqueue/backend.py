@@ -15,7 +15,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-import kombu
+from kombu.connection import Connection
+from kombu.messaging import Producer
 
 from sqlqueue import envelope
 from sqlqueue.errors import NotAvailable
@@ -398,7 +399,7 @@ def open_backend(
     names. A broker that is no file cannot promise that: NotAvailable. Raises the transport's
     `connection_errors`.
     """
-    connection = kombu.Connection(settings.broker_url)
+    connection = Connection(settings.broker_url)
     is_ours = connection.transport_cls == "sqlqueue"
     connection.transport_options = dict(settings.transport_options)
     if is_ours:
@@ -440,11 +441,11 @@ def database_path(broker_url: str) -> Path | None:
 class Publisher:
     """Publish through Kombu's Producer, the same way on every broker."""
 
-    def __init__(self, connection: kombu.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         """Bind to the default channel of a connection."""
         self.channel: Any = connection.default_channel
         # Bound once; declaring or copying entities per call would cost more than the publish.
-        self._producer = kombu.Producer(self.channel, auto_declare=False)
+        self._producer = Producer(self.channel, auto_declare=False)
         self._declared: set[str] = set()
 
     def publish(self, one: Publication) -> None:
@@ -513,7 +514,7 @@ class SqliteBackend:
     prunable = _OfStore(lambda store: store.deleting.prunable)
     prune = _OfStore(lambda store: store.deleting.prune)
 
-    def __init__(self, connection: kombu.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         """Take a connected Kombu connection of our transport."""
         self._connection = connection
         self._publisher = Publisher(connection)

@@ -1,8 +1,8 @@
 """The supervisor: forks children, watches over them, and runs no user code.
 
 It has one thread and imports only our own modules, so a fork is safe, and holds no connection at
-that moment: the first children are forked before the file is opened, so that they import the
-application meanwhile, and for later ones the store's fork hook closes it. It does not hand out jobs: children claim for
+that moment: the first child is forked before the file is opened, so that it imports the application
+meanwhile, and for later ones the store's fork hook closes it. It does not hand out jobs: children claim for
 themselves. What it does, several times a second at most, is to
 
 * replace children that died, and give back what they held (`sweep`),
@@ -182,17 +182,17 @@ class Supervisor:
     # -- the loop ---------------------------------------------------------------------------------
 
     def _fork_first(self) -> None:
-        """Fork the children that import the application while we open the file.
+        """Fork the child that imports the application while we open the file.
 
-        One after the other, and with nothing in between: a page of memory that we write to is no
-        longer shared with those forked before. Nor would it be when the garbage collector walks over
-        it, so what there is by now is kept out of its way.
+        Only one: it has the first job done, while the others begin.
         """
+        # Memory is shared with children until one of us writes to it, which the garbage collector
+        # does where it walks: what there is by now is kept out of its way.
         gc.freeze()
-        self._fill_places()
+        self._fill_places(at_most=1)
 
     def _abandon(self) -> None:
-        """End children that wait for a file which cannot be opened, and hold nothing."""
+        """End the child that waits for a file which cannot be opened; it holds nothing."""
         for child in self._children.values():
             kill_session(child.pid)
             with contextlib.suppress(ChildProcessError):
@@ -206,8 +206,8 @@ class Supervisor:
             queues=self._facts.queues,
             slots=self._settings.worker_concurrency,
         )
-        log_lost(self._consumers.sweep_all())
         self._board.let_go(self._worker_id)
+        log_lost(self._consumers.sweep_all())
         log.info(
             "worker_started",
             worker=self._options.name,
@@ -221,6 +221,7 @@ class Supervisor:
         )
         for child in self._children.values():
             log.info("child_started", worker=child.name, pid=child.pid)
+        self._fill_places()
         # Not at once, when the children need the processors, and the writer lock, for their start.
         self._swept_s = time.monotonic()
         self._house_s = self._swept_s + self._settings.sweep_interval
@@ -350,8 +351,8 @@ class Supervisor:
         """Return the places that need a child, now or later."""
         return [] if self._draining else self._unfilled()
 
-    def _fill_places(self) -> None:
-        for index in self._wanted():
+    def _fill_places(self, *, at_most: int | None = None) -> None:
+        for index in self._wanted()[:at_most]:
             if time.monotonic() >= self._places[index].not_before_s:
                 self._fork_child(index)
 
