@@ -30,7 +30,6 @@ from typing import (
 
 from sqlqueue import envelope
 from sqlqueue.backend import Backend, Publication, open_backend
-from sqlqueue.beat.schedule import Entry, EntryOptions, Tick, timing
 from sqlqueue.bulk import CHUNK, publish_in_chunks
 from sqlqueue.calls import (
     limits_of,
@@ -49,7 +48,6 @@ from sqlqueue.errors import (
     UnknownTask,
 )
 from sqlqueue.results import AsyncResult
-from sqlqueue.schedules import Schedules
 from sqlqueue.signing import Keys, keys_of
 from sqlqueue.task import AsyncTask, Signature, Task, TaskOptions, leave_store
 from sqlqueue.text import did_you_mean, quoted
@@ -61,7 +59,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from sqlqueue.beat.schedule import Entry, EntryOptions, Tick
     from sqlqueue.retry import Backoff, RetryPolicy
+    from sqlqueue.schedules import Schedules
     from sqlqueue.testing import Testing
 
 __all__ = ["SqlQueue"]
@@ -356,6 +356,7 @@ class SqlQueue:
         before its commit), but its calls are enqueued once. Raises ConfigError for a schedule that
         makes no sense.
         """
+        from sqlqueue.beat.schedule import Entry, timing  # noqa: PLC0415 - late: see `schedules`
 
         def decorate(function: Produce) -> Produce:
             entry = getattr(function, "__name__", "producer") if name is None else name
@@ -371,6 +372,8 @@ class SqlQueue:
 
     def periodic(self, name: str, signature: Signature, **options: Unpack[EntryOptions]) -> None:
         """Have a beat enqueue a call on each tick. Options as in `producer`. Raises ConfigError."""
+        from sqlqueue.beat.schedule import Entry, timing  # noqa: PLC0415 - late: see `schedules`
+
         self._add(
             name,
             lambda zone: Entry(
@@ -381,6 +384,9 @@ class SqlQueue:
     @property
     def schedules(self) -> Schedules:
         """Return the entries that live in the queue file, to add, remove, pause and resume."""
+        # Late, as `beat.schedule` elsewhere here: an application without a schedule starts without.
+        from sqlqueue.schedules import Schedules  # noqa: PLC0415 - late, see above
+
         return Schedules(self)
 
     def _add(self, name: str, entry_in: Callable[[str], Entry[Signature]]) -> None:
@@ -462,23 +468,31 @@ class SqlQueue:
         return entry
 
     def _entry_of(self, name: str, table: object) -> Entry[Signature]:
+        from sqlqueue.beat.schedule import (  # noqa: PLC0415 - late: see `schedules`
+            Entry,
+            EntryOptions,
+            timing,
+        )
+
         where = f"[beat.{name}]"
+        timing_keys = tuple(EntryOptions.__annotations__)
+        keys = ("task", "args", "kwargs", "queue", "priority", "expires", *timing_keys)
         if name in self._entries:
             raise ConfigError(f"{where}: the code has an entry of that name already")
         if not isinstance(table, dict):
             raise ConfigError(f"{where} must be a table with task= and every=, cron= or at=")
         for key in table:
-            if key not in _ENTRY_KEYS:
+            if key not in keys:
                 raise ConfigError(
-                    f"{where}: {quoted(key)} is no key.{did_you_mean(key, _ENTRY_KEYS)}"
-                    f" There are: {', '.join(_ENTRY_KEYS)}."
+                    f"{where}: {quoted(key)} is no key.{did_you_mean(key, keys)}"
+                    f" There are: {', '.join(keys)}."
                 )
         task, args, kwargs = table.get("task"), table.get("args", []), table.get("kwargs", {})
         if not isinstance(task, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
             raise ConfigError(
                 f"{where} needs task = 'name', and may have args = [...] and kwargs = {{...}}"
             )
-        options: Any = {key: table[key] for key in _TIMING_KEYS if key in table}
+        options: Any = {key: table[key] for key in timing_keys if key in table}
         if isinstance(
             options.get("at"), datetime
         ):  # TOML has times of its own, with and without zone
@@ -609,8 +623,6 @@ class SqlQueue:
 
 
 _TASK_OPTIONS: Final = ("name", *(field.name for field in fields(TaskOptions)))
-_TIMING_KEYS: Final = tuple(EntryOptions.__annotations__)
-_ENTRY_KEYS: Final = ("task", "args", "kwargs", "queue", "priority", "expires", *_TIMING_KEYS)
 
 
 def _default_name(function: Callable[..., Any]) -> str:

@@ -10,25 +10,22 @@ two modules knows which one it talks to.
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import kombu
 
 from sqlqueue import envelope
 from sqlqueue.errors import NotAvailable
 from sqlqueue.housekeeping import log_lost, log_turn
-from sqlqueue_transport import checking, log_guard
-from sqlqueue_transport.backup import back_up
+from sqlqueue_transport import files, log_guard
 from sqlqueue_transport.channel import MAX_ATTEMPTS_PROPERTY, UNIQUE_PROPERTY
 from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome, TickAnswer, TickOf
 from sqlqueue_transport.presence import ENDED_NOTES, LONGEST_NOTED_RESULT_BYTES, Ended
-from sqlqueue_transport.pruning import Policy
-from sqlqueue_transport.recounting import recount
+from sqlqueue_transport.transport import split_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,8 +63,11 @@ __all__ = [
     "TickAnswer",
     "TickOf",
     "WorkerRow",
+    "database_path",
     "open_backend",
 ]
+
+_Answer = TypeVar("_Answer")
 
 IDLE_S: Final = 1.0  # the safety poll: how long a sleep may last when nobody wakes the sleeper
 
@@ -427,6 +427,16 @@ def open_backend(
     return KombuBackend(connection)
 
 
+def database_path(broker_url: str) -> Path | None:
+    """Return the file a broker URL means; None for a broker that is no file.
+
+    Raises CannotOpen for a URL without a path, or whose directory does not exist.
+    """
+    if not broker_url.startswith("sqlqueue://"):
+        return None
+    return files.resolved_path(split_url(broker_url)[0])
+
+
 class Publisher:
     """Publish through Kombu's Producer, the same way on every broker."""
 
@@ -465,6 +475,16 @@ class Publisher:
             self._declared.add(queue)
 
 
+class _OfStore(Generic[_Answer]):
+    """Be a part of the store's that few processes ask for, and that is imported when they do."""
+
+    def __init__(self, found_in: Callable[[Store], _Answer]) -> None:
+        self._found_in = found_in
+
+    def __get__(self, backend: SqliteBackend, _: object = None) -> _Answer:
+        return self._found_in(backend.store)
+
+
 class SqliteBackend:
     """Work on our own transport; `store` is for what only it can do (doctor, the supervisor)."""
 
@@ -473,38 +493,34 @@ class SqliteBackend:
     can_inspect = True
     noted_ends = ENDED_NOTES
 
+    # What the store answers word for word; the Protocols say what it means.
+    unfinished_since_ms = _OfStore(lambda store: store.reading.unfinished_since_ms)
+    paused = _OfStore(lambda store: store.reading.paused)
+    counts = _OfStore(lambda store: store.reading.counts)
+    jobs = _OfStore(lambda store: store.reading.jobs)
+    lists = _OfStore(lambda store: store.reading.lists)
+    activity = _OfStore(lambda store: store.reading.activity)
+    audit = _OfStore(lambda store: store.reading.audit)
+    job = _OfStore(lambda store: store.reading.job)
+    message_ids_of = _OfStore(lambda store: store.reading.message_ids_of)
+    queues = _OfStore(lambda store: store.reading.queues)
+    schedules = _OfStore(lambda store: store.schedules)
+    act = _OfStore(lambda store: store.acting.act)
+    pause = _OfStore(lambda store: store.pausing.pause)
+    resume = _OfStore(lambda store: store.pausing.resume)
+    purgeable = _OfStore(lambda store: store.deleting.purgeable)
+    purge = _OfStore(lambda store: store.deleting.purge)
+    prunable = _OfStore(lambda store: store.deleting.prunable)
+    prune = _OfStore(lambda store: store.deleting.prune)
+
     def __init__(self, connection: kombu.Connection) -> None:
         """Take a connected Kombu connection of our transport."""
         self._connection = connection
         self._publisher = Publisher(connection)
         self._channel: Any = self._publisher.channel
         self.store: Store = self._channel.store
-        transport: Any = connection.transport
-        self._policy = Policy.of(transport.options)
         self._swept_s = 0.0
-        # What the store answers word for word; the Protocols say what it means.
-        reading = self.store.reading
-        self.unfinished_since_ms = reading.unfinished_since_ms
-        self.paused = reading.paused
-        self.counts = reading.counts
-        self.jobs = reading.jobs
-        self.lists = reading.lists
-        self.activity = reading.activity
-        self.audit = reading.audit
-        self.job = reading.job
-        self.message_ids_of = reading.message_ids_of
-        self.queues = reading.queues
-        self.schedules = self.store.schedules
-        self.act = self.store.acting.act
-        self.pause = self.store.pausing.pause
-        self.resume = self.store.pausing.resume
-        self.purgeable = self.store.deleting.purgeable
-        self.purge = self.store.deleting.purge
-        self.prunable = self.store.deleting.prunable
-        self.prune = self.store.deleting.prune
-        self.check = functools.partial(checking.damage, self.store.path)
-        self.backup = functools.partial(back_up, self.store.path)
-        self.recount = functools.partial(recount, self.store.database)
+        # As those above. Bound once, for each job asks for them.
         self.leave = self.store.consumers.leave
         self.note_end = self.store.consumers.note_end
         self.forget_starts = self.store.consumers.forget_starts
@@ -565,7 +581,10 @@ class SqliteBackend:
         if sweep and time.monotonic() - self._swept_s >= IDLE_S:
             self._swept_s = time.monotonic()
             log_lost(self.store.consumers.sweep())
-        turn = self.store.housekeeping.turn(self._policy)
+        from sqlqueue_transport.pruning import Policy  # noqa: PLC0415 - late: one process asks
+
+        transport: Any = self._connection.transport
+        turn = self.store.housekeeping.turn(Policy.of(transport.options))
         log_turn(turn)
         return turn.pause_s
 
@@ -660,6 +679,32 @@ class SqliteBackend:
             )
             for worker, entry in consumers.alive()
         ]
+
+    def check(
+        self, *, full: bool = False, tell: Callable[[float | None], None] | None = None
+    ) -> tuple[str, ...]:
+        """Return what SQLite complains of in the file."""
+        from sqlqueue_transport.checking import damage  # noqa: PLC0415 - late: operators only
+
+        return damage(self.store.path, full=full, tell=tell)
+
+    def backup(
+        self,
+        destination: Path,
+        *,
+        force: bool = False,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> BackupReport:
+        """Copy the file while it is in use."""
+        from sqlqueue_transport.backup import back_up  # noqa: PLC0415 - late: operators only
+
+        return back_up(self.store.path, destination, force=force, tell=tell)
+
+    def recount(self, tell: Callable[[int, int], None] | None = None) -> Recounted:
+        """Make the file's counts what is there."""
+        from sqlqueue_transport.recounting import recount  # noqa: PLC0415 - late: operators only
+
+        return recount(self.store.database, tell)
 
     def close(self) -> None:
         """Close the connection; the last one of a process closes the store."""

@@ -20,7 +20,6 @@ import math
 import os
 import re
 import sys
-import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timezone
@@ -31,11 +30,6 @@ from urllib.parse import quote
 from sqlqueue import signing
 from sqlqueue.errors import ConfigError
 from sqlqueue.text import did_you_mean, escaped, quoted
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -330,12 +324,15 @@ def time_zone(value: object, *, name: str) -> tzinfo:
     """
     if value == "UTC":
         return timezone.utc
+    near = ""
     if isinstance(value, str):
+        import zoneinfo  # noqa: PLC0415 - late: few have another zone, and it takes 3 ms
+
         try:
             return zoneinfo.ZoneInfo(value)
         except (KeyError, ValueError, OSError):  # not found; no relative name; a directory
             pass
-    near = did_you_mean(value, zoneinfo.available_timezones()) if isinstance(value, str) else ""
+        near = did_you_mean(value, zoneinfo.available_timezones())
     raise ConfigError(
         f"{name} = {quoted(value)} is no known time zone.{near} Write a name of the IANA database,"
         " such as 'UTC' or 'Europe/Berlin'."
@@ -582,6 +579,11 @@ def _toml_layers(
 
 
 def _read_toml(path: Path) -> dict[str, object]:
+    if sys.version_info >= (3, 11):  # late: most have no such file
+        import tomllib  # noqa: PLC0415
+    else:
+        import tomli as tomllib  # noqa: PLC0415
+
     shown = quoted(str(path), limit=300)
     try:
         # Bytes, so that a file in another encoding is an error of ours and not of the locale.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import kombu
 
-from sqlqueue.backend import SqliteBackend
+from sqlqueue.backend import SqliteBackend, database_path
 from sqlqueue.errors import NotAvailable
 from sqlqueue.inspection import JobFilter, State
 from sqlqueue.scheduled import Standing
@@ -29,7 +29,6 @@ from sqlqueue_transport import files, log_guard
 from sqlqueue_transport.errors import DiskFault, Unavailable
 from sqlqueue_transport.migrations import SCHEMA_VERSION
 from sqlqueue_transport.reading import WRONG_COUNTS
-from sqlqueue_transport.transport import split_url
 from sqlqueue_transport.writer_lock import read_holder
 
 if TYPE_CHECKING:
@@ -78,16 +77,6 @@ class Check:
     summary: str
     problems: tuple[str, ...] = ()
     hint: str = ""
-
-
-def database_path(broker_url: str) -> Path | None:
-    """Return the file a broker URL means; None for a broker that is no file.
-
-    Raises CannotOpen for a URL without a path, or whose directory does not exist.
-    """
-    if not broker_url.startswith("sqlqueue://"):
-        return None
-    return files.resolved_path(split_url(broker_url)[0])
 
 
 def versions() -> list[tuple[str, str]]:

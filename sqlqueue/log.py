@@ -7,12 +7,14 @@ configuration, which belongs to the application.
 
 Three promises: logging never raises into its caller; text of strangers cannot move the terminal's
 cursor or forge a line; a line is written whole, so that processes can share a file. structlog is
-imported here only, and late: it takes a tenth of a second.
+imported here only, and late: with the first line to be written, or when the application does. It
+takes 20 ms and 5 MB, which a worker that has nothing to tell need not have.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -20,7 +22,7 @@ import os
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from sqlqueue.errors import ConfigError
@@ -29,7 +31,9 @@ from sqlqueue.text import did_you_mean, escaped, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping, Sequence
+    from importlib.machinery import ModuleSpec
     from pathlib import Path
+    from types import ModuleType
 
 __all__ = [
     "EVENTS",
@@ -191,23 +195,42 @@ def configure(
         )
     on_terminal = file is None and _is_terminal(sys.stderr)
     as_json = format == "json" or (format == "auto" and not on_terminal)
-    structlog = _structlog(with_rich=not as_json)
+    number = _LEVELS[level]
     global _active  # noqa: PLW0603 - one process has one log
     before = _active
+    structlog = _structlog_if_imported()
+    ours_before = (
+        structlog is not None
+        and before is not None
+        and structlog.get_config()["processors"] is before.processors
+    )
     log_file = None if file is None else _log_file(file, before)
     _active = _Active(
-        level=_LEVELS[level],
-        processors=_processors(as_json=as_json, colors=on_terminal, always=dict(always or {})),
+        level=number,
+        as_json=as_json,
+        colors=on_terminal,
+        always=dict(always or {}),
         write=_write_to_stderr if log_file is None else log_file.write,
         file=log_file,
     )
-    ours_before = before is not None and structlog.get_config()["processors"] is before.processors
-    if ours_before or not structlog.is_configured():
-        structlog.configure(
-            processors=_active.processors,
-            wrapper_class=structlog.make_filtering_bound_logger(_active.level),
-            logger_factory=_Sink,
-        )
+    if structlog is not None:
+        if ours_before or not structlog.is_configured():
+            _configure(structlog, _active)
+        return
+    if not any(isinstance(one, _WhenImported) for one in sys.meta_path):
+        sys.meta_path.insert(0, _WhenImported())
+    if number <= logging.INFO:
+        # The first line comes at once, and perhaps from a signal handler that interrupts an import.
+        _ = _active.processors
+
+
+def _configure(structlog: Any, active: _Active) -> None:
+    """Let the application's own structlog loggers write where we do."""
+    structlog.configure(
+        processors=active.processors,
+        wrapper_class=structlog.make_filtering_bound_logger(active.level),
+        logger_factory=_Sink,
+    )
 
 
 def reopen() -> None:
@@ -237,11 +260,21 @@ def emit(level: int, event: str, fields: dict[str, object]) -> None:
 def bind_job(fields: Mapping[str, object]) -> None:
     """Add the job to every event from now on in this context, ours and those of the task's structlog.
 
-    `fields` are those of `JOB_FIELDS` that are known. They live in structlog's context variables: call
-    it in a context that is the job's alone, and two jobs in one process do not mix. On a console
-    attempt and max_attempts read ``2/5``.
+    `fields` are those of `JOB_FIELDS` that are known. They live in context variables: call it in a
+    context that is the job's alone, and two jobs in one process do not mix. On a console attempt and
+    max_attempts read ``2/5``.
     """
-    _structlog().contextvars.bind_contextvars(**fields)
+    _job.set(fields)
+    structlog = _structlog_if_imported()
+    if structlog is not None:  # for an application with a chain of its own
+        structlog.contextvars.bind_contextvars(**fields)
+
+
+def current_job() -> dict[str, object]:
+    """Return what `bind_job` adds here to each event, and what was bound with structlog."""
+    structlog = _structlog_if_imported()
+    bound = structlog.contextvars.get_contextvars() if structlog is not None else {}
+    return {**(_job.get() or {}), **bound}
 
 
 # --- from a call to a line ------------------------------------------------------------------------
@@ -264,14 +297,38 @@ _EventDict: TypeAlias = "MutableMapping[str, Any]"
 _Processor: TypeAlias = "Callable[[Any, str, _EventDict], Any]"
 
 
-@dataclass(frozen=True, slots=True)
 class _Active:
     """The configuration in force."""
 
-    level: int
-    processors: Sequence[_Processor]  # structlog's, the last of which makes the line
-    write: Callable[[str], None]
-    file: LogFile | None
+    def __init__(
+        self,
+        *,
+        level: int,
+        as_json: bool,
+        colors: bool,
+        always: Mapping[str, object],
+        write: Callable[[str], None],
+        file: LogFile | None,
+    ) -> None:
+        self.level = level
+        self.as_json = as_json
+        self.write = write
+        self.file = file
+        self._colors = colors
+        self._always = always
+        self._chain: Sequence[_Processor] | None = None
+
+    @property
+    def processors(self) -> Sequence[_Processor]:
+        """Return structlog's, the last of which makes the line. Imports it."""
+        if self._chain is None:
+            import structlog  # noqa: PLC0415 - late, see above
+
+            if self._chain is None:  # or the import has asked for it: see `_execute`
+                self._chain = _chain(
+                    structlog, as_json=self.as_json, colors=self._colors, always=self._always
+                )
+        return self._chain
 
     def emit(self, level: int, event: str, fields: dict[str, object]) -> None:
         # The chain is run here, and not by a structlog logger, because that takes the fields as
@@ -283,6 +340,7 @@ class _Active:
 
 
 _active: _Active | None = None
+_job: ContextVar[Mapping[str, object] | None] = ContextVar("sqlqueue_job", default=None)
 
 
 class _Sink:
@@ -307,11 +365,10 @@ def _emit_through_logging(level: int, event: str, fields: dict[str, object]) -> 
         logger.log(level, "%s", " ".join(said), exc_info=exc_info)
 
 
-def _processors(
-    *, as_json: bool, colors: bool, always: Mapping[str, object]
+def _chain(
+    structlog: Any, *, as_json: bool, colors: bool, always: Mapping[str, object]
 ) -> Sequence[_Processor]:
     """Return structlog's chain: from what was said to the text of a line."""
-    structlog = _structlog()
     renderer: _Processor = (
         structlog.processors.JSONRenderer()
         if as_json
@@ -322,7 +379,7 @@ def _processors(
     )
 
     def made_harmless(_: object, __: str, said: _EventDict) -> _EventDict:
-        said = {**always, **said}
+        said = {**always, **(_job.get() or {}), **said}
         trace = _traceback_of(said)
         if not as_json and "attempt" in said and "max_attempts" in said:
             said["attempt"] = f"{said['attempt']}/{said.pop('max_attempts')}"
@@ -426,22 +483,47 @@ def _is_terminal(stream: object) -> bool:
 # --- structlog, late ------------------------------------------------------------------------------
 
 
-def _structlog(*, with_rich: bool = False) -> Any:
-    """Import structlog; without rich, unless somebody here has a use for it.
+def _structlog_if_imported() -> Any:
+    """Return structlog if it is there whole, and not still being imported by another thread."""
+    structlog = sys.modules.get("structlog")
+    return structlog if hasattr(structlog, "__all__") else None
+
+
+class _WhenImported:
+    """Lets structlog be ours from the moment on that somebody imports it, and then goes away."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:  # noqa: ARG002
+        if name != "structlog":
+            return None
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(self)
+        from importlib.util import find_spec  # noqa: PLC0415 - late: seldom come to
+
+        spec = find_spec(name)
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            loader.exec_module = functools.partial(_execute, loader.exec_module)
+        return spec
+
+
+def _execute(execute: Callable[[ModuleType], None], structlog: ModuleType) -> None:
+    """Run structlog's own code, without rich where nothing needs that, and have it write to us.
 
     structlog imports rich where it is installed, for tracebacks in colour: half of its own time,
     and megabytes in every worker, which writes JSON and never needs it.
     """
-    if with_rich or "structlog" in sys.modules or "rich" in sys.modules:
-        import structlog  # noqa: PLC0415 - late, see above
-    else:
-        without_rich = _WithoutRich()
-        sys.meta_path.insert(0, without_rich)
-        try:
-            import structlog  # noqa: PLC0415 - late, see above
-        finally:
-            sys.meta_path.remove(without_rich)
-    return structlog
+    active = _active
+    without_rich = [_WithoutRich()] if active is not None and active.as_json else []
+    sys.meta_path[:0] = without_rich
+    try:
+        execute(structlog)
+    finally:
+        for one in without_rich:
+            sys.meta_path.remove(one)
+    if active is not None:
+        _configure(structlog, active)
+    if fields := _job.get():  # a task imports it
+        structlog.contextvars.bind_contextvars(**fields)
 
 
 class _WithoutRich:

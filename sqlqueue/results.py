@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from sqlqueue.errors import JobFailed, JobNotFound, ResultTimeout
 from sqlqueue_transport.lifecycle import FINISHED, State
-from sqlqueue_transport.reading import JobFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +118,8 @@ class AsyncResult(Generic[R_co]):
 
     def _row(self) -> JobRow | None:
         """Look at the newest message of the job, without its body."""
+        from sqlqueue_transport.reading import JobFilter  # noqa: PLC0415 - late: a worker asks for none
+
         found = self._backend().jobs(JobFilter(job_ids=(self.id,)), limit=1)
         return found[0] if found else None
 

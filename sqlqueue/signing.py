@@ -15,7 +15,6 @@ Nothing here decodes a body, and no key is ever shown, not even in a repr.
 
 from __future__ import annotations
 
-import hmac
 import os
 import re
 import stat
@@ -52,6 +51,8 @@ class Key:
     @classmethod
     def of(cls, text: str) -> Key:
         """Make a key of the text somebody chose."""
+        import hmac  # noqa: PLC0415 - late: it loads OpenSSL, and most sign nothing
+
         secret = text.encode()
         return cls(hmac.digest(secret, b"sqlqueue key id", "sha256").hex()[:8], secret)
 
@@ -114,6 +115,8 @@ class Keys:
                 f"the {what} is not signed, and this application runs only what is (signing_key)."
                 f" Whoever made it has no key. {_ANEW}"
             )
+        import hmac  # noqa: PLC0415 - late: see `Key.of`
+
         version, _, rest = signature.partition(".") if isinstance(signature, str) else ("", "", "")
         key_id, _, _ = rest.partition(".")
         key = self.accepted.get(key_id)
@@ -189,6 +192,8 @@ def _looks_like_a_key(word: str) -> bool:
 
 
 def _signature(key: Key, signed: bytes) -> str:
+    import hmac  # noqa: PLC0415 - late: see `Key.of`
+
     code = hmac.digest(key.secret, signed, "sha256").hex()
     return f"{_VERSION}.{key.id}.{code}"
 

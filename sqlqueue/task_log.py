@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
-from typing import Any, Final
+from typing import Final
 
 from sqlqueue import log
 from sqlqueue.text import escaped, quoted
@@ -37,16 +36,11 @@ class JobFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the attributes; always True."""
-        job = _current_job()
+        job = log.current_job()
         for key in log.JOB_FIELDS:
             value = job.get(key)
             setattr(record, key, escaped(value) if isinstance(value, str) else value)
         return True
-
-
-def _current_job() -> dict[str, Any]:
-    structlog = sys.modules.get("structlog")  # whoever runs a job has imported it
-    return structlog.contextvars.get_contextvars() if structlog is not None else {}
 
 
 class _TaskLogger(logging.Logger):

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.clock import JumpWatch
 from sqlqueue_transport.log_guard import LogGrown, LogGuard
-from sqlqueue_transport.pruning import Piece, Policy, pieces
 
 if TYPE_CHECKING:
     import sqlite3
 
     from sqlqueue_transport.clock import Clock
     from sqlqueue_transport.database import Database
+    from sqlqueue_transport.pruning import Piece, Policy
 
 EVERY_MS = 60_000
 # What SQLite may take for one portion, its commit not counted: that costs about as much again, and
@@ -136,6 +136,8 @@ class Housekeeping:
 
         if not self._database.write(work):
             return False
+        from sqlqueue_transport.pruning import pieces  # noqa: PLC0415 - late: seldom, and in one process
+
         is_time_right = not self._jumps.pauses()
         self._mark = mark
         self._left = deque(pieces(policy, self._clock.wall_ms(), is_time_right=is_time_right))

@@ -14,7 +14,6 @@ import time
 from typing import TYPE_CHECKING
 
 from sqlqueue_transport.errors import TransportError
-from sqlqueue_transport.pruning import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +67,8 @@ class Keeper:
             self._thread.join(timeout=5.0)
 
     def _run(self, stop: threading.Event) -> None:
+        from sqlqueue_transport.pruning import Policy  # noqa: PLC0415 - late: in this thread
+
         lease_s = self._options.visibility_timeout
         policy = Policy.of(self._options)
         extend_every_s = lease_s / _EXTENSIONS_A_LEASE

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from sqlqueue_transport import chords, results
-
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
@@ -103,6 +101,8 @@ def pieces(policy: Policy, now_ms: int, *, is_time_right: bool = True) -> list[P
 
     With `is_time_right` False, those that go by the age of something are left out.
     """
+    from sqlqueue_transport import chords, results  # noqa: PLC0415 - late: seldom, and in one process
+
     if not is_time_right:
         return [_FreePages()]
     found: list[Piece] = [

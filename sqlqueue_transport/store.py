@@ -22,13 +22,11 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sqlqueue_transport import room, routing, schedules
+from sqlqueue_transport import room, routing
 from sqlqueue_transport import statements as sql
-from sqlqueue_transport.acting import Acting
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
 from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, Result
-from sqlqueue_transport.deleting import Deleting
 from sqlqueue_transport.errors import Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
@@ -45,14 +43,9 @@ from sqlqueue_transport.messages import (
     TickOf,
     storable,
 )
-from sqlqueue_transport.pausing import Pausing
 from sqlqueue_transport.publishing import time_ms
-from sqlqueue_transport.read_only import ReadOnlyDatabase
-from sqlqueue_transport.reading import Reading
-from sqlqueue_transport.results import Results
 from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
 from sqlqueue_transport.running import RunningDeliveries
-from sqlqueue_transport.schedules import Schedules
 from sqlqueue_transport.sqlite_errors import refused_values
 from sqlqueue_transport.topology import Topology
 
@@ -60,6 +53,14 @@ if TYPE_CHECKING:
     import os
     import sqlite3
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from sqlqueue_transport.acting import Acting
+    from sqlqueue_transport.deleting import Deleting
+    from sqlqueue_transport.pausing import Pausing
+    from sqlqueue_transport.reading import Reading
+    from sqlqueue_transport.results import Results
+    from sqlqueue_transport.schedules import Schedules
 
 _SETTLE_BY_EVENT = {
     Event.RETRY: sql.RETRY,
@@ -95,21 +96,15 @@ class Store:
         self.path = resolved_path(path)
         self.clock = clock
         self.database = (
-            ReadOnlyDatabase(self.path, create=False, busy_timeout_s=busy_timeout_s)
+            _read_only(self.path, busy_timeout_s)
             if read_only
             else Database(self.path, create=create, busy_timeout_s=busy_timeout_s)
         )
         try:
             self.topology = Topology(self.database, clock)
             self.consumers = Consumers(self.database, clock, self.topology)
-            self.reading = Reading(self.database, clock, self.consumers)
-            self.schedules = Schedules(self.database, clock, self.consumers)
             self.housekeeping = Housekeeping(self.database, clock)
-            self.acting = Acting(self.database, clock, self.consumers)
-            self.deleting = Deleting(self.database, clock)
-            self.pausing = Pausing(self.database, clock, self.consumers)
             self.running = RunningDeliveries(self.database, clock)
-            self.results = Results(self.database, clock, self.consumers)
             self._collecting = threading.local()
             self._owed: deque[Callable[[], object]] = deque()
             if read_only:
@@ -120,6 +115,53 @@ class Store:
         except BaseException:
             self.database.close()
             raise
+
+    # -- parts that few processes use -------------------------------------------------------------
+
+    # Imported at first use. A worker needs none of them, and without them it starts 10 ms sooner;
+    # two threads that come at once may make two, which is no harm: they keep nothing.
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """Return what lists and counts, for operators."""
+        from sqlqueue_transport.reading import Reading  # noqa: PLC0415 - late, see above
+
+        return Reading(self.database, self.clock, self.consumers)
+
+    @functools.cached_property
+    def schedules(self) -> Schedules:
+        """Return what the beats described."""
+        from sqlqueue_transport.schedules import Schedules  # noqa: PLC0415 - late, see above
+
+        return Schedules(self.database, self.clock, self.consumers)
+
+    @functools.cached_property
+    def acting(self) -> Acting:
+        """Return what operators do to messages."""
+        from sqlqueue_transport.acting import Acting  # noqa: PLC0415 - late, see above
+
+        return Acting(self.database, self.clock, self.consumers)
+
+    @functools.cached_property
+    def deleting(self) -> Deleting:
+        """Return what operators delete with."""
+        from sqlqueue_transport.deleting import Deleting  # noqa: PLC0415 - late, see above
+
+        return Deleting(self.database, self.clock)
+
+    @functools.cached_property
+    def pausing(self) -> Pausing:
+        """Return what pauses queues and resumes them."""
+        from sqlqueue_transport.pausing import Pausing  # noqa: PLC0415 - late, see above
+
+        return Pausing(self.database, self.clock, self.consumers)
+
+    @functools.cached_property
+    def results(self) -> Results:
+        """Return what Celery's jobs returned."""
+        from sqlqueue_transport.results import Results  # noqa: PLC0415 - late, see above
+
+        return Results(self.database, self.clock, self.consumers)
 
     # -- publish ----------------------------------------------------------------------------------
 
@@ -166,6 +208,8 @@ class Store:
         Anything but TAKEN means that none of them is stored. Raises as `publish` does. If the
         process dies midway, tick and messages are there, or neither.
         """
+        from sqlqueue_transport import schedules  # noqa: PLC0415 - late: for beats only
+
         landed: Landed = []
 
         def work(connection: sqlite3.Connection) -> TickAnswer:
@@ -583,6 +627,12 @@ def _settle(
     if outcome.event is Event.EXHAUST and why is not None:
         routing.dead_letter(connection, settlement.message_id, why, now_ms, landed)
     return True
+
+
+def _read_only(path: Path, busy_timeout_s: float) -> Database:
+    from sqlqueue_transport.read_only import ReadOnlyDatabase  # noqa: PLC0415 - late: consoles only
+
+    return ReadOnlyDatabase(path, create=False, busy_timeout_s=busy_timeout_s)
 
 
 def _unless_asked_to_stop(connection: sqlite3.Connection, settlement: Settlement) -> Outcome:

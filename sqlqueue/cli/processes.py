@@ -268,10 +268,11 @@ def _wait_for_room(settings: Settings, notifier: Notifier) -> None:
     Ended at once it would be started anew at once, until the service manager gives it up; and then it
     would not run when there is room. A signal ends the process, which holds nothing yet.
     """
-    from sqlqueue import health, log
+    from sqlqueue import log
+    from sqlqueue.backend import database_path
     from sqlqueue_transport import files
 
-    path = health.database_path(settings.broker_url)
+    path = database_path(settings.broker_url)
     pause_s = _FIRST_PAUSE_S
     while path is not None and files.is_full(path):
         free = files.free_bytes(path.parent)

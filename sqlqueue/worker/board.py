@@ -15,9 +15,10 @@ from sqlqueue_transport.mapping import put
 
 __all__ = ["Board"]
 
-_TOLD: Final = struct.Struct("=Q")  # whether all are to stop
+_TOLD: Final = struct.Struct("=QQ")  # whether all are to stop, the supervisor's worker id
 _CELL: Final = struct.Struct("=QQ")  # whether it is up, jobs ended
 _NUMBER: Final = struct.Struct("=Q")
+_PARENT_AT: Final = 8
 _ENDED_AT: Final = 8
 
 
@@ -36,11 +37,20 @@ class Board:
 
         They are sent a signal as well, which wakes those that sleep; but a task may have taken that.
         """
-        put(self._memory, 0, _TOLD.pack(1))
+        put(self._memory, 0, _NUMBER.pack(1))
 
     def is_told_to_stop(self) -> bool:
         """Say whether children are to take no other job."""
         return bool(_TOLD.unpack_from(self._memory, 0)[0])
+
+    def let_go(self, parent_id: int) -> None:
+        """Let children open the file, now that the supervisor has, under this worker id."""
+        put(self._memory, _PARENT_AT, _NUMBER.pack(parent_id))
+
+    def parent_id(self) -> int:
+        """Return the supervisor's worker id; 0 as long as no child may open the file."""
+        found: int = _NUMBER.unpack_from(self._memory, _PARENT_AT)[0]
+        return found
 
     def clear(self, place: int) -> None:
         """Begin with a new child, which is not up and has ended no job."""

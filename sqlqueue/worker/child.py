@@ -1,6 +1,7 @@
 """A child process: imports the application, then runs jobs until it is told to stop.
 
-It is forked by the supervisor with no connection open, leads a session of its own (so that ctrl-c
+It is forked by the supervisor with no connection open, and opens the file itself once the supervisor
+has: the application is imported meanwhile. It leads a session of its own (so that ctrl-c
 reaches only the supervisor, and a hard limit ends its subprocesses, too), and dies with its
 supervisor: a worker nobody watches over would run jobs whose leases nobody extends.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -55,6 +57,8 @@ RECYCLED: Final = 80  # it has lived long enough: another one, please
 TOLD: Final = 81  # to stop, by a signal
 CRIPPLED: Final = 82  # by a task, beyond repair
 
+_LOOK_EVERY_S: Final = 0.001  # whether the file may be opened; ten times as seldom after a while
+
 
 @dataclass(frozen=True, slots=True)
 class ChildOrder:
@@ -68,7 +72,6 @@ class ChildOrder:
     app_path: str
     name: str
     parent_pid: int
-    parent_id: int
     queues: tuple[str, ...]
     burst: bool
     max_jobs: int | None
@@ -99,6 +102,9 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
         app = load_app(order.app_path)
         told.listen()
         _ = app.keys  # a mistake in them is one of the start, and not of the first job
+        parent_id = _parent_id(order.board, unless=lambda: told.is_stopped)
+        if not parent_id:
+            return TOLD
         backend = open_backend(app.conf)
     except SqlQueueError as error:
         log.error("app_import_failed", worker=order.name, error=str(error))
@@ -113,7 +119,7 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
             kind="child",
             queues=order.queues,
             slots=max(order.threads, 1),
-            parent_id=order.parent_id,
+            parent_id=parent_id,
         )
 
     try:
@@ -157,6 +163,19 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
     if told.is_stopped:
         return TOLD
     return RECYCLED if consumer.is_recycled else FINISHED
+
+
+def _parent_id(board: Board, *, unless: Callable[[], bool]) -> int:
+    """Wait until the supervisor has opened the file; return its worker id, 0 when told to stop.
+
+    Looked for, and not waited for on a pipe: an import takes longer than opening a file, so nearly
+    always it is there already. Whoever waits dies with the supervisor, as ever.
+    """
+    looks = 0
+    while not (parent_id := board.parent_id()) and not unless():
+        time.sleep(_LOOK_EVERY_S if looks < 50 else 10 * _LOOK_EVERY_S)
+        looks += 1
+    return parent_id
 
 
 def _threads(places: int, app: SqlQueue, backend: Backend) -> Threads:

@@ -15,7 +15,6 @@ it for five milliseconds (`sys.getswitchinterval`), and we need microseconds.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import functools
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sqlqueue.stopping import handle
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine, Generator
 
 __all__ = ["Interrupt", "LoopInterrupt", "ThreadInterrupt", "listen"]
@@ -189,6 +189,8 @@ class LoopInterrupt:
 
     async def steer(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Await a coroutine of user code, and raise in it what is thrown."""
+        import asyncio  # noqa: PLC0415 - late: few workers run async tasks
+
         self._task = asyncio.current_task()
         try:
             if self._pending is not None:
@@ -200,6 +202,8 @@ class LoopInterrupt:
 
     def translated(self, error: BaseException) -> BaseException:
         """Return what user code shall see for what asyncio throws into it."""
+        import asyncio  # noqa: PLC0415 - late: few workers run async tasks
+
         if self._pending is None or not isinstance(error, asyncio.CancelledError):
             return error
         return self.taken()
@@ -251,6 +255,8 @@ def _cancelling(kind: type[BaseException]) -> type[BaseException]:
     CancelledError. It bears the name of the kind, which is what users and records see.
     """
     if kind not in _both:
+        import asyncio  # noqa: PLC0415 - late: few workers run async tasks
+
         _both[kind] = type(
             kind.__name__, (kind, asyncio.CancelledError), {"__module__": kind.__module__}
         )

@@ -9,7 +9,6 @@ first sensitive job on, type and code alone are logged of everything left on tha
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlqueue.execute import fault_of
@@ -17,6 +16,7 @@ from sqlqueue.log import get_logger
 from sqlqueue.text import HIDDEN
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
 __all__ = ["new_loop"]
@@ -39,6 +39,8 @@ def new_loop(*, hides: Callable[[], bool]) -> asyncio.AbstractEventLoop:
         else:
             loop.default_exception_handler(context)
 
+    import asyncio  # noqa: PLC0415 - late: few workers run async tasks
+
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(tell)
     return loop
@@ -49,6 +51,8 @@ def _tell_without_text(context: dict[str, Any]) -> None:
 
     asyncio would log the whole account, if it did.
     """
+    import asyncio  # noqa: PLC0415 - late: few workers run async tasks
+
     error = context.get("exception")
     what = next((name for key, name in _KINDS.items() if key in context), "something")
     if isinstance(context.get("future"), asyncio.Task):

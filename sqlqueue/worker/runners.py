@@ -6,7 +6,6 @@ consumer's, which alone starts attempts, so that none starts while a settlement 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import queue
 import threading
@@ -18,6 +17,7 @@ from sqlqueue.log import get_logger
 from sqlqueue.worker.left_behind import new_loop
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from sqlqueue.worker.attempt import Attempt
@@ -207,6 +207,8 @@ class Threads:
                 target=self._run_loop, args=(loop,), name="sqlqueue-loop", daemon=True
             )
             self._loop_thread.start()
+        import asyncio  # noqa: PLC0415 - late: few workers run async tasks
+
         asyncio.run_coroutine_threadsafe(self._run_on(loop, attempt), loop)
 
     async def _run_on(self, loop: asyncio.AbstractEventLoop, attempt: Attempt) -> None:
@@ -239,6 +241,8 @@ def _log_escaped(error: BaseException, *, hide: bool) -> None:
 
 def _end_what_is_left(loop: asyncio.AbstractEventLoop) -> None:
     """Cancel what jobs have started and not awaited, and give it a moment: it may refuse."""
+    import asyncio  # noqa: PLC0415 - late: few workers run async tasks
+
     left = asyncio.all_tasks(loop)
     for task in left:
         task.cancel()

@@ -1,7 +1,8 @@
 """The supervisor: forks children, watches over them, and runs no user code.
 
 It has one thread and imports only our own modules, so a fork is safe, and holds no connection at
-that moment (the store's fork hook closes it). It does not hand out jobs: children claim for
+that moment: the first children are forked before the file is opened, so that they import the
+application meanwhile, and for later ones the store's fork hook closes it. It does not hand out jobs: children claim for
 themselves. What it does, several times a second at most, is to
 
 * replace children that died, and give back what they held (`sweep`),
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
+import gc
 import os
 import select
 import signal
@@ -28,14 +30,13 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from sqlqueue.backend import SqliteBackend, open_backend
 from sqlqueue.errors import ConfigError
-from sqlqueue.forks import flush_output
+from sqlqueue.forks import flush_output, kill_session
 from sqlqueue.housekeeping import log_lost
 from sqlqueue.log import get_logger
 from sqlqueue.log import reopen as reopen_log
 from sqlqueue.notify import Notifier
 from sqlqueue.stopping import hangup_ends
 from sqlqueue.worker import child as child_process
-from sqlqueue.worker.beat_child import BeatChild, forked_beat
 from sqlqueue.worker.board import Board
 from sqlqueue.worker.consumer import tell_of_paused
 from sqlqueue.worker.enforcing import LOCK_LIMIT_S, Enforcer
@@ -47,7 +48,9 @@ from sqlqueue_transport.errors import Busy, FileReplaced, SchemaChanged, Unavail
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sqlqueue.worker.beat_child import BeatChild
     from sqlqueue.worker.facts import AppFacts
+    from sqlqueue_transport.consumers import Consumers
 
 __all__ = ["Supervisor", "WorkerOptions"]
 
@@ -111,36 +114,25 @@ class Supervisor:
             os.set_blocking(descriptor, False)
         self._wake_poll = select.poll()  # select() knows no descriptor above 1023
         self._wake_poll.register(self._wake_reading, select.POLLIN)
-        # A child must not be waited for longer than we look after the others.
-        options_of_ours = {**facts.settings.transport_options, "busy_timeout": LOCK_LIMIT_S / 2}
-        backend = open_backend(
-            dataclasses.replace(facts.settings, transport_options=options_of_ours)
-        )
-        if not isinstance(backend, SqliteBackend):
-            backend.close()
-            raise ConfigError(
-                f"the pool {options.pool!r} needs a sqlqueue:// broker, not {backend.name}; run"
-                " the worker with '-P solo', and several of them for more concurrency"
-            )
-        self._backend = backend
-        self._consumers = self._backend.store.consumers
-        self._enforcer = Enforcer(
-            backend.store,
-            self._children,
-            lease_s=self._lease_s,
-            # A job that shares its process is first asked to end at its limit, by the process itself.
-            lenience_s=1.0 if options.pool == "threads" else 0.0,
-            before_end=self._count_jobs,
-            ended=self._note_end,
-        )
+        # What `open` makes.
+        self._is_open = False
+        self._backend: SqliteBackend
+        self._consumers: Consumers
+        self._enforcer: Enforcer
 
     def run(self) -> int:
         """Supervise until told to stop or nothing is left; return the exit code.
 
         If the supervisor dies midway its children die with it, and whoever sweeps next gives back
-        what they held.
+        what they held. Raises ConfigError, and the transport's CannotOpen.
         """
         with self._handling_signals():
+            self._fork_first()
+            try:
+                self.open()
+            except BaseException:
+                self._abandon()
+                raise
             try:
                 self._start()
                 while True:
@@ -157,7 +149,55 @@ class Supervisor:
             self._stop()
         return self._exit_code
 
+    def open(self) -> None:
+        """Open the file, for `run`. Raises ConfigError, and the transport's CannotOpen."""
+        # A child must not be waited for longer than we look after the others.
+        transport_options = {
+            **self._settings.transport_options,
+            "busy_timeout": LOCK_LIMIT_S / 2,
+        }
+        backend = open_backend(
+            dataclasses.replace(self._settings, transport_options=transport_options)
+        )
+        pool = self._options.pool
+        if not isinstance(backend, SqliteBackend):
+            backend.close()
+            raise ConfigError(
+                f"the pool {pool!r} needs a sqlqueue:// broker, not {backend.name}; run"
+                " the worker with '-P solo', and several of them for more concurrency"
+            )
+        self._backend = backend
+        self._consumers = backend.store.consumers
+        self._enforcer = Enforcer(
+            backend.store,
+            self._children,
+            lease_s=self._lease_s,
+            # A job that shares its process is first asked to end at its limit, by the process itself.
+            lenience_s=1.0 if pool == "threads" else 0.0,
+            before_end=self._count_jobs,
+            ended=self._note_end,
+        )
+        self._is_open = True
+
     # -- the loop ---------------------------------------------------------------------------------
+
+    def _fork_first(self) -> None:
+        """Fork the children that import the application while we open the file.
+
+        One after the other, and with nothing in between: a page of memory that we write to is no
+        longer shared with those forked before. Nor would it be when the garbage collector walks over
+        it, so what there is by now is kept out of its way.
+        """
+        gc.freeze()
+        self._fill_places()
+
+    def _abandon(self) -> None:
+        """End children that wait for a file which cannot be opened, and hold nothing."""
+        for child in self._children.values():
+            kill_session(child.pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, 0)
+        self._children.clear()
 
     def _start(self) -> None:
         self._worker_id = self._backend.register(
@@ -167,6 +207,7 @@ class Supervisor:
             slots=self._settings.worker_concurrency,
         )
         log_lost(self._consumers.sweep_all())
+        self._board.let_go(self._worker_id)
         log.info(
             "worker_started",
             worker=self._options.name,
@@ -178,7 +219,11 @@ class Supervisor:
             broker=self._settings.broker_url,
             visibility_timeout_s=self._lease_s,
         )
-        self._fill_places()
+        for child in self._children.values():
+            log.info("child_started", worker=child.name, pid=child.pid)
+        # Not at once, when the children need the processors, and the writer lock, for their start.
+        self._swept_s = time.monotonic()
+        self._house_s = self._swept_s + self._settings.sweep_interval
 
     def _turn(self) -> None:
         """Do everything that is due; a busy store is waited out, children run on meanwhile.
@@ -260,6 +305,8 @@ class Supervisor:
 
     def _running(self) -> int:
         """Return how many jobs run now."""
+        if not self._is_open:
+            return 0
         return sum(len(notes) for _, notes in self._consumers.children_of(self._worker_id))
 
     def _starting(self) -> list[Child]:
@@ -313,7 +360,6 @@ class Supervisor:
             app_path=self._options.app_path,
             name=f"{self._options.name}/{index + 1}",
             parent_pid=os.getpid(),
-            parent_id=self._worker_id,
             queues=self._facts.queues,
             burst=self._options.burst,
             max_jobs=self._places[index].left,
@@ -346,12 +392,16 @@ class Supervisor:
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEEDED)
-        log.info("child_started", worker=order.name, pid=pid)
+        if self._is_open:  # or it is told once the worker is
+            log.info("child_started", worker=order.name, pid=pid)
 
     def _beat_runs(self) -> bool:
         return self._beat is not None and self._beat.pid is not None
 
     def _make_beat(self) -> BeatChild:
+        # Late: most workers have none.
+        from sqlqueue.worker.beat_child import BeatChild, forked_beat  # noqa: PLC0415
+
         name, parent_pid = f"{self._options.name}/beat", os.getpid()
 
         def run(unblock: Callable[[], object]) -> int:

@@ -168,6 +168,7 @@ def test_a_child_that_goes_on_to_another_job_between_look_and_kill_is_not_killed
         WorkerOptions("crashapp:app", "w"),
         AppFacts(Settings(broker_url=arena.app.conf.broker_url), ("default",), ()),
     )
+    supervisor.open()
     supervisor._worker_id = supervisor._consumers.register(name="w", kind="worker")
     child = run_python(CHILD, arena.directory / "queue.db", supervisor._worker_id)
     worker_id, message_id = map(int, read_line(child).split())

@@ -122,10 +122,10 @@ DYING = """
         return app.backend.register(name="w", kind="child", queues=app.queues, slots=1)
 
     if sys.argv[1] == "publish":
-        for number in range(53):
+        for number in range(50):
             note.delay(number)
         die.delay()
-        for number in range(60, 62):
+        for number in range(60, 63):
             note.delay(number)
     else:
         register()
@@ -152,14 +152,13 @@ def test_a_kill_runs_nothing_again_that_had_ended_and_counts_only_what_ran(app, 
     after = rows(app)
     assert [(one.task, one.counted) for one in lost] == [
         ("die", True),
-        ("note", False),
-        ("note", False),
+        *[("note", False)] * 3,
     ]
-    assert [row.state.value for row in after] == [*["done"] * 53, "failed", "pending", "pending"]
-    assert [row.attempts for row in after] == [*[1] * 54, 0, 0]
-    results = [app.backend.job(row.message_id).result for row in after[:53]]
-    assert results == [str(number) for number in range(53)]
-    assert ran == [*map(str, range(53)), "-1"]
+    assert [row.state.value for row in after] == [*["done"] * 50, "failed", *["pending"] * 3]
+    assert [row.attempts for row in after] == [*[1] * 51, 0, 0, 0]
+    results = [app.backend.job(row.message_id).result for row in after[:50]]
+    assert results == [str(number) for number in range(50)]
+    assert ran == [*map(str, range(50)), "-1"]
 
 
 def test_a_failure_in_a_batch_is_written_down_before_the_next_job_starts(app, noop):

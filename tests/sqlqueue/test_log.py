@@ -520,6 +520,53 @@ def test_getting_a_logger_imports_no_structlog_and_json_no_rich():
     in_a_new_process(program.replace("sys.argv[1]", "'/dev/null'"))
 
 
+def test_a_process_with_nothing_to_tell_never_imports_structlog(tmp_path):
+    program = """if True:
+        import sys
+        from pathlib import Path
+        import sqlqueue.log as log
+        log.configure("warning", file=Path(sys.argv[1]))
+        log.bind_job({"job_id": "1", "attempt": 1})
+        log.get_logger("x").info("job_done")
+        assert "structlog" not in sys.modules
+        log.get_logger("x").warning("job_done")
+        assert "structlog" in sys.modules and "rich" not in sys.modules
+        """
+    file = tmp_path / "log"
+    in_a_new_process(program.replace("sys.argv[1]", repr(str(file))))
+    (line,) = map(json.loads, file.read_text().splitlines())
+    assert (line["event"], line["job_id"], line["attempt"]) == ("job_done", "1", 1)
+
+
+def test_a_task_that_imports_structlog_writes_here_with_its_job_and_leaves_none_behind(tmp_path):
+    program = """if True:
+        import contextvars, sys
+        from pathlib import Path
+        import sqlqueue.log as log
+        log.configure("warning", file=Path(sys.argv[1]))
+        def job():
+            log.bind_job({"job_id": "1", "attempt": 1})
+            import structlog
+            structlog.get_logger().warning("theirs")
+            assert structlog.contextvars.get_contextvars()["job_id"] == "1"
+        contextvars.copy_context().run(job)
+        import structlog
+        structlog.get_logger().warning("none")
+        structlog.get_logger().info("too low")
+        log.configure("info", file=Path(sys.argv[1]))
+        structlog.get_logger().info("told")
+        assert "rich" not in sys.modules
+        """
+    file = tmp_path / "log"
+    in_a_new_process(program.replace("sys.argv[1]", repr(str(file))))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(one["event"], one.get("job_id")) for one in lines] == [
+        ("theirs", "1"),
+        ("none", None),
+        ("told", None),
+    ]
+
+
 def test_on_a_terminal_lines_are_for_people():
     leader, follower = pty.openpty()
     program = (
