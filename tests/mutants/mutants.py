@@ -226,7 +226,7 @@ WHERE id = :id AND delivery = :delivery""",
     Mutant(
         "a publish is not flushed",
         STORE,
-        "answers = self.database.write(work, durable=is_durable)",
+        "answers = self.database.write(work, durable=durable)",
         "answers = self.database.write(work, durable=False)",
         (
             f"{TRANSPORT}/test_durability.py::test_a_publish_is_flushed_and_a_settlement_is_not_unless_it_is_asked_for",
@@ -313,8 +313,8 @@ WHERE id = :id AND delivery = :delivery""",
     Mutant(
         "a job_id of one's own is stored twice",
         "sqlqueue_transport/routing.py",
-        '"unique_key": message.unique_key,\n            "max_attempts"',
-        '"unique_key": None,\n            "max_attempts"',
+        "            message.unique_key,\n            message.max_attempts,\n",
+        "            None,\n            message.max_attempts,\n",
         (
             f"{TRANSPORT}/test_publish.py::test_a_unique_key_is_stored_once_and_answers_with_the_first",
         ),
