@@ -84,10 +84,13 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
     ),
     Mutant(
         "a row's id is used again",
-        "sqlqueue_transport/schema.sql",
-        "  id               INTEGER PRIMARY KEY AUTOINCREMENT,\n  queue",
-        "  id               INTEGER PRIMARY KEY,\n  queue",
-        (f"{TRANSPORT}/test_schema.py::test_an_id_is_never_used_again",),
+        STATEMENTS,
+        "SELECT 1 + max(given, coalesce((SELECT max(id) FROM message), 0)) FROM counted",
+        "SELECT 1 + coalesce((SELECT max(id) FROM message), 0) FROM counted",
+        (
+            f"{TRANSPORT}/test_schema.py::test_an_id_is_never_used_again",
+            f"{TRANSPORT}/test_schema.py::test_whatever_is_deleted_in_whatever_order_no_id_is_given_twice",
+        ),
     ),
     # -- attempts: counted when a task starts, and never otherwise ------------------------------------
     Mutant(
