@@ -17,7 +17,6 @@ import os
 import reprlib
 import socket
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -103,7 +102,8 @@ def new_job_id() -> str:
     fraction = (rest_ns << 12) // 1_000_000
     value = (now_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | fraction << 64
     value |= 0b10 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
-    return str(uuid.UUID(int=value))
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def task_name(value: object) -> str:

@@ -59,6 +59,8 @@ def write(value: object, *, where: str, depth: int = 0, max_bytes: int = MAX_BYT
     `where` is what an error calls the value; `depth` is how many brackets will be put around the
     text. Tuples become lists, as everywhere. Raises Unwritable; TooLarge above `max_bytes` of UTF-8.
     """
+    if (empty := _EMPTY.get(type(value))) and not value:
+        return empty
     try:
         _refuse_what_json_changes(value, where=where, depth=depth, max_bytes=max_bytes)
         text = _ENCODER.encode(value)
@@ -102,6 +104,7 @@ def read(body: bytes) -> object:
 # --- writing --------------------------------------------------------------------------------------
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_EMPTY: Final[dict[type, str]] = {list: "[]", tuple: "[]", dict: "{}"}
 _INTEGER_LIMIT: Final = 10**MAX_INTEGER_DIGITS
 
 

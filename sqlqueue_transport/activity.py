@@ -19,7 +19,7 @@ __all__ = ["Activity", "EndedJob", "FailedAttempt"]
 # The history's predicate to the letter, then the state that is meant.
 _ENDED = """
 SELECT finished_at_ms / :bucket_ms, count(*) FROM message
-WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired')
+WHERE finished_at_ms IS NOT NULL
   AND state = :state AND finished_at_ms >= :since_ms AND finished_at_ms < :until_ms
 GROUP BY finished_at_ms / :bucket_ms
 """
@@ -38,7 +38,7 @@ SELECT
   iif(run > 1 AND due_at_ms IS NULL, NULL,
     started_at_ms - max(enqueued_at_ms, coalesce(due_at_ms, 0)))
 FROM message
-WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired')
+WHERE finished_at_ms IS NOT NULL
   AND state = 'done' AND finished_at_ms >= :since_ms AND finished_at_ms < :until_ms
 ORDER BY finished_at_ms DESC
 LIMIT :most

@@ -65,7 +65,7 @@ class Consumers:
         self.max_deliveries = Options().max_deliveries
         self._presence: PresenceFile | None = None
         self._sleepers = Sleepers(database, clock, lambda: self.presence, lambda: self._slot)
-        self.wake = self._sleepers.wake
+        self.wake, self.wake_for = self._sleepers.wake, self._sleepers.wake_for
         self._sweeper = Sweeper(database, clock, topology, self._sleepers, lambda: self.presence)
         self.sweep = self._sweeper.sweep
         self.sweep_all = self._sweeper.sweep_all

@@ -38,7 +38,7 @@ from sqlqueue_transport.errors import (
 )
 from sqlqueue_transport.flushing import Flushing
 from sqlqueue_transport.handles import Handles, Watch
-from sqlqueue_transport.mutexes import acquire, owned
+from sqlqueue_transport.mutexes import acquire, owned, owner_asked
 from sqlqueue_transport.sqlite_errors import (
     MISTAKES,
     is_locked,
@@ -98,6 +98,8 @@ class Database:
         # Always taken in this order, and the mutex of the flushes last.
         self._write_mutex = threading.RLock()
         self._read_mutex = threading.RLock()
+        self._is_writing = owner_asked(self._write_mutex)
+        self._is_reading = owner_asked(self._read_mutex)
         self._flushing.reset()
         self._pid = os.getpid()
 
@@ -180,7 +182,7 @@ class Database:
         return not busy
 
     def _read_once(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        if owned(self._read_mutex):
+        if self._is_reading():
             message = "a read inside a read of the same thread; finish the outer one first"
             raise InsideTransaction(message)
         with self._read_mutex:
@@ -226,7 +228,7 @@ class Database:
     ) -> Result:
         self._refuse_unusable()
         mutex = self._write_mutex
-        if owned(mutex) or owned(self._read_mutex):
+        if self._is_writing() or self._is_reading():
             message = "a write inside a transaction of the same thread; finish the outer one first"
             raise InsideTransaction(message)
         held: list[bool] = []
@@ -274,17 +276,15 @@ class Database:
 
     def _locked_writer(self, deadline_s: float) -> sqlite3.Connection:
         """Take the writer lock and return the open writing connection."""
+        held = self._held
         try:
-            if self._held.lock is None:
-                self._held.lock = self._prepare_files()
-            self._held.lock.take(deadline_s)
+            if held.lock is None:
+                held.lock = self._prepare_files()
+            held.lock.take(deadline_s)
             self._watch.look_sometimes()
-            if self._held.writing is None:
-                return self._open_writer()
+            return held.writing or self._open_writer()
         except OSError as error:
             raise translated_os_error(error, self.path) from error
-        else:
-            return self._held.writing
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class Database:
             return
         if self._pid != os.getpid() or self._poisoned is not None:
             self._abandon("it was inherited")  # closing what the parent uses would harm it
-        elif owned(self._write_mutex) or owned(self._read_mutex):
+        elif self._is_writing() or self._is_reading():
             message = "a store cannot be closed inside a transaction of its own"
             raise InsideTransaction(message)
         with self._write_mutex, self._read_mutex, self._flushing.mutex:

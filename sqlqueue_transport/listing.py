@@ -84,7 +84,7 @@ SELECT id FROM message WHERE state = 'processing' AND lease_until_ms <= :lease_n
 """
 _FINISHED_IDS = """
 SELECT id FROM message
-WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired')
+WHERE finished_at_ms IS NOT NULL
   AND state = :state AND finished_at_ms >= :since_ms AND finished_at_ms <= :until_ms
 LIMIT :few
 """

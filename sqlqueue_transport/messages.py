@@ -19,7 +19,9 @@ DELIVERY_BITS = 32
 _DELIVERY_MASK = (1 << DELIVERY_BITS) - 1
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, though nobody changes one: a frozen class sets each of its fields by a call, which made
+# 0.9 of the 1.4 µs that a message took.
+@dataclass(slots=True)
 class NewMessage:
     """Be a message about to be published.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Callable
 
 
 def acquire(mutex: threading.RLock, held: list[bool], *, wait_s: float = -1) -> None:
@@ -22,4 +23,10 @@ def acquire(mutex: threading.RLock, held: list[bool], *, wait_s: float = -1) -> 
 
 def owned(mutex: threading.RLock) -> bool:
     """Say whether this thread holds it."""
-    return bool(mutex._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001 - the only way to ask
+    return owner_asked(mutex)()
+
+
+def owner_asked(mutex: threading.RLock) -> Callable[[], bool]:
+    """Return what says whether this thread holds it, for who asks in every transaction."""
+    asked: Callable[[], bool] = mutex._is_owned  # type: ignore[attr-defined]  # noqa: SLF001 - the only way
+    return asked

@@ -480,8 +480,12 @@ class PresenceFile:
         self._memory[_SLEEPING_AT + slot] = 0
         return stood
 
+    def anybody_sleeps(self) -> bool:
+        """Say whether any slot asked to be woken, for whatever message."""
+        return self._memory.find(b"\x01", _SLEEPING_AT, _SLEEPING_AT + SLOTS) >= 0
+
     def sleepers(self, queue: str, due_ms: int | None) -> Iterator[tuple[int, bool]]:
-        """Yield slots that asked to be woken for such a message. Next to free when nobody sleeps.
+        """Yield slots that asked to be woken for such a message.
 
         With each, say whether it surely consumes that queue: one that consumes many queues may
         be woken in vain, and then somebody else has to be woken as well.

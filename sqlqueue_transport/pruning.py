@@ -30,14 +30,14 @@ _FREE_PAGES = 1000
 _PRUNE_MESSAGES = """
 DELETE FROM message WHERE id IN (
   SELECT id FROM message
-  WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired')
+  WHERE finished_at_ms IS NOT NULL
     AND state = :state AND finished_at_ms < :before_ms
   LIMIT :limit
 )
 """
 _COUNT_ENDED = """
 SELECT count(*) FROM message
-WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired')
+WHERE finished_at_ms IS NOT NULL
   AND state = :state AND finished_at_ms < :before_ms
 """
 # Entries are found by their ticks, because an entry may be gone; a seek each in the primary key.

@@ -22,9 +22,9 @@ __all__ = ["Recounted", "recount"]
 
 # Not beyond the newest id: what came up to there would never be counted.
 _MEND_COUNTED = """
-INSERT OR REPLACE INTO counted (only, upto)
-SELECT 1, max(1, min(newest + 1, coalesce((SELECT upto FROM counted WHERE only = 1), newest + 1)))
-FROM (SELECT coalesce(max(seq), 0) AS newest FROM sqlite_sequence WHERE name = 'message')
+INSERT INTO counted (only, upto)
+SELECT 1, (SELECT coalesce(max(id), 0) FROM message) + 1 WHERE true
+ON CONFLICT (only) DO UPDATE SET upto = max(1, min(upto, max(excluded.upto, given + 1)))
 """
 _FORGET_IMPOSSIBLE = """
 DELETE FROM tally

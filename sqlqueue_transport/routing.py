@@ -37,6 +37,9 @@ _Grown = dict[str, int]
 # Above this size a body lies in a table of its own: an ack of a 200 kB row took 207 µs, now 11.
 INLINE_BODY_BYTES = 16_384
 
+_PENDING, _SCHEDULED = State.PENDING.value, State.SCHEDULED.value
+_NO_RULES = (None, None, None, None)  # of a queue that was declared with no arguments
+
 # Ended in one transaction, so that a flood of expired messages never holds the writer for long.
 EXPIRED_AT_ONCE = 200
 
@@ -62,14 +65,19 @@ def publish(
     Raises NotDeclared, and QueueFull where a queue refuses more.
     """
     grown: _Grown = {}
-    queues = (
-        routes(connection, message.exchange, message.routing_key)
-        if message.queue is None
-        else [message.queue]
+    first, *others = (
+        (message.queue,)
+        if message.queue is not None
+        else routes(connection, message.exchange, message.routing_key) or (None,)
     )
-    answers = [_insert(connection, message, queue, now_ms, landed, grown) for queue in queues]
-    _shorten(connection, grown, now_ms, landed)
-    return answers[0] if answers else Published(0, stored=False)
+    if first is None:
+        return Published(0, stored=False)
+    answer = _insert(connection, message, first, now_ms, landed, grown)
+    for queue in others:
+        _insert(connection, message, queue, now_ms, landed, grown)
+    if grown:
+        _shorten(connection, grown, now_ms, landed)
+    return answer
 
 
 def routes(connection: sqlite3.Connection, exchange: str, routing_key: str) -> list[str]:
@@ -126,7 +134,7 @@ def _insert(  # noqa: PLR0917 - what `publish` and `discard` take, and `grown`
     is_later = message.due_at_ms is not None and message.due_at_ms > now_ms
     priority, expires_at_ms, max_length = message.priority, message.expires_at_ms, None
     rules = connection.execute(sql.QUEUE_RULES, {"queue": queue}).fetchone()
-    if rules is not None and any(rule is not None for rule in rules):
+    if rules is not None and rules != _NO_RULES:
         ttl_ms, max_length, max_priority, gone_at_ms = rules
         if gone_at_ms is not None:
             return Published(0, stored=False)
@@ -141,25 +149,25 @@ def _insert(  # noqa: PLR0917 - what `publish` and `discard` take, and `grown`
     inline = len(message.body) <= INLINE_BODY_BYTES
     cursor = connection.execute(
         sql.PUBLISH,
-        {
-            "queue": queue,
-            "state": (State.SCHEDULED if is_later else State.PENDING).value,
-            "priority": priority,
-            "job_id": message.job_id,
-            "task": message.task,
-            "unique_key": message.unique_key,
-            "max_attempts": message.max_attempts,
-            "now_ms": now_ms,
-            "due_at_ms": message.due_at_ms,
-            "expires_at_ms": expires_at_ms,
-            "exchange": message.exchange,
-            "routing_key": message.routing_key,
-            "content_type": message.content_type,
-            "content_encoding": message.content_encoding,
-            "headers": message.headers,
-            "properties": message.properties,
-            "body": message.body if inline else None,
-        },
+        (
+            queue,
+            _SCHEDULED if is_later else _PENDING,
+            priority,
+            message.job_id,
+            message.task,
+            message.unique_key,
+            message.max_attempts,
+            now_ms,
+            message.due_at_ms,
+            expires_at_ms,
+            message.exchange,
+            message.routing_key,
+            message.content_type,
+            message.content_encoding,
+            message.headers,
+            message.properties,
+            message.body if inline else None,
+        ),
     )
     if not cursor.rowcount:
         found = connection.execute(sql.FIND_UNIQUE, {"unique_key": message.unique_key}).fetchone()

@@ -82,13 +82,17 @@ CREATE TABLE binding (
 
 CREATE INDEX binding_queue ON binding (queue);
 
--- A message keeps its row through its whole life; an ack is an UPDATE. AUTOINCREMENT, because a
--- reused rowid would let a stale ack hit another message.
+-- A message keeps its row through its whole life; an ack is an UPDATE. No id is given twice, because
+-- with a reused one a stale ack would hit another message: see counted.given. (AUTOINCREMENT would write
+-- one more page with each message.)
+-- Neither here nor in an index is a column compared with a list of more than two: for each row that is
+-- written, SQLite would make a table of the list and look the value up.
 CREATE TABLE message (
-  id               INTEGER PRIMARY KEY AUTOINCREMENT,
+  id               INTEGER PRIMARY KEY,
   queue            TEXT NOT NULL,
-  state            TEXT NOT NULL CHECK (state IN ('pending', 'scheduled', 'processing', 'done',
-                     'failed', 'permanently_failed', 'cancelled', 'expired')),
+  state            TEXT NOT NULL CHECK (state = 'pending' OR state = 'processing' OR state = 'done'
+                     OR state = 'scheduled' OR state = 'failed' OR state = 'permanently_failed'
+                     OR state = 'cancelled' OR state = 'expired'),
   priority         INTEGER NOT NULL DEFAULT 0 CHECK (priority BETWEEN 0 AND 9),
   job_id           TEXT,              -- the header `id`; several messages may share one
   task             TEXT,              -- the header `task`; NULL: not a job
@@ -120,7 +124,8 @@ CREATE TABLE message (
   CHECK ((state = 'processing') = (lease_until_ms IS NOT NULL)),
   CHECK (state <> 'processing' OR (worker_id IS NOT NULL AND started_at_ms IS NOT NULL AND delivery > 0)),
   CHECK (state NOT IN ('scheduled', 'failed') OR due_at_ms IS NOT NULL),
-  CHECK ((state IN ('done', 'permanently_failed', 'cancelled', 'expired')) = (finished_at_ms IS NOT NULL))
+  CHECK ((state = 'done' OR state = 'permanently_failed' OR state = 'cancelled' OR state = 'expired')
+    = (finished_at_ms IS NOT NULL))
 ) STRICT;
 
 -- Partial indexes: a backlog or a history of millions costs the hot path nothing, because each
@@ -130,8 +135,7 @@ CREATE INDEX message_lease ON message (lease_until_ms) WHERE state = 'processing
 CREATE INDEX message_due ON message (due_at_ms) WHERE state IN ('scheduled', 'failed');
 CREATE INDEX message_later ON message (queue, due_at_ms)
   WHERE state IN ('scheduled', 'failed');
-CREATE INDEX message_history ON message (state, finished_at_ms)
-  WHERE state IN ('done', 'permanently_failed', 'cancelled', 'expired');
+CREATE INDEX message_history ON message (state, finished_at_ms) WHERE finished_at_ms IS NOT NULL;
 CREATE INDEX message_expiry ON message (expires_at_ms)
   WHERE state = 'pending' AND expires_at_ms IS NOT NULL;
 CREATE UNIQUE INDEX message_unique ON message (unique_key) WHERE unique_key IS NOT NULL;
@@ -151,8 +155,9 @@ CREATE TABLE tally (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE counted (
-  only INTEGER PRIMARY KEY CHECK (only = 1),
-  upto INTEGER NOT NULL
+  only  INTEGER PRIMARY KEY CHECK (only = 1),
+  upto  INTEGER NOT NULL,
+  given INTEGER NOT NULL DEFAULT 0          -- no id up to here is given again, though its message is gone
 ) STRICT;
 
 INSERT INTO counted (only, upto) VALUES (1, 1);
@@ -187,6 +192,14 @@ BEGIN
   UPDATE tally SET messages = messages - 1
   WHERE queue = old.queue AND state = old.state AND is_job = (old.task IS NOT NULL)
     AND block = old.id / 16384;
+END;
+
+-- The next id is one more than both the newest message's and this (PUBLISH). Of an older message that is
+-- deleted nothing need be remembered: a newer one is there, or was when it went.
+CREATE TRIGGER message_newest_gone AFTER DELETE ON message
+WHEN old.id > (SELECT coalesce(max(id), 0) FROM message)
+BEGIN
+  UPDATE counted SET given = max(given, old.id) WHERE only = 1;
 END;
 
 CREATE TABLE body (

@@ -115,6 +115,17 @@ class Sleepers:
         queues = dict.fromkeys(queue for queues, _ in self._asleep.values() for queue in queues)
         presence.raise_flag(slot, list(queues), max(until for _, until in self._asleep.values()))
 
+    def wake_for(self, landed: Landed) -> None:
+        """Wake for what landed in queues, after the commit that stored it. Never raises, as `wake`."""
+        try:
+            anybody_sleeps = self._presence().anybody_sleeps
+            for queue, due_ms in landed:
+                if not anybody_sleeps():
+                    return
+                self.wake(queue, due_ms)
+        except (OSError, TransportError, ValueError):  # as in `wake`
+            pass
+
     def wake(self, queue: str, due_ms: int | None, *, everyone: bool = False) -> None:
         """Wake one sleeper that can claim from `queue`, after the commit that made it worth while.
 
@@ -155,6 +166,5 @@ class Sleepers:
             return work(connection, landed)
 
         result = self._database.write(fresh)
-        for queue, due_ms in landed:
-            self.wake(queue, due_ms)
+        self.wake_for(landed)
         return result

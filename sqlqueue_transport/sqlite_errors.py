@@ -30,7 +30,7 @@ MISTAKES = (
 )
 # What SQLite and its Python binding raise for a value that a column cannot hold: a wrong type or a
 # broken CHECK, a lone surrogate, an integer beyond 64 bits, a value beyond SQLite's limit.
-_NOT_STORABLE = (
+NOT_STORABLE = (
     sqlite3.IntegrityError,
     sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
@@ -57,9 +57,13 @@ def refused_values(what: str) -> Iterator[None]:
     """Turn SQLite's refusal of a value into InvalidMessage, which begins with `what`."""
     try:
         yield
-    except _NOT_STORABLE as error:
-        message = f"{what}: {error}"
-        raise InvalidMessage(message) from error
+    except NOT_STORABLE as error:
+        raise refused(what, error) from error
+
+
+def refused(what: str, error: Exception) -> InvalidMessage:
+    """Return what to raise for a value that SQLite refused."""
+    return InvalidMessage(f"{what}: {error}")
 
 
 def is_locked(error: sqlite3.Error) -> bool:

@@ -7,15 +7,18 @@ written out; tests hold the query plans. Time is always a bound parameter.
 
 # -- publishing -------------------------------------------------------------------------------------
 
+# No id is given twice: `counted.given` is the newest that was deleted. (Where somebody has deleted its
+# row, SQLite gives one more than the newest that is there.)
+# The one statement whose parameters have no names: to look up 17 of them took 1.6 µs of each publish.
 PUBLISH = """
 INSERT INTO message (
+  id,
   queue, state, priority, job_id, task, unique_key, max_attempts, enqueued_at_ms, due_at_ms,
   expires_at_ms, exchange, routing_key, content_type, content_encoding, headers, properties, body
 )
 VALUES (
-  :queue, :state, :priority, :job_id, :task, :unique_key, :max_attempts, :now_ms, :due_at_ms,
-  :expires_at_ms, :exchange, :routing_key, :content_type, :content_encoding, :headers,
-  :properties, :body
+  (SELECT 1 + max(given, coalesce((SELECT max(id) FROM message), 0)) FROM counted WHERE only = 1),
+  ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 )
 ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING
 """

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sqlqueue_transport import room, routing
+from sqlqueue_transport import routing
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.clock import SYSTEM_CLOCK, Clock
 from sqlqueue_transport.consumers import Consumers
@@ -44,9 +44,10 @@ from sqlqueue_transport.messages import (
     storable,
 )
 from sqlqueue_transport.publishing import time_ms
+from sqlqueue_transport.room import Room
 from sqlqueue_transport.routing import EXPIRED_AT_ONCE, Landed, Unwanted
 from sqlqueue_transport.running import RunningDeliveries
-from sqlqueue_transport.sqlite_errors import refused_values
+from sqlqueue_transport.sqlite_errors import NOT_STORABLE, refused, refused_values
 from sqlqueue_transport.topology import Topology
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Store:
             self.consumers = Consumers(self.database, clock, self.topology)
             self.housekeeping = Housekeeping(self.database, clock)
             self.running = RunningDeliveries(self.database, clock)
+            self._room = Room(self.path)
             self._collecting = threading.local()
             self._owed: deque[Callable[[], object]] = deque()
             if read_only:
@@ -185,6 +187,8 @@ class Store:
             return [Published(0, stored=True)] * len(messages)
         if self._are_for_nobody(messages):
             return [Published(0, stored=False)] * len(messages)
+        if durable and messages:
+            durable = not all(one.transient for one in messages)
         landed: Landed = []
 
         def work(connection: sqlite3.Connection) -> list[Published]:
@@ -195,11 +199,8 @@ class Store:
             return self.insert(connection, messages, now_ms, landed)
 
         self._refuse_when_scarce(messages)
-        is_durable = durable and not (messages and all(one.transient for one in messages))
         # They begin while we wait for the disk: see `docs/decisions.md`, "The bell before the flush".
-        return self.database.write(
-            work, durable=is_durable, committed=lambda: self.wake_for(landed)
-        )
+        return self.database.write(work, durable=durable, committed=lambda: self.wake_for(landed))
 
     def publish_tick(
         self, messages: Sequence[NewMessage], tick: TickOf, *, durable: bool = True
@@ -229,15 +230,16 @@ class Store:
     def _refuse_when_scarce(self, messages: Sequence[NewMessage]) -> None:
         sizes = [len(one.body) for one in messages if not (one.transient or one.goes_on)]
         if sizes:
-            room.refuse_when_scarce(self.path, sum(sizes))
+            self._room.refuse_when_scarce(sum(sizes))
 
     def _are_for_nobody(self, messages: Sequence[NewMessage]) -> bool:
         """Say whether no queue wants any of these: events, mostly, while nobody listens.
 
         They need not wait for the writer. A queue bound a moment later gets what comes later.
         """
-        if any(message.queue is not None for message in messages):
-            return False
+        for message in messages:
+            if message.queue is not None:
+                return False
         with refused_values("the message cannot be stored"):
             return not self.database.read(
                 lambda c: any(routing.routes(c, one.exchange, one.routing_key) for one in messages)
@@ -251,8 +253,10 @@ class Store:
         landed: Landed,
     ) -> list[Published]:
         """Store messages in a transaction of the caller, who calls `wake_for` after its commit."""
-        with refused_values("the message cannot be stored"):
+        try:
             return [routing.publish(connection, one, now_ms, landed) for one in messages]
+        except NOT_STORABLE as error:  # not `refused_values`, which takes 0.7 µs each time
+            raise refused("the message cannot be stored", error) from error
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[list[NewMessage]]:
@@ -473,7 +477,7 @@ class Store:
         have the room that is kept from publishers (`room`). If the process dies midway, the mark is there or the one before.
         """
         if not in_reserve:
-            room.refuse_when_scarce(self.path, 0)
+            Room(self.path).refuse_when_scarce(0)
         began_s = time.monotonic()
         values = {"key": "tried_writing", "value": str(self.clock.wall_ms())}
         self.database.write(lambda c: c.execute(sql.SET_META, values).rowcount, durable=True)
@@ -481,8 +485,7 @@ class Store:
 
     def wake_for(self, landed: Landed) -> None:
         """Wake who sleeps for these (queue, due) pairs, after the commit that stored them."""
-        for queue, due_at_ms in landed:
-            self.consumers.wake(queue, due_at_ms)
+        self.consumers.wake_for(landed)
 
     def close(self) -> None:
         """Give back what this process still holds, uncounted, and close; harmless when closed."""

@@ -126,9 +126,9 @@ class Consumer:
         self._settling = threading.Lock()
         self._has_to_settle = False  # something ended that could not be noted
         self._noted = 0
-        # Only who runs one job at a time can take several.
+        # Only who runs one job at a time can take several; and with weights each job is drawn.
         self._largest_batch = (
-            min(app.conf.worker_prefetch_multiplier, backend.noted_ends)
+            min(1 if app.queue_weights else app.conf.worker_prefetch_multiplier, backend.noted_ends)
             if self._runner.places == 1
             else 0
         )

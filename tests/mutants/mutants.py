@@ -84,10 +84,13 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
     ),
     Mutant(
         "a row's id is used again",
-        "sqlqueue_transport/schema.sql",
-        "  id               INTEGER PRIMARY KEY AUTOINCREMENT,\n  queue",
-        "  id               INTEGER PRIMARY KEY,\n  queue",
-        (f"{TRANSPORT}/test_schema.py::test_an_id_is_never_used_again",),
+        STATEMENTS,
+        "SELECT 1 + max(given, coalesce((SELECT max(id) FROM message), 0)) FROM counted",
+        "SELECT 1 + coalesce((SELECT max(id) FROM message), 0) FROM counted",
+        (
+            f"{TRANSPORT}/test_schema.py::test_an_id_is_never_used_again",
+            f"{TRANSPORT}/test_schema.py::test_whatever_is_deleted_in_whatever_order_no_id_is_given_twice",
+        ),
     ),
     # -- attempts: counted when a task starts, and never otherwise ------------------------------------
     Mutant(
@@ -271,7 +274,7 @@ WHERE id = :id AND delivery = :delivery""",
     Mutant(
         "a publish is not flushed",
         STORE,
-        "answers = self.database.write(work, durable=is_durable)",
+        "answers = self.database.write(work, durable=durable)",
         "answers = self.database.write(work, durable=False)",
         (
             f"{TRANSPORT}/test_durability.py::test_a_publish_is_flushed_and_a_settlement_is_not_unless_it_is_asked_for",
@@ -358,8 +361,8 @@ WHERE id = :id AND delivery = :delivery""",
     Mutant(
         "a job_id of one's own is stored twice",
         "sqlqueue_transport/routing.py",
-        '"unique_key": message.unique_key,\n            "max_attempts"',
-        '"unique_key": None,\n            "max_attempts"',
+        "            message.unique_key,\n            message.max_attempts,\n",
+        "            None,\n            message.max_attempts,\n",
         (
             f"{TRANSPORT}/test_publish.py::test_a_unique_key_is_stored_once_and_answers_with_the_first",
         ),

@@ -137,6 +137,7 @@ def test_repository_holds_no_second_copy_of_the_demo_job() -> None:
         "sqlqueue_transport/schema-2.sql",
         "sqlqueue_transport/schema-3.sql",
         "sqlqueue_transport/schema-4.sql",
+        "sqlqueue_transport/schema-5.sql",
     ],
 )
 def test_wheel_carries_what_is_not_python(wheel: Path, name: str) -> None:

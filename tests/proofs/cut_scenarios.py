@@ -125,6 +125,7 @@ SCENARIOS = {
     "schema 1": Scenario(_old(1, is_closed=True), [("creator", "c1")], 5),
     "schema 2": Scenario(_old(2, is_closed=False), [("creator", "c1")], 5),
     "schema 3": Scenario(_old(3, is_closed=False), [("creator", "c1")], 5),
+    "schema 4": Scenario(_old(4, is_closed=False), [("creator", "c1")], 5),
     "killed migration": Scenario(_old(1, is_closed=False), [("mortals", "m", 9)], 5),
     "backups": Scenario(_filled, [("publisher", "p1", 30), ("saver", 6)], 5),
     "deleting": Scenario(_filled, [("publisher", "p1", 15), ("pruner",)], 5),

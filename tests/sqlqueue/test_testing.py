@@ -53,6 +53,7 @@ def test_nothing_of_the_configured_broker_is_opened_and_nothing_is_left(here):
     app = SqlQueue("test", broker_url="sqlqueue:///queue.db")
     app.task(name="t")(lambda: None)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    before = dict(presence._open_files)
     for _ in range(3):
         with app.testing() as testing:
             app.send_task("t")
@@ -63,7 +64,7 @@ def test_nothing_of_the_configured_broker_is_opened_and_nothing_is_left(here):
         assert open_names(testing.path.parent) == []
     assert list(here.iterdir()) == []
     assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 1
-    assert not presence._open_files
+    assert presence._open_files == before
     assert app.conf.broker_url == "sqlqueue:///queue.db"
 
 

@@ -155,7 +155,6 @@ class Model:
         if known is not None:
             if self._is_full(queue):
                 raise QueueIsFull
-            self.last_id += 1  # SQLite takes the number before it looks
             return known.id, False
         now_ms = self.clock.wall
         is_later = new.due_at_ms is not None and new.due_at_ms > now_ms

@@ -16,10 +16,12 @@ _numbers = itertools.count(1)
 
 _INSERT = """
 INSERT INTO message (
+  id,
   queue, state, task, job_id, delivery, worker_id, lease_until_ms, enqueued_at_ms, due_at_ms,
   started_at_ms, finished_at_ms, expires_at_ms, attempts, body
 )
 VALUES (
+  (SELECT 1 + max(given, coalesce((SELECT max(id) FROM message), 0)) FROM counted),
   :queue, :state, 'tasks.stamp', :job_id, :delivery, :worker_id, :lease_until_ms, :now_ms,
   :due_at_ms, :started_at_ms, :finished_at_ms, :expires_at_ms, :attempts, x'5b5d'
 )
@@ -125,7 +127,7 @@ def count_in_small_portions(
 
     def work(connection: Any) -> None:
         triggers = connection.execute(
-            "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"
+            "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND instr(sql, 'tally')"
         ).fetchall()
         for name, text in triggers:
             smaller = (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 import kombu
 import pytest
 
 from sqlqueue_transport import DiskFault, NewMessage, Outcome, Settlement, Store, TickOf, room
+from sqlqueue_transport.room import Room
 from tests.support import small_disk
 
 
@@ -96,12 +98,66 @@ def test_a_publish_larger_than_the_room_that_is_left_is_refused(tmp_path):
         store.close()
 
 
-def test_of_a_large_disk_a_fixed_amount_is_kept(tmp_path, monkeypatch):
-    class Large:
-        f_frsize, f_blocks = 4096, 10**12 // 4096
-        f_bavail = (room.KEPT_BYTES + 4096) // 4096
+class Disk:
+    """Stand in for a large disk: how much is free, how often somebody looked, and what time it is."""
 
-    monkeypatch.setattr(os, "statvfs", lambda _: Large)
-    room.refuse_when_scarce(tmp_path, 4096)
+    f_frsize, f_blocks = 1, 10**12
+
+    def __init__(self, monkeypatch):
+        self.f_bavail, self.looks, self.now_s = 10**12, 0, 1000.0
+        monkeypatch.setattr(os, "statvfs", self.look)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+
+    def look(self, _):
+        self.looks += 1
+        return self
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+@pytest.fixture
+def space(tmp_path):
+    return Room(tmp_path)
+
+
+def test_of_a_large_disk_a_fixed_amount_is_kept(disk, space):
+    disk.f_bavail = room.KEPT_BYTES + 4096
+    space.refuse_when_scarce(4096)
     with pytest.raises(DiskFault, match=r"16\.8 MB have to stay free"):
-        room.refuse_when_scarce(tmp_path, 4097)
+        space.refuse_when_scarce(4097)
+
+
+def test_a_disk_far_from_full_is_looked_at_ten_times_a_second(disk, space):
+    for _ in range(2000):
+        space.refuse_when_scarce(100)
+        disk.now_s += 0.001
+    assert disk.looks == pytest.approx(20, abs=1)
+
+
+def test_what_was_published_since_the_last_look_counts_against_what_it_found(disk, space):
+    disk.f_bavail = room.KEPT_BYTES + room.FAR_BYTES + 1000
+    for _ in range(10):
+        space.refuse_when_scarce(100)
+    assert disk.looks == 1
+    disk.f_bavail = room.KEPT_BYTES
+    with pytest.raises(DiskFault, match="nearly full"):
+        space.refuse_when_scarce(1)
+    assert disk.looks == 2
+
+
+def test_near_its_end_each_publish_looks_at_the_disk(disk, space):
+    disk.f_bavail = room.KEPT_BYTES + room.FAR_BYTES
+    for looks in range(1, 10):
+        space.refuse_when_scarce(1)
+        assert disk.looks == looks
+
+
+def test_what_others_have_filled_is_seen_by_the_next_look(disk, space):
+    space.refuse_when_scarce(1)
+    disk.f_bavail = 0
+    disk.now_s += room.LOOK_EVERY_S
+    with pytest.raises(DiskFault, match="nearly full"):
+        space.refuse_when_scarce(1)

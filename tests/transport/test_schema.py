@@ -261,6 +261,26 @@ def test_an_id_is_never_used_again(store: Store) -> None:
     assert publish(store) > newest > first
 
 
+def test_whatever_is_deleted_in_whatever_order_no_id_is_given_twice(store: Store) -> None:
+    seen: set[int] = set()
+    for number in range(60):
+        new = [publish(store) for _ in range(4)]
+        assert not seen & set(new)
+        assert min(new) > max(seen, default=0)
+        seen |= set(new)
+        # Always something of the newest, in one statement or one by one, now and then all there is.
+        order = "DESC" if number % 2 else "ASC"
+        chosen = [
+            id_ for (id_,) in rows_of(store, f"SELECT id FROM message ORDER BY id {order} LIMIT 3")
+        ] + new[-1 - number % 3 :]
+        if number % 7 == 0:
+            store.database.write(lambda c: c.execute("DELETE FROM message").rowcount)
+        for id_ in chosen:
+            store.database.write(
+                lambda c, id_=id_: c.execute("DELETE FROM message WHERE id = ?", [id_]).rowcount
+            )
+
+
 def test_deleting_a_message_takes_its_body_and_attempts_along(store: Store) -> None:
     message_id = publish(store, body=b"x" * 20_000)
     store.database.write(lambda c: c.execute("DELETE FROM message").rowcount)
@@ -351,7 +371,7 @@ def old_file(path: Path, version: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
     tmp_path: Path, version: int
 ) -> None:
@@ -363,11 +383,49 @@ def test_an_older_file_becomes_what_a_new_one_is_and_keeps_its_jobs(
     assert structure(old) == structure(new)
     store = Store(old)
     assert store.topology.size("default") == 2
-    # What was there is in the tally, and what came is not yet.
-    assert rows_of(store, "SELECT sum(messages) FROM tally") == [(1,)]
+    # What was there is in the tally of version 4, and what came is not yet.
+    assert rows_of(store, "SELECT sum(messages) FROM tally") == [(1 if version < 4 else None,)]
     assert store.reading.counts().states[State.PENDING] == 2
     assert store.reading.broken_invariants(full=True) == {}
     assert rows_of(store, "SELECT message_id, outcome FROM attempt") == [(1, "failed")]
+    store.close()
+
+
+def test_migrating_from_4_copies_every_kind_of_row_and_forgets_no_id(tmp_path: Path) -> None:
+    """The table of messages is made anew: what refers to it stays, and what was deleted stays spent."""
+    path = old_file(tmp_path / "queue.db", 4)
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        for state in State:
+            values: dict[str, Any] = {**GOOD, "state": state.value, "due_at_ms": 9, "task": "t"}
+            if state is State.PROCESSING:
+                values |= LEASED
+            elif state in FINISHED:
+                values["finished_at_ms"] = 3
+            names = ", ".join(values)
+            connection.execute(
+                f"INSERT INTO message ({names}) VALUES ({', '.join('?' * len(values))})",
+                [*values.values()],
+            )
+        connection.execute("INSERT INTO body SELECT max(id), x'00' FROM message")
+        connection.execute("INSERT INTO progress SELECT max(id), 1, 2, 3, 'half', 4 FROM message")
+        connection.execute(
+            "INSERT INTO message (queue, state, enqueued_at_ms) VALUES ('q', 'pending', 1)"
+        )
+        connection.execute("DELETE FROM message WHERE id = (SELECT max(id) FROM message)")
+    queries = [
+        f"SELECT * FROM {table} ORDER BY 1" for table in ("message", "body", "attempt", "progress")
+    ]
+    before = [connection.execute(query).fetchall() for query in queries]
+    (spent,) = connection.execute(
+        "SELECT seq FROM sqlite_sequence WHERE name = 'message'"
+    ).fetchone()
+    connection.close()
+    store = Store(path)
+    assert [rows_of(store, query) for query in queries] == before
+    assert store.reading.damage(full=True) == []
+    assert publish(store) == spent + 1
     store.close()
 
 

@@ -304,13 +304,13 @@ PLANS = {
     ],
     "pruning._PRUNE_MESSAGES": [
         "SEARCH message USING INTEGER PRIMARY KEY",
-        "SEARCH message USING INDEX message_history (state=? AND finished_at_ms<?)",
+        "SEARCH message USING INDEX message_history (state=? AND finished_at_ms>? AND finished_at_ms<?)",
         "SEARCH attempt USING INDEX attempt_message (message_id=?)",
         "SEARCH body USING INTEGER PRIMARY KEY",
         "SEARCH progress USING INTEGER PRIMARY KEY",
     ],
     "pruning._COUNT_ENDED": [
-        "SEARCH message USING INDEX message_history (state=? AND finished_at_ms<?)"
+        "SEARCH message USING INDEX message_history (state=? AND finished_at_ms>? AND finished_at_ms<?)"
     ],
     "deleting._LATER_COUNT": ["SEARCH message USING INDEX message_later (queue=?)"],
     "pruning._NEXT_ENTRY": ["SEARCH tick USING PRIMARY KEY (entry=?)", "(entry>?)"],
