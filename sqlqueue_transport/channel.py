@@ -334,7 +334,6 @@ class Channel(virtual.Channel):
         except WorkerSwept as error:
             # Whoever took us for dead gave back what we held, counts our consumers no more, and
             # has let queues go that lived for us. All of that has to be made anew.
-            acks.settle()
             self.store.consumers.leave()
             raise CannotOpen(str(error)) from error
         if claim.deliveries and not no_ack:

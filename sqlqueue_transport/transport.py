@@ -105,11 +105,11 @@ class Transport(virtual.Transport):
                 busy_timeout_s=self.options.busy_timeout,
                 read_only=self.options.read_only,
             )
+            self.acks = HeldAcks(self._store, durable=self.options.sync_settle)
             self._store.consumers.max_deliveries = self.options.max_deliveries
             # Of a connection before this one. Whatever comes next says that the file is no better.
             with contextlib.suppress(Unavailable):
                 self._store.do_what_is_owed()
-        self.acks = HeldAcks(self._store, durable=self.options.sync_settle)
         self._avail_channels.append(self.create_channel(self))
         return self
 
