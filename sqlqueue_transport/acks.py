@@ -85,8 +85,8 @@ class HeldAcks:
         Raises Unavailable; what waited then waits on. If the process dies midway, all of them are
         applied or none.
         """
-        if not (self._waiting or settlements):
-            return []
+        if not self._waiting:
+            return self._store.settle(settlements, durable=self._durable) if settlements else []
         return self._with_waiting(
             lambda waiting: self._store.settle([*waiting, *settlements], durable=self._durable)
         )

@@ -39,6 +39,7 @@ from sqlqueue_transport.errors import (
     NotDeclared,
     QueueFull,
     QueueLocked,
+    TransportError,
     Unavailable,
     WorkerSwept,
 )
@@ -148,8 +149,10 @@ class Channel(virtual.Channel):
             self._together.append(new)
             return
         self._acks.settle()
-        with _as_channel_errors("Channel.basic_publish"):
+        try:
             answers = self.store.publish([new], durable=self.options.sync_publish)
+        except (NotDeclared, QueueLocked, QueueFull) as error:
+            raise _as_channel_error(error, "Channel.basic_publish") from error
         if mandatory and answers and not (answers[0].stored or answers[0].message_id):
             text = f"NO_ROUTE - no queue is bound to exchange {exchange!r} with {routing_key!r}"
             raise ChannelError(text, (60, 40), "Channel.basic_publish", "312")
@@ -709,13 +712,17 @@ def _as_channel_errors(method: str) -> Iterator[None]:
     """Say what only we have own errors for as AMQP does: by its reply codes (AMQP 0-9-1, 1.1)."""
     try:
         yield
-    except NotDeclared as error:
-        raise NotFound(f"NOT_FOUND - {error}", (60, 40), method) from error
-    except QueueLocked as error:
-        raise ResourceLocked(f"RESOURCE_LOCKED - {error}", (50, 10), method) from error
-    except QueueFull as error:
-        # 506; amqp's own class of it is a connection error, which callers would try again.
-        raise ChannelError(f"RESOURCE_ERROR - {error}", (60, 40), method, "506") from error
+    except (NotDeclared, QueueLocked, QueueFull) as error:
+        raise _as_channel_error(error, method) from error
+
+
+def _as_channel_error(error: TransportError, method: str) -> ChannelError:
+    if isinstance(error, NotDeclared):
+        return NotFound(f"NOT_FOUND - {error}", (60, 40), method)
+    if isinstance(error, QueueLocked):
+        return ResourceLocked(f"RESOURCE_LOCKED - {error}", (50, 10), method)
+    # 506; amqp's own class of it is a connection error, which callers would try again.
+    return ChannelError(f"RESOURCE_ERROR - {error}", (60, 40), method, "506")
 
 
 def _settlement(tag: int, outcome: Outcome) -> Settlement:

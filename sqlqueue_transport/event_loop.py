@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlqueue_transport import forking, wakeup
@@ -65,7 +66,12 @@ class LoopSide:
         self._is_awake = False
         self._due_ms: int | None = None
         self._due_timer: Any = None
+        # While the flag is up: for which queues, what the bell had heard by then, and until when
+        # that is to be trusted.
         self._nap: tuple[int, int] | None = None
+        self._watched: frozenset[str] = frozenset()
+        self._heard = 0
+        self._look_again_s = 0.0
         _, self._bell = store.consumers.ready_to_sleep()
         # A descriptor of our own for the same FIFO: two transports in one loop must not take
         # each other's reader away.
@@ -111,21 +117,28 @@ class LoopSide:
         """
         count = self._deliver_arrived(BATCH)
         queues = self._sources.open_queues()
-        ready = queues
-        if not (count or self._acks):
-            if not queues:
-                return True  # full: whoever makes room wakes us
-            ready, due_ms = self._lie_down_and_look(queues)
-            if not ready:
-                self._wait_for_due(due_ms)
-                return True
-        elif len(queues) > 1:
-            ready, _ = self._store.look(queues)
-        # With something to acknowledge a transaction is due in any case, and may claim as well.
-        self._get_up()
-        while count < BATCH and self._sources.fetch(ready):
-            count += self._deliver_arrived(BATCH - count)
-        return False
+        unknown = self._not_watched(queues)
+        if self._acks and unknown:
+            # A transaction is due in any case, and may claim as well.
+            ready = unknown if len(unknown) == 1 else self._store.look(unknown)[0]
+            count += self._fetch_and_deliver(ready, BATCH - count)
+        if count:
+            return False
+        if not unknown:
+            return True  # full, or all of them are watched: whoever changes that wakes us
+        ready, due_ms = self._lie_down_and_look(queues)
+        if ready:
+            self._get_up()
+            self._fetch_and_deliver(ready, BATCH)
+            return False
+        self._wait_for_due(due_ms)
+        return True
+
+    def _fetch_and_deliver(self, ready: Collection[str], limit: int) -> int:
+        count = 0
+        while count < limit and self._sources.fetch(ready):
+            count += self._deliver_arrived(limit - count)
+        return count
 
     def _deliver_arrived(self, limit: int) -> int:
         for count in range(limit):
@@ -133,12 +146,32 @@ class LoopSide:
                 return count
         return limit
 
+    def _not_watched(self, queues: list[str]) -> list[str]:
+        """Return those of which nobody would have told us, were there something in them."""
+        if (
+            self._nap is None
+            or self._bell.heard != self._heard
+            or self._bell is not self._store.consumers.bell  # registered anew meanwhile
+            or time.monotonic() >= self._look_again_s
+        ):
+            return queues
+        return [queue for queue in queues if queue not in self._watched]
+
     def _lie_down_and_look(self, queues: list[str]) -> tuple[list[str], int | None]:
+        """Raise the flag for these queues, for as long as a turn may be away, and look at them.
+
+        It stays up over further turns, which need not look at what is watched: a worker that is
+        full watches its remote control all the time, and must not pay for it.
+        """
         slot, bell = self._store.consumers.ready_to_sleep()
-        if bell is not self._bell:  # registered anew meanwhile
+        if bell is not self._bell:
             self._change_bell(bell)
         self._get_up()
-        self._nap = slot, self._store.consumers.sleepers.lie_down(slot, queues, LONGEST_SLEEP_S)
+        self._heard = bell.heard
+        # The poll that begins just before the next look may take as long as the longest sleep.
+        self._look_again_s = time.monotonic() + LONGEST_SLEEP_S * 0.9
+        nap = self._store.consumers.sleepers.lie_down(slot, queues, 2 * LONGEST_SLEEP_S)
+        self._nap, self._watched = (slot, nap), frozenset(queues)
         return self._store.look(queues)
 
     def wake(self) -> None:
@@ -179,6 +212,7 @@ class LoopSide:
 
     def _on_due(self) -> None:
         self._due_ms = self._due_timer = None
+        self._look_again_s = 0.0
         self.wake()
 
     def _get_up(self) -> None:

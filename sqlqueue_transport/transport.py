@@ -176,7 +176,10 @@ class Transport(virtual.Transport):
 
     def deliver_arrived(self) -> bool:
         """Deliver one message that was fetched; say whether there was one."""
-        return any(one.deliver_arrived() for one in list(self.channels))
+        for channel in list(self.channels):  # noqa: SIM110 - once for every message
+            if channel.deliver_arrived():
+                return True
+        return False
 
     def fetch(self, ready: Collection[str] | None) -> bool:
         """Claim for one consumer whose queue has something; say whether that gave any message.
