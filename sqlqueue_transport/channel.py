@@ -17,7 +17,7 @@ import itertools
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -39,6 +39,7 @@ from sqlqueue_transport.errors import (
     NotDeclared,
     QueueFull,
     QueueLocked,
+    TransportError,
     Unavailable,
     WorkerSwept,
 )
@@ -67,15 +68,17 @@ from sqlqueue_transport.topology import valid_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from sqlqueue_transport.acks import HeldAcks
     from sqlqueue_transport.options import Options
     from sqlqueue_transport.store import Store
 
 # A consumer whose calls are short gets several messages a transaction, so that one transaction
 # serves them all; whose calls are long gets one, so that nothing waits behind it while a sibling
-# idles.
-LARGEST_BATCH = 16
-SHORT_CALL_S = 0.005
+# idles. The largest batch of short calls is about as long as one long call.
+LARGEST_BATCH = 64
+SHORT_CALL_S = 0.001
 LONG_CALL_S = 0.05
+LONGEST_WAIT_S = 0.5  # for what has arrived, if all calls before it take as long as the last one
 # How Kombu names the queue of a program that answers questions about itself (kombu.pidbox).
 _MAILBOX = ".pidbox"
 _channel_numbers = itertools.count(1)
@@ -104,6 +107,7 @@ class Channel(virtual.Channel):
         """Open a channel on a transport."""
         super().__init__(connection, **kwargs)
         self.store: Store = connection.store
+        self._acks: HeldAcks = connection.acks
         self.options: Options = connection.options
         # How many unsettled messages all consumers of this channel may have together, and each of
         # them; 0 means no bound of the caller's.
@@ -112,13 +116,14 @@ class Channel(virtual.Channel):
         self._number = next(_channel_numbers)
         self._pid = os.getpid()
         self._by_tag: dict[str, Consumer] = {}
-        self._turns = itertools.count()
         self._batch = 1
         # Claimed, and not yet handed to its consumer.
         self._arrived: deque[tuple[Consumer, Delivered]] = deque()
         # Delivery tags that were handed over and not settled, in that order, each with the tag of
         # its consumer; None was got or claimed by the program itself.
         self._unacked: dict[int, str | None] = {}
+        # How many each consumer has been given, those that have only arrived included.
+        self._given: defaultdict[str | None, int] = defaultdict(int)
         self._unacked_mutex = threading.Lock()
         self._together: list[NewMessage] | None = None
 
@@ -143,8 +148,11 @@ class Channel(virtual.Channel):
         if self._together is not None:
             self._together.append(new)
             return
-        with _as_channel_errors("Channel.basic_publish"):
+        self._acks.settle()
+        try:
             answers = self.store.publish([new], durable=self.options.sync_publish)
+        except (NotDeclared, QueueLocked, QueueFull) as error:
+            raise _as_channel_error(error, "Channel.basic_publish") from error
         if mandatory and answers and not (answers[0].stored or answers[0].message_id):
             text = f"NO_ROUTE - no queue is bound to exchange {exchange!r} with {routing_key!r}"
             raise ChannelError(text, (60, 40), "Channel.basic_publish", "312")
@@ -191,6 +199,7 @@ class Channel(virtual.Channel):
         if tick is None and not messages:
             return TickAnswer.TAKEN
         is_durable = self.options.sync_publish
+        self._acks.settle()
         if tick is not None:
             return self.store.publish_tick(messages, tick, durable=is_durable)
         with _as_channel_errors("Channel.basic_publish"):
@@ -230,11 +239,9 @@ class Channel(virtual.Channel):
         self._consumers.discard(consumer_tag)
         if consumer is None:
             return
-        unseen = [message for one, message in self._arrived if one.tag == consumer_tag]
-        self._arrived = deque(pair for pair in self._arrived if pair[0].tag != consumer_tag)
-        self._hand_back(
-            [message.delivery_tag for message in unseen], {consumer.name: consumer.queue}
-        )
+        self.connection.forget_consumer(consumer.name)
+        unseen = self._forget_arrived(consumer_tag)
+        self._hand_back(unseen, {consumer.name: consumer.queue})
         self.connection.make_room()
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Delivered | None:  # noqa: FBT001, FBT002
@@ -248,28 +255,27 @@ class Channel(virtual.Channel):
         return found[0] if found else None
 
     @property
-    def open_queues(self) -> list[str]:
-        """Return the queues whose messages a consumer of this channel may take now."""
-        return list(
-            dict.fromkeys(
-                one.queue
-                for one in list(self._by_tag.values())
-                if one.no_ack or self._room(one.tag) > 0
-            )
-        )
+    def open_consumers(self) -> list[tuple[Consumer, int]]:
+        """Return the consumers that may be given messages now, and how many each."""
+        found = []
+        for one in list(self._by_tag.values()):
+            # Without acknowledgements a message is done when it is claimed, so one at a time: if
+            # the process dies, one is lost, as everywhere with no_ack.
+            limit = 1 if one.no_ack else min(self._room(one.tag), self._batch)
+            if limit > 0:
+                found.append((one, limit))
+        return found
 
     @property
     def is_consuming(self) -> bool:
         """Say whether the channel has a consumer."""
         return bool(self._by_tag)
 
-    def deliver_one(self) -> bool:
-        """Hand the next message to its consumer; say whether there was one.
+    def deliver_arrived(self) -> bool:
+        """Hand the next message that was fetched to its consumer; say whether there was one.
 
         What a callback raises passes through; the message is then still this channel's.
         """
-        if not self._arrived:
-            self._fetch()
         try:
             consumer, message = self._arrived.popleft()
         except IndexError:
@@ -280,46 +286,53 @@ class Channel(virtual.Channel):
         took_s = time.monotonic() - began_s
         if took_s < SHORT_CALL_S:
             self._batch = min(self._batch * 2, LARGEST_BATCH)
-        elif took_s > LONG_CALL_S:
-            self._batch = 1
-            self._release_arrived()
+        else:
+            self._slow_down(took_s)
         return True
 
-    def _fetch(self) -> None:
-        """Claim for one consumer, in turns, so that no queue starves."""
-        consumers = list(self._by_tag.values())
-        if not consumers:
-            return
-        first = next(self._turns) % len(consumers)
-        for consumer in consumers[first:] + consumers[:first]:
-            # Without acknowledgements a message is done when it is claimed, so one at a time: if
-            # the process dies, one is lost, as everywhere with no_ack.
-            limit = 1 if consumer.no_ack else min(self._room(consumer.tag), self._batch)
-            if limit <= 0:
-                continue
-            messages = self._claim(consumer.queue, limit, no_ack=consumer.no_ack, tag=consumer.tag)
-            if messages:
-                self._arrived.extend((consumer, message) for message in messages)
-                return
+    def _slow_down(self, took_s: float) -> None:
+        """Let nothing wait behind calls that are not short: acknowledgements, messages, siblings."""
+        self._acks.settle()
+        if took_s > LONG_CALL_S or took_s * len(self._arrived) > LONGEST_WAIT_S:
+            self._batch = 1
+            self._release_arrived()
+
+    def fetch(self, consumer: Consumer, limit: int) -> bool:
+        """Claim up to `limit` messages for a consumer, to be delivered; say whether there were any.
+
+        What waits to be acknowledged is committed in the same transaction.
+        """
+        messages = self._claim(consumer.queue, limit, no_ack=consumer.no_ack, tag=consumer.tag)
+        if not consumer.no_ack:
+            with self._unacked_mutex:
+                self._given[consumer.tag] += len(messages)
+        self._arrived.extend((consumer, message) for message in messages)
+        return bool(messages)
 
     def _room(self, tag: str) -> int:
         """Return how many more messages a consumer may be given, by its own count and by all."""
         with self._unacked_mutex:
-            held = Counter(self._unacked.values())
-        held.update(consumer.tag for consumer, _ in self._arrived)
-        of_all = held.total() - held[None]
+            of_all, own = sum(self._given.values()), self._given.get(tag, 0)
         if self.consumer_prefetch_count:
-            room = self.consumer_prefetch_count - held[tag]
+            room = self.consumer_prefetch_count - own
             return min(room, self.prefetch_count - of_all) if self.prefetch_count else room
         return (self.prefetch_count or self.options.max_prefetch) - of_all
 
     def _claim(
         self, queue: str, limit: int, *, no_ack: bool, tag: str | None = None
     ) -> list[Delivered]:
-        lease_s = self.options.visibility_timeout
+        acks = self._acks
         try:
-            claim = self.store.claim(
-                [queue], limit, lease_s=lease_s, no_ack=no_ack, hands_over_expired=True
+            claim = acks.claim(
+                lambda waiting: self.store.claim(
+                    [queue],
+                    limit,
+                    lease_s=self.options.visibility_timeout,
+                    settlements=waiting,
+                    durable=self.options.sync_settle,
+                    no_ack=no_ack,
+                    hands_over_expired=True,
+                )
             )
         except WorkerSwept as error:
             # Whoever took us for dead gave back what we held, counts our consumers no more, and
@@ -380,9 +393,8 @@ class Channel(virtual.Channel):
             looks_first=looks_first,
         )
         messages = [Delivered(delivery, self) for delivery in claim.deliveries]
+        self._forget([tag for tag, _ in settlements])
         with self._unacked_mutex:
-            for tag, _ in settlements:
-                self._unacked.pop(tag, None)
             self._unacked.update(dict.fromkeys(message.delivery_tag for message in messages))
         if messages:
             self.connection.keep_watch()
@@ -399,6 +411,7 @@ class Channel(virtual.Channel):
     def extend(self, delivery_tag: int, seconds: float) -> None:
         """Lengthen a lease to at least `seconds` from now. Raises LeaseLost when it is over."""
         message_id, delivery = split_tag(delivery_tag)
+        self._acks.settle()
         if self.store.extend([(message_id, delivery)], seconds):
             raise LeaseLost(message_id, delivery)
 
@@ -408,10 +421,15 @@ class Channel(virtual.Channel):
         A late acknowledgement changes nothing and raises LeaseLost. After one that raised
         Unavailable this channel holds the delivery no longer; its process acknowledges it as soon
         as the file can be written, and if it ends before that, the delivery comes again.
+
+        In the thread of an event loop it is committed with others at the end of the loop's turn
+        and raises neither: see `acks`.
         """
-        self._settle_each(
-            self._up_to(delivery_tag, multiple=multiple), Outcome.done(), quiet=multiple
-        )
+        tags = self._up_to(delivery_tag, multiple=multiple)
+        if self._acks.hold(tags):
+            self._let_go(tags)
+        else:
+            self._settle_each(tags, Outcome.done(), quiet=multiple)
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
         """Hand a delivery back to its old place, or without `requeue` to the dead letters.
@@ -473,9 +491,18 @@ class Channel(virtual.Channel):
     def _release_arrived(self) -> None:
         self._release(self._forget_arrived())
 
-    def _forget_arrived(self) -> list[int]:
+    def _forget_arrived(self, consumer_tag: str | None = None) -> list[int]:
+        """Drop what has arrived, for one consumer or all; return the tags to hand back."""
         arrived, self._arrived = self._arrived, deque()
-        return [message.delivery_tag for _, message in arrived if not message.is_settled]
+        tags = []
+        for consumer, message in arrived:
+            if consumer_tag not in {None, consumer.tag}:
+                self._arrived.append((consumer, message))
+            elif not message.is_settled:
+                tags.append(message.delivery_tag)
+                with self._unacked_mutex:
+                    self._given[consumer.tag] -= 1
+        return tags
 
     def _release(self, tags: Sequence[int]) -> None:
         if tags:
@@ -484,10 +511,10 @@ class Channel(virtual.Channel):
     def _hand_back(self, tags: Sequence[int], consuming: dict[str, str]) -> None:
         """Release deliveries and count consumers no more; when the file is full or busy, later."""
         releases = [_settlement(tag, Outcome.release()) for tag in tags]
-        store, durable = self.store, self.options.sync_settle
+        store, acks = self.store, self._acks
 
         def work() -> None:
-            store.settle(releases, durable=durable)
+            acks.settle(releases)
             store.consumers.stop_consuming(consuming)
 
         store.do_or_owe(work)
@@ -500,9 +527,9 @@ class Channel(virtual.Channel):
         busy or away for a moment only.
         """
         settlements = [_settlement(tag, outcome) for tag in tags]
-        store, durable = self.store, self.options.sync_settle
+        acks = self._acks
         try:
-            refused = store.do_or_owe(lambda: store.settle(settlements, durable=durable))
+            refused = self.store.do_or_owe(lambda: acks.settle(settlements))
         except Unavailable:
             self._let_go(tags)
             raise
@@ -511,11 +538,16 @@ class Channel(virtual.Channel):
             raise LeaseLost(refused[0].message_id, refused[0].delivery)
 
     def _let_go(self, tags: Sequence[int]) -> None:
-        with self._unacked_mutex:
-            for tag in tags:
-                self._unacked.pop(tag, None)
+        self._forget(tags)
         if self.connection is not None:
             self.connection.make_room()
+
+    def _forget(self, tags: Sequence[int]) -> None:
+        with self._unacked_mutex:
+            for tag in tags:
+                consumer_tag = self._unacked.pop(tag, None)
+                if consumer_tag is not None:
+                    self._given[consumer_tag] -= 1
 
     # -- queues and exchanges -----------------------------------------------------------------------
 
@@ -665,6 +697,7 @@ class Channel(virtual.Channel):
         with self._unacked_mutex:
             tags = list(self._unacked)
             self._unacked.clear()
+            self._given.clear()
         tags += self._forget_arrived()
         try:
             # In a forked child nothing is handed back: see `release_all`.
@@ -681,13 +714,17 @@ def _as_channel_errors(method: str) -> Iterator[None]:
     """Say what only we have own errors for as AMQP does: by its reply codes (AMQP 0-9-1, 1.1)."""
     try:
         yield
-    except NotDeclared as error:
-        raise NotFound(f"NOT_FOUND - {error}", (60, 40), method) from error
-    except QueueLocked as error:
-        raise ResourceLocked(f"RESOURCE_LOCKED - {error}", (50, 10), method) from error
-    except QueueFull as error:
-        # 506; amqp's own class of it is a connection error, which callers would try again.
-        raise ChannelError(f"RESOURCE_ERROR - {error}", (60, 40), method, "506") from error
+    except (NotDeclared, QueueLocked, QueueFull) as error:
+        raise _as_channel_error(error, method) from error
+
+
+def _as_channel_error(error: TransportError, method: str) -> ChannelError:
+    if isinstance(error, NotDeclared):
+        return NotFound(f"NOT_FOUND - {error}", (60, 40), method)
+    if isinstance(error, QueueLocked):
+        return ResourceLocked(f"RESOURCE_LOCKED - {error}", (50, 10), method)
+    # 506; amqp's own class of it is a connection error, which callers would try again.
+    return ChannelError(f"RESOURCE_ERROR - {error}", (60, 40), method, "506")
 
 
 def _settlement(tag: int, outcome: Outcome) -> Settlement:

@@ -130,8 +130,12 @@ class Message(KombuMessage):
 
     def ack(self, multiple: bool = False) -> None:  # noqa: FBT001, FBT002 - Kombu's signature
         """Acknowledge; nothing is left to do for a message that was consumed with `no_ack`."""
-        if not self.is_settled:
-            super().ack(multiple=multiple)
+        if self.is_settled:
+            return
+        if self._state != "RECEIVED":
+            super().ack(multiple=multiple)  # raises, with Kombu's text
+        self.channel.basic_ack(self.delivery_tag, multiple)
+        self._state = "ACK"
 
 
 def _unpacked(body: bytes, codec: str) -> bytes:

@@ -18,6 +18,8 @@ from sqlqueue_transport.showing import shown
 from sqlqueue_transport.topology import valid_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlqueue_transport.channel import Channel
 
 # Properties of our own; other transports ignore what they do not know.
@@ -50,6 +52,9 @@ def new_message(
     else:
         valid_name(routing_key, what="queue")
     job_id, task = headers.get("id"), headers.get("task")
+    eta, expires = headers.get("eta"), headers.get("expires")
+    expiration = properties.get("expiration")
+    never = expires is None and expiration is None
     kept = {name: value for name, value in properties.items() if name not in _NOT_STORED}
     return NewMessage(
         body=_as_bytes(message["body"], message["content-encoding"]),
@@ -64,8 +69,8 @@ def new_message(
         job_id=job_id if isinstance(job_id, str) else None,
         task=task if isinstance(task, str) else None,
         unique_key=_unique_key(properties.get(UNIQUE_PROPERTY)),
-        due_at_ms=time_ms(headers.get("eta")) if hold_eta else None,
-        expires_at_ms=_expires_ms(headers.get("expires"), properties.get("expiration"), now_ms),
+        due_at_ms=time_ms(eta) if hold_eta and eta is not None else None,
+        expires_at_ms=None if never else _expires_ms(expires, expiration, now_ms),
         max_attempts=_max_attempts(properties.get(MAX_ATTEMPTS_PROPERTY)),
         transient=properties.get("delivery_mode") in _TRANSIENT,
         # Celery's own names for them.
@@ -121,7 +126,7 @@ def _as_bytes(body: object, content_encoding: str | None) -> bytes:
 
 def _as_json(values: dict[str, Any], what: str) -> str:
     try:
-        return _ENCODER.encode(values)
+        return _encode(values)
     except (TypeError, ValueError, RecursionError) as error:
         message = f"the {what} of the message cannot be stored as JSON: {error}"
         raise InvalidMessage(message) from error
@@ -141,8 +146,24 @@ def _plain(value: object) -> object:
     raise TypeError(text)
 
 
-# Made once: json.dumps with options of its own makes a new encoder for every call.
-_ENCODER = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"))
+def _make_encode() -> Callable[[object], str]:
+    """Return a function that writes JSON.
+
+    `json.dumps` makes a new encoder for every call, and `JSONEncoder.encode` makes the half of it
+    that is written in C: 8.8 µs for Celery's headers, of which 2.5 are the encoding. So that half is
+    made once, as `JSONEncoder.iterencode` does it (CPython 3.10 to 3.14). It does not look for
+    circles, which needs a state; they end as what is nested too deeply does, in a RecursionError.
+    """
+    encoder = json.JSONEncoder(default=_plain, allow_nan=False, separators=(",", ":"))
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # PyPy
+        return encoder.encode
+    escape = json.encoder.encode_basestring_ascii
+    in_c = make(None, _plain, escape, None, ":", ",", False, False, False)  # noqa: FBT003 - its own
+    return lambda values: "".join(in_c(values, 0))
+
+
+_encode = _make_encode()
 
 
 def _priority(given: object) -> int:

@@ -289,6 +289,27 @@ class Store:
 
         return self.database.read(work)
 
+    def look(self, queues: Sequence[str]) -> tuple[list[str], int | None]:
+        """Look once for all of these queues, in a new read transaction.
+
+        Return those on which a claim could find something now, and when the next message of the
+        file is due; None when none is. What is overdue could be in any of them.
+        """
+        now_ms = self.clock.wall_ms()
+
+        def work(connection: sqlite3.Connection) -> tuple[list[str], int | None]:
+            due_ms: int | None = connection.execute(sql.NEXT_DUE).fetchone()[0]
+            if due_ms is not None and due_ms <= now_ms:
+                return list(queues), due_ms
+            ready = [
+                queue
+                for queue in queues
+                if connection.execute(sql.ANY_READY, {"queue": queue}).fetchone()
+            ]
+            return ready, due_ms
+
+        return self.database.read(work)
+
     def next_due_ms(self) -> int | None:
         """Return when the next scheduled or failed message is due; None when there is none."""
         due_ms: int | None = self.database.read(lambda c: c.execute(sql.NEXT_DUE).fetchone()[0])
@@ -428,8 +449,12 @@ class Store:
         try:
             return work()
         except Unavailable:
-            self._owed.append(work)
+            self.owe(work)
             raise
+
+    def owe(self, work: Callable[[], object]) -> None:
+        """Do it within about a second, as long as a keeper runs, and at the latest before closing."""
+        self._owed.append(work)
 
     def do_what_is_owed(self) -> None:
         """Try again what could not be done, in its order. Any thread may. Raises Unavailable."""

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, quote, unquote
 from kombu.transport import virtual
 from kombu.utils.compat import detect_environment
 
+from sqlqueue_transport.acks import HeldAcks
 from sqlqueue_transport.channel import Channel
 from sqlqueue_transport.errors import CannotOpen, LeaseLost, Unavailable
 from sqlqueue_transport.event_loop import LoopSide
@@ -29,6 +30,8 @@ from sqlqueue_transport.sleepers import LONGEST_SLEEP_S
 from sqlqueue_transport.stores import close_store, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlqueue_transport.store import Store
 
 _SCHEME = "sqlqueue://"
@@ -64,8 +67,11 @@ class Transport(virtual.Transport):
         """Prepare; the file is opened by `establish_connection`."""
         super().__init__(client, **kwargs)
         self._store: Store | None = None
+        self.acks: HeldAcks
         self._keeper: Keeper | None = None
-        self._turns = itertools.count()
+        self._turns = itertools.count(1)
+        # When, in turns, each consumer was given something.
+        self._served: dict[str, int] = {}
         self._sleeps = False
         self._loop_side: LoopSide | None = None
         self.exclusive_queues: set[str] = set()
@@ -99,6 +105,7 @@ class Transport(virtual.Transport):
                 busy_timeout_s=self.options.busy_timeout,
                 read_only=self.options.read_only,
             )
+            self.acks = HeldAcks(self._store, durable=self.options.sync_settle)
             self._store.consumers.max_deliveries = self.options.max_deliveries
             # Of a connection before this one. Whatever comes next says that the file is no better.
             with contextlib.suppress(Unavailable):
@@ -147,7 +154,7 @@ class Transport(virtual.Transport):
         process that should have woken it may have been killed.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        while not self._deliver_one():
+        while not (self.deliver_arrived() or (self.fetch(None) and self.deliver_arrived())):
             left_s = LONGEST_SLEEP_S if deadline_s is None else deadline_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError
@@ -159,9 +166,7 @@ class Transport(virtual.Transport):
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Deliver from within Kombu's event loop from now on, instead of by `drain_events`."""
         self.unregister_from_event_loop(connection, loop)
-        self._loop_side = LoopSide(
-            loop, self.store, deliver_one=self._deliver_one, open_queues=self._open_queues
-        )
+        self._loop_side = LoopSide(loop, self.store, self.acks, self)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         """Leave the event loop; harmless when not in it."""
@@ -169,13 +174,33 @@ class Transport(virtual.Transport):
         if side is not None:
             side.close()
 
-    def _deliver_one(self) -> bool:
-        """Let the channels, in turns, deliver one message between them."""
-        channels = [one for one in list(self.channels) if one.is_consuming]
-        if not channels:
-            return False
-        first = next(self._turns) % len(channels)
-        return any(one.deliver_one() for one in channels[first:] + channels[:first])
+    def deliver_arrived(self) -> bool:
+        """Deliver one message that was fetched; say whether there was one."""
+        for channel in list(self.channels):  # noqa: SIM110 - once for every message
+            if channel.deliver_arrived():
+                return True
+        return False
+
+    def fetch(self, ready: Collection[str] | None) -> bool:
+        """Claim for one consumer whose queue has something; say whether that gave any message.
+
+        Consumers take turns, so that no queue starves. `ready` are the queues that have something,
+        None if that is not known.
+        """
+        may_take = [
+            (consumer, limit, channel)
+            for channel in list(self.channels)
+            for consumer, limit in channel.open_consumers
+        ]
+        if len(may_take) > 1:
+            may_take.sort(key=lambda one: self._served.get(one[0].name, 0))
+            if ready is None:
+                ready, _ = self.store.look(list({consumer.queue for consumer, _, _ in may_take}))
+        for consumer, limit, channel in may_take:
+            if (ready is None or consumer.queue in ready) and channel.fetch(consumer, limit):
+                self._served[consumer.name] = next(self._turns)
+                return True
+        return False
 
     def _sleep(self, timeout_s: float) -> None:
         """Sleep until a channel can take a message, or has become able to."""
@@ -184,7 +209,7 @@ class Transport(virtual.Transport):
             # First the sign, then the look: a settlement of another thread that makes room is
             # either seen by the look or rings.
             self._sleeps = True
-            queues = self._open_queues()
+            queues = self.open_queues()
             if queues:
                 consumers.sleep(queues, timeout_s, has_work=self._has_work)
             elif consumers.worker_id and consumers.bell is not None:
@@ -195,10 +220,20 @@ class Transport(virtual.Transport):
             self._sleeps = False
 
     def _has_work(self, _: object) -> bool:
-        return self.store.has_work(self._open_queues())
+        return self.store.has_work(self.open_queues())
 
-    def _open_queues(self) -> list[str]:
-        return [queue for channel in list(self.channels) for queue in channel.open_queues]
+    def open_queues(self) -> list[str]:
+        """Return the queues whose messages a consumer of this connection may take now."""
+        found = {
+            consumer.queue: None
+            for channel in list(self.channels)
+            for consumer, _ in channel.open_consumers
+        }
+        return list(found)
+
+    def forget_consumer(self, name: str) -> None:
+        """Remember nothing of a consumer that is cancelled."""
+        self._served.pop(name, None)
 
     def make_room(self) -> None:
         """Wake this connection: a channel may take messages that it could not take before.
