@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 import time
 from array import array
@@ -112,5 +111,4 @@ def main(by: str, writers: int, seconds: float, *, synced: bool = False) -> dict
 
 
 if __name__ == "__main__":
-    assert os.name == "posix"
     print(json.dumps(main(**json.loads(sys.argv[1]))))
