@@ -36,29 +36,27 @@ if TYPE_CHECKING:
 
     from tests.benchmarks.levels import Level, Subject
 
-# Where each level is, in the order in which they are measured: from SQLite itself upwards. A module
-# holds one, `LEVEL`, or several, `LEVELS`.
-PLACES = {
-    "floor": "tests.benchmarks.floor",
-    "broker": "tests.benchmarks.broker",
-    "framework": "tests.benchmarks.frameworks.levels",
-    "latency": "tests.benchmarks.frameworks.levels",
-    "backlog": "tests.benchmarks.backlog",
-    "contention": "tests.benchmarks.contention",
-    "payload": "tests.benchmarks.payload",
-    "eta": "tests.benchmarks.eta",
-}
+# In the order in which they are measured: from SQLite itself upwards. Each is the `LEVEL` of the
+# module of its name.
+LEVELS = (
+    *("floor", "broker", "framework", "latency"),
+    *("backlog", "contention", "payload", "eta"),
+)
 RESULTS = Path(__file__).parent / "results"
-# What README shows: of these levels the first measures only.
-HEADLINES, HEADLINE_MEASURES = ("broker", "framework", "latency"), 3
+# What README shows: of these levels the measures that matter most to who chooses.
+HEADLINES = {
+    "broker": ("publish", "consume + ack", "consume CPU"),
+    "framework": ("enqueue", "no-op, 4 at once", "CPU to run"),
+    "latency": ("p50", "p99", "idle CPU"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is asked for, and return the exit code: 1 when a subject failed."""
     chosen = _parsed(arguments)
     if chosen.show:
-        return _show(chosen.show, write=chosen.write)
-    levels = [_level(name) for name in chosen.levels or PLACES]
+        return _show(chosen.show, chosen.results if chosen.write else None)
+    levels = [_level(name) for name in chosen.levels or LEVELS]
     if chosen.list:
         for level in levels:
             print(f"{level.name}: {level.title}")
@@ -79,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("stopped: this is what there is", file=sys.stderr)
             code = 130
     if chosen.write and found and not code:
-        _write(found)
+        _write(found, chosen.results)
     if any(one.failed for one in found):
         code = code or 1
     return code
@@ -91,22 +89,23 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("levels", nargs="*", metavar="LEVEL", help=f"of {', '.join(PLACES)}")
+    parser.add_argument("levels", nargs="*", metavar="LEVEL", help=f"of {', '.join(LEVELS)}")
     parser.add_argument("--rounds", type=int, default=3, help="of each level (%(default)s)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="how much is done: 0.15 is a quick look"
     )
     parser.add_argument("--subjects", nargs="+", default=(), help="names or parts of them, * and ?")
     parser.add_argument("--list", action="store_true", help="show levels and subjects")
-    parser.add_argument("--write", action="store_true", help=f"keep tables and plots in {RESULTS}")
+    parser.add_argument("--write", action="store_true", help="keep tables and plots in --results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
     parser.add_argument("--show", type=Path, metavar="JSON", help="show kept results again")
     parser.add_argument(
         "--directory", type=Path, default=_disk(), help="on the disk to measure on (%(default)s)"
     )
     chosen = parser.parse_args(arguments)
     for name in chosen.levels:
-        if name not in PLACES:
-            parser.error(f"there is no level {name!r}; there are {', '.join(PLACES)}")
+        if name not in LEVELS:
+            parser.error(f"there is no level {name!r}; there are {', '.join(LEVELS)}")
     return chosen
 
 
@@ -117,9 +116,8 @@ def _disk() -> Path:
 
 
 def _level(name: str) -> Level:
-    module = importlib.import_module(PLACES[name])
-    levels = getattr(module, "LEVELS", None) or [module.LEVEL]
-    return next(one for one in levels if one.name == name)
+    level: Level = importlib.import_module(f"tests.benchmarks.{name}").LEVEL
+    return level
 
 
 def _matching(level: Level, patterns: Sequence[str]) -> list[Subject]:
@@ -170,43 +168,43 @@ def _print(found: Findings) -> None:
     print("\n".join(report.lines_of(found)), end="\n\n", flush=True)
 
 
-def _show(path: Path, *, write: bool) -> int:
+def _show(path: Path, results: Path | None) -> int:
     found = [Findings.from_json(one) for one in json.loads(path.read_text())["levels"]]
     for one in found:
         _print(one)
-    if write:
-        _draw(found)
+    if results is not None:
+        _draw(found, results)
     return 0
 
 
-def _write(found: Sequence[Findings]) -> None:
+def _write(found: Sequence[Findings], results: Path) -> None:
     """Keep each level's table under its date, and all figures in the JSON of that date.
 
     Levels that were measured on the same day and not now stay as they are: each level's figures
     compare with each other only.
     """
     date = time.strftime("%Y-%m-%d")
-    RESULTS.mkdir(exist_ok=True)
+    results.mkdir(exist_ok=True)
     for one in found:
         lines = [f"# python -m tests.benchmarks {one.name}", *report.lines_of(one)]
-        (RESULTS / f"{date}-{one.name}.txt").write_text("\n".join(lines) + "\n")
-    path = RESULTS / f"{date}.json"
+        (results / f"{date}-{one.name}.txt").write_text("\n".join(lines) + "\n")
+    path = results / f"{date}.json"
     kept = json.loads(path.read_text())["levels"] if path.exists() else []
     by_name = {one["name"]: one for one in kept} | {one.name: one.as_json() for one in found}
-    levels = [by_name[name] for name in PLACES if name in by_name]
+    levels = [by_name[name] for name in LEVELS if name in by_name]
     text = json.dumps({"date": date, "levels": levels}, indent=1, ensure_ascii=False) + "\n"
     path.write_text(text)
-    _draw([Findings.from_json(one) for one in levels])
+    _draw([Findings.from_json(one) for one in levels], results)
     _tell(f"written: {path} and what is named alike beside it")
 
 
-def _draw(found: Sequence[Findings]) -> None:
+def _draw(found: Sequence[Findings], results: Path) -> None:
     try:
         for one in found:
-            plot.draw([one], RESULTS / f"latest-{one.name}.svg")
+            plot.draw([one], results / f"latest-{one.name}.svg")
         headlines = [one for one in found if one.name in HEADLINES]
         if headlines:
-            plot.draw(headlines, RESULTS / "latest.svg", most_measures=HEADLINE_MEASURES)
+            plot.draw(headlines, results / "latest.svg", only=HEADLINES)
     except ImportError as error:
         _tell(f"no plots: {error}")
 

@@ -23,6 +23,10 @@ _BATCHES = (1, 10, 100)
 _UNSYNCED, _SYNCED = {1: 8_000, 10: 20_000, 100: 40_000}, {1: 1_500, 10: 8_000, 100: 30_000}
 
 
+_BARE, _ALONE, _STORE = "SQLite alone, bare table", "SQLite alone", "sqlqueue Store"
+_BY = {_BARE: "bare", _ALONE: "plain", _STORE: "store"}
+
+
 def _name(by: str, batch: int, *, synced: bool) -> str:
     many = "one a transaction" if batch == 1 else f"{batch} a transaction"
     return f"{by}, {'synced' if synced else 'unsynced'}, {many}"
@@ -37,6 +41,7 @@ class _Floor:
     )
     notes = (
         "SQLite alone: the same file, indexes, triggers and statements, nothing else (sqlite3 of Python).",
+        "Bare table: six columns and one index, so what is left of the distance is the price of our schema.",
         "A claim without anything to settle is not flushed by the store: a lost claim loses nothing.",
     )
 
@@ -45,7 +50,8 @@ class _Floor:
             _name(by, batch, synced=synced): (by, batch, synced)
             for synced in (False, True)
             for batch in _BATCHES
-            for by in ("SQLite alone", "sqlqueue Store")
+            for by in _BY
+            if by != _BARE or not synced
         }
         self.subjects = tuple(
             Subject(
@@ -56,9 +62,9 @@ class _Floor:
             for name, (_, _, synced) in self._how.items()
         )
         self.ratios = tuple(
-            Ratio(measure, _name("sqlqueue Store", batch, synced=synced), floor)
+            Ratio(measure, _name(_STORE, batch, synced=synced), floor)
             for floor, (by, batch, synced) in self._how.items()
-            if by == "SQLite alone"
+            if by == _ALONE
             for measure in ("enqueue", "ack + claim")
         )
 
@@ -69,7 +75,7 @@ class _Floor:
         return run_fresh(
             "tests.benchmarks.programs.on_sqlite",
             directory,
-            by="plain" if by == "SQLite alone" else "store",
+            by=_BY[by],
             count=count,
             batch=batch,
             synced=synced,

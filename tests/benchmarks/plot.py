@@ -13,7 +13,7 @@ from sqlqueue.palette import MUTED, STATES
 from tests.benchmarks.findings import is_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tests.benchmarks.findings import Findings
@@ -29,8 +29,10 @@ _PANEL_WIDTH, _LINE_HEIGHT, _PANEL_ROOM = 3.1, 0.23, 0.85  # inches
 _LABELS_WIDTH = 2.9
 
 
-def draw(levels: Sequence[Findings], path: Path, *, most_measures: int | None = None) -> None:
-    """Draw levels below each other into a file, of each its first measures or all.
+def draw(
+    levels: Sequence[Findings], path: Path, *, only: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Draw levels below each other into a file; `only` names measures by level, None draws all.
 
     Raises ImportError where matplotlib is not installed.
     """
@@ -53,7 +55,7 @@ def draw(levels: Sequence[Findings], path: Path, *, most_measures: int | None = 
     rows = [
         (findings, measures)
         for findings in levels
-        for measures in _rows_of(findings, most_measures)
+        for measures in _rows_of(findings, only and only.get(findings.name))
     ]
     heights = [_PANEL_ROOM + _LINE_HEIGHT * len(_shown(findings)) for findings, _ in rows]
     columns = max((len(measures) for _, measures in rows), default=1)
@@ -70,16 +72,22 @@ def draw(levels: Sequence[Findings], path: Path, *, most_measures: int | None = 
             _panel(panel, findings, name)
         for panel in panels[len(measures) :]:
             panel.set_visible(False)
+        for label in panels[0].get_yticklabels():
+            label.set_fontweight("bold" if is_ours(label.get_text()) else "normal")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
-def _rows_of(findings: Findings, most: int | None) -> list[list[str]]:
+def _rows_of(findings: Findings, only: Sequence[str] | None) -> list[list[str]]:
+    """Divide the measures that have figures into rows of panels, as equal as can be."""
     names = [
         one.name
         for one in findings.measures
-        if any(findings.spread(name, one.name) for name in _shown(findings))
-    ][:most]
-    return [names[at : at + _PANELS_A_ROW] for at in range(0, len(names), _PANELS_A_ROW)]
+        if (only is None or one.name in only)
+        and any(findings.spread(subject, one.name) for subject in _shown(findings))
+    ]
+    rows = math.ceil(len(names) / _PANELS_A_ROW)
+    columns = math.ceil(len(names) / rows) if rows else 0
+    return [names[row * columns : (row + 1) * columns] for row in range(rows)]
 
 
 def _shown(findings: Findings) -> list[str]:
@@ -129,9 +137,6 @@ def _panel(panel: Any, findings: Findings, name: str) -> None:
     panel.grid(axis="y", color="#eceef1", linewidth=0.8)
     panel.grid(axis="x", which="major", color="#dfe2e6", linewidth=0.8)
     panel.set_axisbelow(True)
-    for label, subject in zip(panel.get_yticklabels(), subjects, strict=True):
-        if is_ours(subject):
-            label.set_fontweight("bold")
 
 
 def _ticks(panel: Any, *, few: bool) -> None:

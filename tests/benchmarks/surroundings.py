@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import statistics
 import subprocess
+import textwrap
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +47,7 @@ def in_words(seen: dict[str, Any]) -> list[str]:
     return [
         f"{seen['began']}, {seen['machine']}, {load}",
         f"on {seen['filesystem']}, fdatasync of a 4 KiB append {seen['fdatasync_ms']:.2f} ms",
-        versions,
+        *textwrap.wrap(versions, 118),
     ]
 
 

@@ -4,7 +4,8 @@
 
 Plain means: the same file as the store makes, with its indexes and triggers, and the very texts of
 its statements, but no checks, no writer lock, no waking, no objects. Nothing that keeps its rows in
-this file can be faster. One process and one connection; synced means an fdatasync for each
+this file can be faster. Bare means: the smallest table that could be a queue at all, so that the
+price of the schema shows, too. One process and one connection; synced means an fdatasync for each
 transaction, by SQLite itself (`synchronous = FULL`) or by the store's own flush.
 
 Half of the messages are claimed and then acknowledged; of the other half each transaction ends those
@@ -35,12 +36,18 @@ LEASE_S = 3600
 class Plain:
     """Be SQLite alone on the store's file. Taken messages are pairs of id and delivery number."""
 
+    publish, ready, claim = sql.PUBLISH, sql.READY, sql.CLAIM
+
     def __init__(self, path: Path, *, synced: bool, are_jobs: bool) -> None:
+        self.make(path)
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         self._task = "nothing" if are_jobs else None
-        self._ack = sql.COMPLETE if are_jobs else sql.DELETE_DONE
+        self.ack = sql.COMPLETE if are_jobs else sql.DELETE_DONE
+
+    def make(self, path: Path) -> None:
+        Store(path).close()
 
     def enqueue(self, count: int) -> None:
         row = {
@@ -61,7 +68,7 @@ class Plain:
             "body": BODY,
         }
         self._connection.execute("BEGIN IMMEDIATE")
-        self._run(sql.PUBLISH, [row] * count)
+        self._run(self.publish, [row] * count)
         self._connection.execute("COMMIT")
 
     def turn(self, done: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
@@ -69,12 +76,14 @@ class Plain:
         self._connection.execute("BEGIN IMMEDIATE")
         now_ms = _now_ms()
         ended = {"result": None, "now_ms": now_ms, "lease_now_ms": now_ms}
-        self._run(self._ack, [{"id": id_, "delivery": nr, **ended} for id_, nr in done])
+        self._run(self.ack, [{"id": id_, "delivery": nr, **ended} for id_, nr in done])
         taken = []
         if limit:
-            ready = self._connection.execute(sql.READY, {"queue": QUEUE, "limit": limit}).fetchall()
+            ready = self._connection.execute(
+                self.ready, {"queue": QUEUE, "limit": limit}
+            ).fetchall()
             lease = {"worker_id": 1, "lease_until_ms": now_ms + LEASE_S * 1000, "now_ms": now_ms}
-            self._run(sql.CLAIM, [{"id": row[0], **lease} for row in ready])
+            self._run(self.claim, [{"id": row[0], **lease} for row in ready])
             taken = [(row[0], row[1] + 1) for row in ready]
         self._connection.execute("COMMIT")
         return taken
@@ -87,6 +96,39 @@ class Plain:
 
     def close(self) -> None:
         self._connection.close()
+
+
+class Bare(Plain):
+    """Be SQLite alone on a table of six columns and one index. Done messages stay, as the store's do."""
+
+    publish = "INSERT INTO message (queue, body) VALUES (:queue, :body)"
+    ready = """
+        SELECT id, delivery, body FROM message
+        WHERE state = 0 AND queue = :queue ORDER BY id LIMIT :limit
+    """
+    claim = """
+        UPDATE message SET state = 1, delivery = delivery + 1, lease_until_ms = :lease_until_ms
+        WHERE id = :id AND state = 0
+    """
+
+    def __init__(self, path: Path, *, synced: bool, are_jobs: bool) -> None:
+        super().__init__(path, synced=synced, are_jobs=are_jobs)
+        self.ack = "UPDATE message SET state = 2 WHERE id = :id AND delivery = :delivery"
+
+    def make(self, path: Path) -> None:
+        connection = sqlite3.connect(path)
+        connection.executescript("""
+            CREATE TABLE message (
+              id INTEGER PRIMARY KEY AUTOINCREMENT,
+              queue TEXT NOT NULL,
+              state INTEGER NOT NULL DEFAULT 0,
+              delivery INTEGER NOT NULL DEFAULT 0,
+              lease_until_ms INTEGER,
+              body BLOB NOT NULL
+            );
+            CREATE INDEX message_ready ON message (queue, id) WHERE state = 0;
+        """)
+        connection.close()
 
 
 class Ours:
@@ -123,8 +165,9 @@ def main(
 ) -> dict[str, float]:
     """Return how often a second, and processor time in microseconds, for each kind of work."""
     path = Path("queue.db").absolute()
-    Store(path).close()  # makes the file
-    queue = {"plain": Plain, "store": Ours}[by](path, synced=synced, are_jobs=are_jobs)
+    queue = {"bare": Bare, "plain": Plain, "store": Ours}[by](
+        path, synced=synced, are_jobs=are_jobs
+    )
     transactions = max(count // batch // 2, 2)
     found: dict[str, float] = {}
     queue.enqueue(1)  # opens what is opened late
