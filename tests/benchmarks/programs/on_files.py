@@ -1,6 +1,6 @@
 r"""Publish to files that are there already, and consume as many, in turns; print what it took.
 
-    python -m tests.benchmarks.programs.on_files \\
+    python -m tests.benchmarks.programs.on_files \
         '{"by": "store", "files": {"empty": "a.db", "full": "b.db"}, "portions": 8, "size": 1000}'
 
 By SQLite alone (`plain`), our Store (`store`) or Kombu on our transport (`kombu`), nothing synced,
@@ -92,7 +92,7 @@ def main(
     by: str, files: dict[str, str], *, portions: int, size: int
 ) -> dict[str, dict[str, float]]:
     """Return for each file rates, and processor time in microseconds a message."""
-    queues = {name: _opened(by, Path(path)) for name, path in files.items()}
+    queues = {name: opened(by, Path(path)) for name, path in files.items()}
     took: dict[str, dict[str, list[tuple[float, float]]]] = {
         name: {"enqueue": [], "claim + ack": []} for name in files
     }
@@ -126,7 +126,8 @@ def main(
     }
 
 
-def _opened(by: str, path: Path) -> Alone | ThroughKombu:
+def opened(by: str, path: Path) -> Alone | ThroughKombu:
+    """Open a file by one of the three."""
     return ThroughKombu(path) if by == "kombu" else Alone(Plain if by == "plain" else Ours, path)
 
 
