@@ -34,6 +34,7 @@ def draw(
 ) -> None:
     """Draw levels below each other into a file; `only` names measures by level, None draws all.
 
+    Without any figure there is no picture.
     Raises ImportError where matplotlib is not installed.
     """
     import matplotlib as mpl
@@ -57,6 +58,8 @@ def draw(
         for findings in levels
         for measures in _rows_of(findings, only and only.get(findings.name))
     ]
+    if not rows:
+        return
     heights = [_PANEL_ROOM + _LINE_HEIGHT * len(_shown(findings)) for findings, _ in rows]
     columns = max((len(measures) for _, measures in rows), default=1)
     width = _LABELS_WIDTH + _PANEL_WIDTH * columns

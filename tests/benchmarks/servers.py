@@ -108,7 +108,7 @@ def rabbitmq(directory: Path) -> Iterator[Server]:
         try:
             yield Server(f"amqp://guest:guest@127.0.0.1:{port}//", port, node)
         finally:
-            # The shell around it does not pass a signal on while it waits.
+            # The shell around it would start a second Erlang to ask for the same.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(node, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
