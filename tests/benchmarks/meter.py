@@ -22,15 +22,16 @@ __all__ = ["LONG", "Meter", "per_call_ns", "time_statements"]
 class Meter:
     """Cut a loop into rounds of `size` messages, and write what each took to a file of JSON lines.
 
-    The rounds alternate between plain and profiled, so that both see the same machine; with
-    `statements` each tells what the SQL took. The first two are for warming up, and left out.
+    Of kind `plain` they tell no more than that; of kind `whole` plain and profiled ones take turns,
+    so that both see the same machine; of kind `statements` each tells what the SQL took. The first
+    two are for warming up, and left out.
     """
 
-    def __init__(self, path: Path, size: int, *, statements: bool) -> None:
+    def __init__(self, path: Path, size: int, kind: str) -> None:
         """Prepare; the first tick begins the first round."""
         self._path = path
         self._size = size
-        self._statements = statements
+        self._kind = kind
         self._left = 1
         self._rounds = -3
         self._profile: cProfile.Profile | None = None
@@ -49,7 +50,7 @@ class Meter:
             self._profile.disable()
             told = {"kind": "profiled", "functions": _functions(self._profile)}
             self._profile = None
-        elif self._statements:
+        elif self._kind == "statements":
             told = {"kind": "statements", "statements": _Timed.take()}
         if self._rounds >= 0:
             told["wall_ns"] = now_ns - self._began[1]
@@ -59,7 +60,7 @@ class Meter:
                 file.write(json.dumps(told) + "\n")
         self._rounds += 1
         self._left = self._size
-        is_profiled = self._rounds % 2 == 1 and not self._statements
+        is_profiled = self._kind == "whole" and self._rounds % 2 == 1
         profile = cProfile.Profile() if is_profiled else None
         self._profile = profile
         self._began = time.thread_time_ns(), time.perf_counter_ns()

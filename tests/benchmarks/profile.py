@@ -35,6 +35,7 @@ import kombu
 from sqlqueue_transport import Store
 from sqlqueue_transport import statements as sql
 from sqlqueue_transport.messages import NewMessage, Outcome, Settlement
+from tests.benchmarks import profiled_app
 from tests.benchmarks.meter import LONG, Meter, per_call_ns, time_statements
 from tests.support import ROOT
 
@@ -182,12 +183,10 @@ class Scene:
         )
 
     def app(self) -> Any:
-        """Return the application, on the file of this scene."""
+        """Return the application; its settings are read when it is first used."""
         os.environ["SQLQUEUE_DB"] = f"{self.directory}/queue.db"
         os.environ["SQLQUEUE_DURABILITY"] = self.durability
-        from tests.benchmarks import profiled_app
-
-        return profiled_app
+        return profiled_app.app
 
 
 def run_scene(
@@ -196,14 +195,14 @@ def run_scene(
     """Run one scene in this process, which is its own, and leave the figures in a file."""
     if kind == "statements":
         time_statements()
-    meter = Meter(figures, SIZE, statements=kind == "statements")
+    meter = Meter(figures, SIZE, kind)
     scene = Scene(directory, durability, (rounds + 3) * SIZE + 1, meter)
-    scene.environment["SQLQUEUE_PROFILE"] = f"{figures}:{SIZE}:{kind}"
+    scene.environment[profiled_app.ENVIRONMENT] = f"{figures}:{SIZE}:{kind}"
     SCENES[what](scene)
 
 
 def _publish(scene: Scene) -> None:
-    task = scene.app().published
+    task = scene.app().tasks["published"]
     for _ in range(scene.messages):
         task.delay(BODY)
         scene.meter.tick()
@@ -269,8 +268,9 @@ def _claim(scene: Scene) -> None:
 
 def _worker(scene: Scene) -> None:
     app = scene.app()
-    app.app.publish_many(app.nothing.s() for _ in range(scene.messages))
-    app.app.close()
+    call = profiled_app.nothing.s()
+    app.publish_many(call for _ in range(scene.messages))
+    app.close()
     subprocess.run(
         [
             *(

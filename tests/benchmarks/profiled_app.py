@@ -1,4 +1,4 @@
-"""The application of `profile worker`: its task does nothing but tell the meter that it ran.
+"""An application whose task does nothing but tell the meter that it ran: of `profile worker`, and of a test.
 
 Imported by a real worker, in the supervisor and in the child; only the child runs the task. Where
 the meter writes, and what, stands in the environment.
@@ -17,8 +17,8 @@ __all__ = ["ENVIRONMENT", "app", "nothing"]
 ENVIRONMENT = "SQLQUEUE_PROFILE"  # path:size of a round:kind
 
 app = SqlQueue("profile")
-_path, _size, _kind = os.environ.get(ENVIRONMENT, "/dev/null:1000:whole").rsplit(":", 2)
-_meter = Meter(Path(_path), int(_size), statements=_kind == "statements")
+_path, _size, _kind = os.environ.get(ENVIRONMENT, "/dev/null:1000:plain").rsplit(":", 2)
+_meter = Meter(Path(_path), int(_size), _kind)
 if _kind == "statements":
     time_statements()
 
