@@ -21,8 +21,10 @@ from tests.benchmarks.levels import Measure, Ratio, Subject
 __all__ = ["LEVEL", "Framework"]
 
 _WORKERS: Final = 4
-_FULL: Final = 0.5  # from this scale on, other numbers of workers than four are measured, too
-_SECONDS: Final = 1.25  # what a backlog is to keep workers busy, at scale 1
+_FULL: Final = (
+    0.5  # from this scale on, sleeping jobs and other numbers of workers are measured, too
+)
+_SECONDS: Final = 1.0  # what a backlog is to keep workers busy, at scale 1
 
 _ENQUEUE, _CPU_TO_ENQUEUE = "enqueue", "CPU to enqueue"
 _AT_ONCE = {count: f"no-op, {count} at once" for count in (1, 2, 4, 8)}
@@ -91,19 +93,23 @@ class Framework:
         def jobs_for(measure: str) -> int:
             return max(60, round(rates[measure] * _SECONDS * scale))
 
+        drains = [("nothing", main)]
+        if scale >= _FULL:
+            drains += [("nothing", workers) for workers in peer.workers if workers != main]
+            drains += [("nap", main)] if main == _WORKERS else []
         found: dict[str, float] = {}
-        with Site.open(peer, directory) as site:
-            count = jobs_for(_AT_ONCE[main])
-            backlog = Backlog(site, "nothing", count, timed=min(count, jobs_for(_ENQUEUE)))
-            found[_AT_ONCE[main]], found[_CPU_TO_RUN] = backlog.run(main)
-            found[_ENQUEUE], found[_CPU_TO_ENQUEUE] = backlog.enqueued()
-            if main == _WORKERS:
-                found[_NAPS], _ = Backlog(site, "nap", jobs_for(_NAPS)).run(main)
-            if scale >= _FULL:
-                for workers in peer.workers:
-                    if workers != main:
-                        backlog = Backlog(site, "nothing", jobs_for(_AT_ONCE[workers]))
-                        found[_AT_ONCE[workers]], _ = backlog.run(workers)
+        for number, (kind, workers) in enumerate(drains):
+            measure = _NAPS if kind == "nap" else _AT_ONCE[workers]
+            count = jobs_for(measure)
+            timed = 0 if found else min(count, jobs_for(_ENQUEUE))
+            place = directory / str(number)
+            place.mkdir()
+            with Site.open(peer, place) as site:
+                backlog = Backlog(site, kind, count, timed=timed)
+                found[measure], used_us = backlog.run(workers)
+            if timed:
+                found[_CPU_TO_RUN] = used_us
+                found[_ENQUEUE], found[_CPU_TO_ENQUEUE] = backlog.enqueued()
         rates |= found  # so that the next round takes as long as it should
         return found
 
@@ -119,7 +125,6 @@ class Backlog:
 
     def __post_init__(self) -> None:
         """Enqueue them; where the broker is one process's, the workers do that before they start."""
-        self.site.forget()
         if self.site.peer.one_process:
             return
         if self.timed:
@@ -128,7 +133,7 @@ class Backlog:
             self.site.publish(self.kind, self.jobs - self.timed, quickly=True)
 
     def run(self, workers: int) -> tuple[float, float]:
-        """Start workers and end them; jobs a second, and processor time in microseconds a job."""
+        """Start workers and kill them; jobs a second, and processor time in microseconds a job."""
         site = self.site
         alone = ("publish", self.kind, self.jobs) if site.peer.one_process else ()
         with site.working(workers, *alone):

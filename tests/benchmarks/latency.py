@@ -27,6 +27,8 @@ _SAMPLES, _SAMPLING_S = 100, 3.0
 _LOAD_S, _IDLE_S = 1.5, 3.0
 _SETTLE_S: Final = 0.5
 
+_SAME: Final = {"Celery on sqlqueue, process", "Celery on Redis, fsync always"}
+
 _START = "start to first job"
 _P50, _P99 = "idle, p50", "idle, p99"
 _LOADED_P50, _LOADED_P99 = "half load, p50", "half load, p99"
@@ -67,7 +69,7 @@ class Latency:
             peer.subject.name: peer
             for module in (sqlqueue, celery, huey, dramatiq, rq, plainjob)
             for peer in module.PEERS
-            if _WORKERS in peer.workers and not peer.one_process
+            if _WORKERS in peer.workers and not peer.one_process and peer.subject.name not in _SAME
         }
         self.subjects = [peer.subject for peer in self._peers.values()]
         # Of enqueueing and running at the same time.

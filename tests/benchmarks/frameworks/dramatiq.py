@@ -20,7 +20,9 @@ class DramatiqPeer(Peer):
 
 PEERS = [
     DramatiqPeer(
-        Subject("Dramatiq Redis", "nothing", "when it has run", "kills of all but the server"),
+        Subject(
+            "Dramatiq Redis", "nothing", "when it has run", "kills but the server's, after a minute"
+        ),
         server="redis",
         guesses=(4500, 1000),
     )

@@ -7,7 +7,7 @@ import sys
 from tests.benchmarks.frameworks.peer import Peer
 from tests.benchmarks.levels import Subject
 
-TAKEN = "never: taken off before it runs"
+TAKEN = "never: gone before it runs"
 
 
 class HueyPeer(Peer):
@@ -27,18 +27,18 @@ class HueyPeer(Peer):
 
 PEERS = [
     HueyPeer(
-        Subject("Huey SQLite", "nothing: synchronous=OFF", TAKEN, "no kill while it runs"),
+        Subject("Huey SQLite", "nothing: synchronous=OFF", TAKEN, "waiting: kills"),
         guesses=(25_000, 8000),
         workers=(1, 2, 4, 8),
     ),
     HueyPeer(
-        Subject("Huey SQLite, fsync", "everything", TAKEN, "no kill while it runs"),
+        Subject("Huey SQLite, fsync", "everything", TAKEN, "waiting: kills, power cuts"),
         environment={"BENCH_FSYNC": "yes"},
         filling={"BENCH_FSYNC": ""},
         guesses=(4000, 2500),
     ),
     HueyPeer(
-        Subject("Huey Redis", "nothing", TAKEN, "no kill while it runs, nor of the server"),
+        Subject("Huey Redis", "nothing", TAKEN, "waiting: kills but the server's"),
         server="redis",
         guesses=(6000, 2500),
     ),

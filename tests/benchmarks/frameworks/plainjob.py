@@ -75,7 +75,9 @@ def _install(node: Path) -> None:
 
 PEERS = [
     PlainjobPeer(
-        Subject("plainjob", "nothing", "when it has run", "kills, after half an hour"),
+        Subject(
+            "plainjob", "nothing", "when it has run", "kills, after half an hour; no power cuts"
+        ),
         guesses=(30_000, 10_000),
         workers=(1, 2, 4, 8),
     )

@@ -25,12 +25,22 @@ class RqPeer(Peer):
 
 PEERS = [
     RqPeer(
-        Subject("RQ, fork", "nothing", "when it has run", "kills of all but the server"),
+        Subject(
+            "RQ, fork",
+            "nothing",
+            "when it has run",
+            "waiting: kills but the server's; running: told as failed",
+        ),
         server="redis",
         guesses=(2000, 120),
     ),
     RqPeer(
-        Subject("RQ, SimpleWorker", "nothing", "when it has run", "kills of all but the server"),
+        Subject(
+            "RQ, SimpleWorker",
+            "nothing",
+            "when it has run",
+            "waiting: kills but the server's; running: told as failed",
+        ),
         server="redis",
         kind="rq.worker.SimpleWorker",
         guesses=(2000, 550),

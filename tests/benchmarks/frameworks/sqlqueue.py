@@ -42,7 +42,7 @@ def ours(
     workers: Sequence[int] = (4,),
     jobs_per_s: float = 10_000,
 ) -> SqlQueuePeer:
-    promise = {"process": "kills, but not power cuts"}.get(durability, "kills and power cuts")
+    promise = "kills" if durability == "process" else "kills, power cuts"
     special = [
         *([durability] if durability != "publish" else []),
         *([pool] if pool != "processes" else []),
