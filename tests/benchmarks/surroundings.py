@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -16,13 +17,11 @@ from typing import Any
 
 from sqlqueue_transport.files import filesystem_of
 from tests.benchmarks import servers
+from tests.benchmarks.frameworks.plainjob import PACKAGES as PLAINJOB
 
 __all__ = ["in_words", "look", "sync_ms"]
 
-_PACKAGES = (
-    *("sqlqueue", "kombu", "celery", "redis", "SQLAlchemy", "huey", "dramatiq", "rq", "taskiq"),
-    *("procrastinate", "persist-queue", "litequeue"),
-)
+_PACKAGES = ("sqlqueue", "kombu", "celery", "redis", "SQLAlchemy", "huey", "dramatiq", "rq")
 
 
 def look(directory: Path) -> dict[str, Any]:
@@ -89,6 +88,7 @@ def _versions() -> dict[str, str]:
     found["Redis server"] = servers.redis_version()
     found["RabbitMQ"] = servers.rabbitmq_version()
     found["Node"] = _node()
+    found["plainjob"] = _plainjob()
     found["commit"] = _commit()
     return {name: number for name, number in found.items() if number}
 
@@ -98,6 +98,14 @@ def _node() -> str | None:
         return None
     told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
     return told.stdout.strip().removeprefix("v") or None
+
+
+def _plainjob() -> str | None:
+    described = PLAINJOB / "node_modules" / "plainjob" / "package.json"
+    if not described.exists():
+        return None
+    number: str = json.loads(described.read_text())["version"]
+    return number
 
 
 def _commit() -> str | None:
