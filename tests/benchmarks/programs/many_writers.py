@@ -9,8 +9,10 @@ the same statements on the same file with nothing but SQLite's busy timeout betw
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import queue
 import sys
 import time
 from array import array
@@ -36,7 +38,7 @@ class _PlainWriter(Plain):
         self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000:.0f}").fetchall()
         self.began_s = 0.0
 
-    def publish(self) -> None:
+    def publish_one(self) -> None:
         self.enqueue(1)
 
     def _run(self, statement: str, rows: Any) -> None:
@@ -62,12 +64,8 @@ class _StoreWriter(Store):
 
 
 def _write_for(seconds: float, by: str, synced: bool, path: Path, start: Any, answers: Any) -> None:
-    if by == "plain":
-        plain = _PlainWriter(path, synced=synced)
-        writer, publish = plain, plain.publish
-    else:
-        store = _StoreWriter(path, synced=synced)
-        writer, publish = store, store.publish_one
+    writer = (_PlainWriter if by == "plain" else _StoreWriter)(path, synced=synced)
+    publish = writer.publish_one
     publish()
     waits, calls = array("d"), array("d")
     start.wait(_LONGEST_S)
@@ -94,7 +92,7 @@ def main(by: str, writers: int, seconds: float, *, synced: bool = False) -> dict
     ]
     for one in running:
         one.start()
-    told = [answers.get(timeout=_LONGEST_S) for _ in running]
+    told = [_next_answer(answers, running) for _ in running]
     for one in running:
         one.join(_LONGEST_S)
     turns = [len(waits) for waits, _, _ in told]
@@ -108,6 +106,17 @@ def main(by: str, writers: int, seconds: float, *, synced: bool = False) -> dict
         "share": min(turns) / max(turns),
         "CPU": sum(cpu_s for _, _, cpu_s in told) / sum(turns) * 1e6,
     }
+
+
+def _next_answer(answers: Any, running: list[Any]) -> Any:
+    end_s = time.monotonic() + _LONGEST_S
+    while time.monotonic() < end_s and not any(one.exitcode for one in running):
+        with contextlib.suppress(queue.Empty):
+            return answers.get(timeout=0.2)
+    for one in running:
+        one.kill()
+    message = "a writer failed, or gave no answer in time"
+    raise SystemExit(message)
 
 
 if __name__ == "__main__":
