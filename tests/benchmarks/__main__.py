@@ -20,6 +20,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -210,4 +211,6 @@ def _draw(found: Sequence[Findings], results: Path) -> None:
 
 
 if __name__ == "__main__":
+    # Servers and workers are to be ended also when something other than a keyboard says so.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -157,7 +157,7 @@ class _Broker:
     notes = (
         "Peers are consumed from with a prefetch of 16. CPU is a message's, and the server's is in it.",
         "RabbitMQ keeps messages in a durable queue; without confirms nobody knows whether it has them.",
-        "Kombu's filesystem transport slows down with what waits: at 20,000 waiting by twenty times.",
+        "Kombu's filesystem transport lists its directory for each message: slower the more there wait.",
     )
 
     def __init__(self) -> None:

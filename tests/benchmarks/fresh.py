@@ -26,23 +26,29 @@ def run_fresh(module: str, directory: Path, **asked: Any) -> dict[str, Any]:
 
     It runs in `directory`. Raises RuntimeError with what it said when it does not end well.
     """
-    try:
-        ran = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", module, json.dumps(asked)],
-            cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        message = f"{module} did not end within {_LONGEST_S} s"
-        raise RuntimeError(message) from error
-    if ran.returncode:
-        said = " | ".join(ran.stderr.strip().splitlines()[-3:])
-        message = f"{module} ended with {ran.returncode}: {said}"
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", module, json.dumps(asked)],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        try:
+            out, error = program.communicate(timeout=_LONGEST_S)
+        except subprocess.TimeoutExpired:
+            message = f"{module} did not end within {_LONGEST_S} s"
+            raise RuntimeError(message) from None
+        finally:
+            # `subprocess.run` does not wait for the end of what Ctrl-C made it kill: that would then
+            # still write while its directory is removed.
+            program.kill()
+            program.wait()
+    if program.returncode:
+        # Where it happened would say more, and name places of this machine in what is kept.
+        said = (error.strip() or "nothing was said").splitlines()[-1]
+        message = f"{module} ended with {program.returncode}: {said}"
         raise RuntimeError(message)
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found

@@ -26,7 +26,10 @@ def lines_of(findings: Findings) -> list[str]:
     if findings.surroundings:
         lines += [*surroundings.in_words(findings.surroundings), ""]
     counted = sum(1 for figures in findings.rounds if figures)
-    lines += [f"medians of {counted} interleaved rounds (least–most)", ""]
+    lines += [
+        "one round" if counted == 1 else f"medians of {counted} interleaved rounds (least–most)",
+        "",
+    ]
     lines += itertools.chain(_figures(findings), _promises(findings), _ratios(findings))
     lines += [f"{name}: FAILED: {why}" for name, why in findings.failed.items()]
     lines += [f"{name}: not measured: {why}" for name, why in findings.unavailable.items()]
@@ -79,7 +82,7 @@ def _ratios(findings: Findings) -> Iterator[str]:
             [
                 ratio.measure,
                 f"{ratio.ours} / {ratio.theirs}",
-                f"{found.median:.2f} ({found.least:.2f}–{found.most:.2f})",
+                _with_extremes(found, "{:.2f}"),
                 _NOTHING if ratio.at_least is None else f"{sign} {ratio.at_least:g}",
                 _NOTHING if ratio.then is None else f"{sign} {ratio.then:g}",
                 verdict(ratio, measure, found.median),
@@ -93,11 +96,12 @@ def _ratios(findings: Findings) -> Iterator[str]:
 def _told(spread: Spread | None, measure: Measure) -> str:
     if spread is None:
         return _NOTHING
-    median = measure.pattern.format(spread.median)
-    if spread.rounds == 1:
-        return median
-    least, most = measure.pattern.format(spread.least), measure.pattern.format(spread.most)
-    return f"{median} ({least}–{most})"
+    return _with_extremes(spread, measure.pattern)
+
+
+def _with_extremes(spread: Spread, pattern: str) -> str:
+    median, least, most = map(pattern.format, (spread.median, spread.least, spread.most))
+    return median if spread.rounds == 1 else f"{median} ({least}–{most})"
 
 
 def _table(columns: Sequence[Sequence[str]], *, right: bool = True) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kombu import Connection
 
 from tests.benchmarks import servers
 from tests.benchmarks.levels import Unavailable
+from tests.support import ROOT, start_logged, wait_until
 
 
 def processes_of(directory):
@@ -51,6 +53,31 @@ def test_redis_ends_also_when_a_measurement_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), servers.redis(tmp_path):
         raise ZeroDivisionError
     assert not processes_of(tmp_path)
+
+
+@pytest.mark.debian("redis-server")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_benchmark_that_is_stopped_ends_its_servers_and_programs(tmp_path, sent):
+    log = tmp_path.with_name(tmp_path.name + ".log")
+    program = start_logged(
+        [
+            *("-m", "tests.benchmarks", "broker", "--scale", 50),
+            *("--subjects", "redis", "--directory", tmp_path),
+        ],
+        log=log,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    wait_until(
+        lambda: any(b"through_kombu" in one for one in processes_of(tmp_path)),
+        deadline_s=60,
+        what="a publishing program",
+    )
+    program.send_signal(sent)
+    assert program.wait(timeout=60) == 130, log.read_text()
+    assert not processes_of(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert "stopped: this is what there is" in log.read_text()
 
 
 @pytest.mark.slow
