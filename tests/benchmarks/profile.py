@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 SIZE = 1000  # messages of a round: enough for several checkpoints of the log
 ROUNDS = 16
 BODY = "x" * 300
+_CHUNK = 500
 REST = "around it, and not seen"
 
 # The first that fits. What fits nowhere counts for its callers.
@@ -112,18 +113,24 @@ def main() -> None:
     print(profiled(chosen.what, chosen.durability, chosen.rounds, chosen.functions))
 
 
-def profiled(what: str, durability: str, rounds: int, functions: int) -> str:
+def profiled(what: str, durability: str, rounds: int, functions: int, size: int = SIZE) -> str:
     """Profile one scene and return its tables as text."""
     found: list[dict[str, Any]] = []
     for kind in ("whole", "statements"):
         with tempfile.TemporaryDirectory(prefix="sqlqueue-profile-") as name:
             figures = Path(name) / "figures"
             # A process each: who times statements has no plain rounds.
+            scene = {
+                "what": what,
+                "kind": kind,
+                "durability": durability,
+                "rounds": rounds if kind == "whole" else max(rounds // 3, 2),
+                "size": size,
+                "directory": name,
+                "figures": str(figures),
+            }
             subprocess.run(
-                [
-                    *(sys.executable, "-c", _CHILD, what, kind, durability),
-                    *(str(rounds if kind == "whole" else rounds // 3), name, str(figures)),
-                ],
+                [sys.executable, "-c", _CHILD, json.dumps(scene)],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 check=True,
@@ -138,11 +145,9 @@ def profiled(what: str, durability: str, rounds: int, functions: int) -> str:
 
 
 _CHILD = """
-import sys
-from pathlib import Path
+import json, sys
 from tests.benchmarks.profile import run_scene
-what, kind, durability, rounds, directory, figures = sys.argv[1:]
-run_scene(what, kind, durability, int(rounds), Path(directory), Path(figures))
+run_scene(**json.loads(sys.argv[1]))
 """
 
 
@@ -190,14 +195,25 @@ class Scene:
 
 
 def run_scene(
-    what: str, kind: str, durability: str, rounds: int, directory: Path, figures: Path
+    *,
+    what: str,
+    kind: str,
+    durability: str,
+    rounds: int,
+    size: int,
+    directory: str,
+    figures: str,
 ) -> None:
     """Run one scene in this process, which is its own, and leave the figures in a file."""
     if kind == "statements":
         time_statements()
-    meter = Meter(figures, SIZE, kind)
-    scene = Scene(directory, durability, (rounds + 3) * SIZE + 1, meter)
-    scene.environment[profiled_app.ENVIRONMENT] = f"{figures}:{SIZE}:{kind}"
+    scene = Scene(
+        Path(directory),
+        durability,
+        messages=(rounds + 3) * size + 1,
+        meter=Meter(Path(figures), size, kind),
+        environment={profiled_app.ENVIRONMENT: f"{figures}:{size}:{kind}"},
+    )
     SCENES[what](scene)
 
 
@@ -252,8 +268,8 @@ def _consume(scene: Scene) -> None:
 def _claim(scene: Scene) -> None:
     store = Store(scene.directory / "queue.db")
     message = NewMessage(body=BODY.encode(), queue="default", task="nothing", job_id="x")
-    for _ in range(scene.messages // SIZE + 1):
-        store.publish([message] * SIZE, durable=False)
+    for _ in range(scene.messages // _CHUNK + 1):
+        store.publish([message] * _CHUNK, durable=False)
     settlements: list[Settlement] = []
     durable = scene.durability == "full"
     for _ in range(scene.messages):
