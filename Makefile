@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # with -j, two pips would install into one environment at once
-.PHONY: help setup demo test test-all check lint type imports audit docs bench soak clean
+.PHONY: help setup demo test test-all check lint type imports audit docs bench bench-all soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,12 +18,13 @@ ARGS ?=
 RUNTIME := $(VENV)/.ready-runtime
 TEST := $(VENV)/.ready-test
 DEV := $(VENV)/.ready-dev
+BENCH := $(VENV)/.ready-bench
 # Apart from the others: it brings thirty packages, which are nobody's business here.
 AUDIT := $(VENV)/audit/.ready
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo '  ARGS="..." is passed on by demo, test, test-all, bench and soak; PYTHON=python3.12 chooses a Python.'
+	@echo '  ARGS="..." is passed on by demo, test, test-all, bench, bench-all and soak; PYTHON=python3.12 chooses a Python.'
 
 setup: $(DEV) ## make .venv with all that development needs
 
@@ -61,8 +62,11 @@ docs: $(RUNTIME) ## write docs/commands.md and the pictures and tables of docs/l
 	$(BIN)/python tools/commands_page.py
 	$(BIN)/python tools/lifecycle_page.py
 
-bench: $(TEST) ## measure: latency, CPU, throughput
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+bench: $(BENCH) ## compare with SQLite itself and with other queues: a quick look, in a few minutes
+	$(BIN)/python -m tests.benchmarks --rounds 1 --scale 0.15 $(ARGS)
+
+bench-all: $(BENCH) ## the same in full, and keep what was found: twenty minutes on a machine that is quiet
+	$(BIN)/python -m tests.benchmarks --rounds 3 --write $(ARGS)
 
 soak: $(TEST) ## prove the promises with their full figures: kills, power cuts, load; an hour and a half
 	$(BIN)/python -m tests.proofs $(ARGS)
@@ -82,6 +86,10 @@ $(TEST): setup.cfg
 $(DEV): setup.cfg
 	@$(PYTHON) tools/bootstrap.py $(VENV) --editable '.[dev]'
 	@touch $(RUNTIME) $(TEST) $(DEV)
+
+$(BENCH): setup.cfg
+	@$(PYTHON) tools/bootstrap.py $(VENV) --editable '.[bench]'
+	@touch $(RUNTIME) $(TEST) $(BENCH)
 
 $(AUDIT):
 	@$(PYTHON) tools/bootstrap.py $(VENV)/audit 'pip-audit>=2.9,<3'

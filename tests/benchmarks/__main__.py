@@ -1,181 +1,216 @@
-"""Print what this machine does: publish and run rates, latency from enqueue to start, idle CPU.
+"""Compare sqlqueue with SQLite itself and with what one would take instead, level by level.
 
-    make bench                    all of it, in about a minute
-    make bench ARGS="--jobs 2000"
+    make bench                                         all levels, a quick look
+    make bench-all                                     all levels, and keep the results
+    python -m tests.benchmarks --list                  what there is
+    python -m tests.benchmarks broker --rounds 5       one level
+    python -m tests.benchmarks broker --subjects redis "sqlqueue*"
+    python -m tests.benchmarks --show tests/benchmarks/results/2026-11-28.json
 
-Figures of one run compare with each other only; other machines and moments differ by factors.
+The subjects of a level take turns within each round, so figures of one run compare with each other;
+other machines and moments differ by factors. Progress is told on stderr. What is not installed is
+left out, and said so. Ctrl-C ends with what there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import importlib
+import json
 import os
-import platform
-import sqlite3
-import statistics
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sqlqueue_transport import Store
-from sqlqueue_transport.messages import NewMessage, Outcome, Settlement
-from tests.support import ROOT, wait_until
+from sqlqueue_transport.files import filesystem_of
+from tests.benchmarks import plot, report, surroundings
+from tests.benchmarks.findings import Findings
+from tests.benchmarks.runner import Stopped, run
 
-APP = """
-import time
-from sqlqueue import SqlQueue
-app = SqlQueue("bench", broker_url="sqlqueue:///queue.db")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-@app.task(name="nothing")
-def nothing():
-    pass
+    from tests.benchmarks.levels import Level, Subject
 
-@app.task(name="note_start")
-def note_start(published_ns):
-    with open("latency.txt", "a") as file:
-        file.write(f"{time.monotonic_ns() - published_ns}\\n")
-"""
+# In the order in which they are measured: from SQLite itself upwards. Each is the `LEVEL` of the
+# module of its name.
+LEVELS = (
+    *("floor", "broker", "framework", "latency"),
+    *("backlog", "contention", "payload", "eta"),
+)
+RESULTS = Path(__file__).parent / "results"
+# What README shows: of these levels the measures that matter most to who chooses.
+HEADLINES = {
+    "broker": ("publish", "consume + ack", "consume CPU"),
+    "framework": ("enqueue", "no-op, 4 at once", "CPU to run"),
+    "latency": ("idle, p50", "idle, p99", "idle CPU"),
+}
 
 
-def main() -> None:
-    """Run every measurement and print a line each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=5000)
-    parser.add_argument("--latency-samples", type=int, default=300)
-    parser.add_argument("--idle-seconds", type=float, default=10.0)
-    chosen = parser.parse_args()
-    print(
-        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version}"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is asked for, and return the exit code: 1 when a subject failed."""
+    chosen = _parsed(arguments)
+    if chosen.show:
+        return _show(chosen.show, chosen.results if chosen.write else None)
+    levels = [_level(name) for name in chosen.levels or LEVELS]
+    if chosen.list:
+        for level in levels:
+            print(f"{level.name}: {level.title}")
+            print(*(f"    {one.name}" for one in level.subjects), sep="\n")
+        return 0
+    found: list[Findings] = []
+    code = 0
+    with tempfile.TemporaryDirectory(prefix="sqlqueue-bench-", dir=chosen.directory) as name:
+        try:
+            for level in levels:
+                subjects = _matching(level, chosen.subjects)
+                if subjects:
+                    found.append(_measured(level, subjects, chosen, Path(name)))
+                    _print(found[-1])
+        except Stopped as stopped:
+            found.append(stopped.findings)
+            _print(stopped.findings)
+            print("stopped: this is what there is", file=sys.stderr)
+            code = 130
+    if chosen.write and found and not code:
+        _write(found, chosen.results)
+    if any(one.failed for one in found):
+        code = code or 1
+    return code
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    with tempfile.TemporaryDirectory(prefix="sqlqueue-bench-") as name:
-        directory = Path(name)
-        _floor(directory, chosen.jobs)
-        _store(directory, chosen.jobs)
-        (directory / "benchapp.py").write_text(APP)
-        _worker(directory, chosen)
+    parser.add_argument("levels", nargs="*", metavar="LEVEL", help=f"of {', '.join(LEVELS)}")
+    parser.add_argument("--rounds", type=int, default=3, help="of each level (%(default)s)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="how much is done: 0.15 is a quick look"
+    )
+    parser.add_argument("--subjects", nargs="+", default=(), help="names or parts of them, * and ?")
+    parser.add_argument("--list", action="store_true", help="show levels and subjects")
+    parser.add_argument("--write", action="store_true", help="keep tables and plots in --results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(%(default)s)")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="show kept results again")
+    parser.add_argument(
+        "--directory", type=Path, default=_disk(), help="on the disk to measure on (%(default)s)"
+    )
+    chosen = parser.parse_args(arguments)
+    for name in chosen.levels:
+        if name not in LEVELS:
+            parser.error(f"there is no level {name!r}; there are {', '.join(LEVELS)}")
+    return chosen
 
 
-def _floor(directory: Path, jobs: int) -> None:
-    """Time plain sqlite3 doing one insert a transaction, unsynced: nothing can be faster."""
-    connection = sqlite3.connect(directory / "floor.db", isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("CREATE TABLE message (id INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB)")
-    body = os.urandom(300)
-    began_s = time.perf_counter()
-    for _ in range(jobs):
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("INSERT INTO message (body) VALUES (?)", (body,))
-        connection.execute("COMMIT")
-    _say("floor: insert, unsynced", jobs / (time.perf_counter() - began_s), "/s")
-    connection.close()
+def _disk() -> Path:
+    """Return a directory for temporary files that is no memory: that would make every sync free."""
+    usual = Path(tempfile.gettempdir())
+    return Path("/var/tmp") if filesystem_of(usual) == "tmpfs" else usual
 
 
-def _store(directory: Path, jobs: int) -> None:
-    store = Store(directory / "store.db")
-    store.consumers.register(name="bench", kind="client")
-    message = NewMessage(body=os.urandom(300), queue="default", task="nothing", job_id="x")
-    for durable, count in ((False, jobs), (True, jobs // 5)):
-        began_s = time.perf_counter()
-        for _ in range(count):
-            store.publish([message], durable=durable)
-        name = "publish, flushed" if durable else "publish, unsynced"
-        _say(f"store: {name}", count / (time.perf_counter() - began_s), "/s")
-    began_s = time.perf_counter()
-    settlements: list[Settlement] = []
-    count = 0
-    while True:
-        claim = store.claim(["default"], 1, lease_s=60, settlements=settlements)
-        if not claim.deliveries:
-            break
-        count += 1
-        settlements = [
-            Settlement(one.message_id, one.delivery, Outcome.done()) for one in claim.deliveries
-        ]
-    _say("store: settle + claim, one at a time", count / (time.perf_counter() - began_s), "/s")
-    store.close()
+def _level(name: str) -> Level:
+    level: Level = importlib.import_module(f"tests.benchmarks.{name}").LEVEL
+    return level
 
 
-def _worker(directory: Path, chosen: argparse.Namespace) -> None:
-    sys.path.insert(0, str(directory))
-    os.chdir(directory)
-    from benchapp import app, note_start, nothing  # type: ignore[import-not-found]
+def _matching(level: Level, patterns: Sequence[str]) -> list[Subject]:
+    return [
+        one
+        for one in level.subjects
+        if not patterns
+        or any(fnmatch.fnmatch(one.name.lower(), f"*{wanted.lower()}*") for wanted in patterns)
+    ]
 
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{directory}"}
-    for _ in range(chosen.jobs):
-        nothing.delay()
-    with (directory / "worker.log").open("wb") as log:
-        worker = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "sqlqueue", "worker", "-A", "benchapp:app"),
-                *("-c", "2", "--log-level", "warning"),
-            ],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
+
+def _measured(
+    level: Level, subjects: list[Subject], chosen: argparse.Namespace, below: Path
+) -> Findings:
+    directory = below / level.name
+    directory.mkdir()
+    seen = {**surroundings.look(directory), "scale": chosen.scale}
+    began_s = time.monotonic()
+
+    def seen_to_the_end() -> dict[str, object]:
+        took_s = round(time.monotonic() - began_s)
+        return {**seen, "load_after": round(os.getloadavg()[0], 2), "took_s": took_s}
+
     try:
-        began_s = time.perf_counter()
-        wait_until(lambda: _done(app) > 0, deadline_s=60, what="the first job")
-        _say("worker -c 2: start to first job", time.perf_counter() - began_s, "s")
-        first, began_s = _done(app), time.perf_counter()
-        wait_until(lambda: _done(app) >= chosen.jobs, deadline_s=300, every_s=0.05, what="all jobs")
-        rate = (chosen.jobs - first) / (time.perf_counter() - began_s)
-        _say("worker -c 2: no-op jobs, one at a time", rate, "/s")
-        _latency(directory, note_start, chosen.latency_samples)
-        _idle(worker, chosen.idle_seconds)
-    finally:
-        worker.terminate()
-        worker.wait(timeout=60)
-
-
-def _done(app: Any) -> int:
-    return next(
-        count for state, count in app.backend.counts().states.items() if state.value == "done"
-    )
-
-
-def _latency(directory: Path, task: Any, samples: int) -> None:
-    """Enqueue one job at a time to an idle worker and let it note when it starts."""
-    path = directory / "latency.txt"
-    for number in range(samples):
-        task.delay(time.monotonic_ns())
-        wait_until(
-            lambda number=number: path.exists() and path.read_bytes().count(b"\n") > number,
-            what="a start",
-            every_s=0.001,
+        found = run(
+            level,
+            rounds=chosen.rounds,
+            scale=chosen.scale,
+            directory=directory,
+            subjects=subjects,
+            tell=_tell,
         )
-    found = sorted(int(line) / 1e6 for line in path.read_text().split())
-    _say("enqueue to start, idle worker: p50", statistics.median(found), "ms")
-    _say("enqueue to start, idle worker: p99", found[int(len(found) * 0.99)], "ms")
+    except Stopped as stopped:
+        stopped.findings.surroundings = seen_to_the_end()
+        raise
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    found.surroundings = seen_to_the_end()
+    _tell(f"{level.name}: took {found.surroundings['took_s']} s")
+    return found
 
 
-def _idle(worker: subprocess.Popen[bytes], seconds: float) -> None:
-    """Add up the CPU time of the worker's tree while there is nothing to do."""
-    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-    pids = [str(worker.pid), *children]
-    before_s, began_s = _cpu_s(pids), time.monotonic()
-    time.sleep(seconds)
-    used = (_cpu_s(pids) - before_s) / (time.monotonic() - began_s) * 100
-    _say(f"idle worker -c 2: CPU over {seconds:g} s", used, "% of a core")
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
-def _cpu_s(pids: list[str]) -> float:
-    # schedstat counts nanoseconds; the ticks of /proc/PID/stat are 10 ms, too coarse for idling.
-    return sum(
-        int(task.joinpath("schedstat").read_text().split()[0]) / 1e9
-        for pid in pids
-        for task in Path(f"/proc/{pid}/task").iterdir()
-    )
+def _print(found: Findings) -> None:
+    print("\n".join(report.lines_of(found)), end="\n\n", flush=True)
 
 
-def _say(what: str, value: float, unit: str) -> None:
-    print(f"{what:45} {value:12,.3f} {unit}", flush=True)
+def _show(path: Path, results: Path | None) -> int:
+    found = [Findings.from_json(one) for one in json.loads(path.read_text())["levels"]]
+    for one in found:
+        _print(one)
+    if results is not None:
+        _draw(found, results)
+    return 0
+
+
+def _write(found: Sequence[Findings], results: Path) -> None:
+    """Keep each level's table under its date, and all figures in the JSON of that date.
+
+    Levels that were measured on the same day and not now stay as they are: each level's figures
+    compare with each other only.
+    """
+    date = time.strftime("%Y-%m-%d")
+    results.mkdir(exist_ok=True)
+    for one in found:
+        lines = [f"# python -m tests.benchmarks {one.name}", *report.lines_of(one)]
+        (results / f"{date}-{one.name}.txt").write_text("\n".join(lines) + "\n")
+    path = results / f"{date}.json"
+    kept = json.loads(path.read_text())["levels"] if path.exists() else []
+    by_name = {one["name"]: one for one in kept} | {one.name: one.as_json() for one in found}
+    levels = [by_name[name] for name in LEVELS if name in by_name]
+    text = json.dumps({"date": date, "levels": levels}, indent=1, ensure_ascii=False) + "\n"
+    path.write_text(text)
+    _draw([Findings.from_json(one) for one in levels], results)
+    _tell(f"written: {path} and what is named alike beside it")
+
+
+def _draw(found: Sequence[Findings], results: Path) -> None:
+    try:
+        for one in found:
+            plot.draw([one], results / f"latest-{one.name}.svg")
+        headlines = [one for one in found if one.name in HEADLINES]
+        if headlines:
+            plot.draw(headlines, results / "latest.svg", only=HEADLINES)
+    except ImportError as error:
+        _tell(f"no plots: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    # Servers and workers are to be ended also when something other than a keyboard says so.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
