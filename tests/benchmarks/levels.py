@@ -43,8 +43,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Be an aim: `ours` divided by `theirs` in one measure, at least `at_least` (or at most, where
-    less is better), and then `then`; None where nothing is aimed at."""
+    """Be an aim: `ours` divided by `theirs` in one measure, at least `at_least`, and then `then`.
+
+    Where less is better, at most; None where nothing is aimed at.
+    """
 
     measure: str
     ours: str
