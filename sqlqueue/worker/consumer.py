@@ -12,9 +12,9 @@ that one transaction serves all of them. Three rules keep what is promised:
   starts; who finds this process dead settles it instead of running it again. Whatever cannot be noted
   (a failure, a long result, what is sensitive) commits before the next job starts.
 * What is claimed and not started is nobody's attempt: a death releases it uncounted.
-* When the running job takes longer than `PATIENCE_S`, the limits' thread hands back what waits behind
-  it, for siblings that idle, and settles what has ended. A job that holds Python's lock in C for so
-  long keeps the thread from that.
+* `PATIENCE_S` after they were claimed, the limits' thread hands back what has not started, for siblings
+  that idle, and settles what has ended. A job that holds Python's lock in C for so long keeps the thread
+  from that.
 
 How many jobs run at once, and where, is the runner's affair. A job has a place, where its start is
 noted, until its settlement is committed or its end is noted.
@@ -62,7 +62,7 @@ _LONGEST_PAUSE_S: Final = 2.0
 # Claimed together is what typically runs for so long, one after the other.
 BATCH_S: Final = 0.01
 PATIENCE_S: Final = 0.05
-_FORGETS: Final = 0.75  # how much one shorter job lowers what is taken for typical
+_WEIGHT: Final = 0.1  # of one job in what is typical: a processor that was away must not count
 
 
 class Consumer:
@@ -280,7 +280,7 @@ class Consumer:
             self._limits.forget(attempt)
             if self._largest_batch:
                 took_s = time.monotonic() - self._began_s
-                self._typical_s = max(took_s, self._typical_s * _FORGETS)
+                self._typical_s += (took_s - self._typical_s) * _WEIGHT
                 self._note_ended(attempt, outcome)
             self._unsettled.append((attempt.taken, outcome))
             self._after_job()
@@ -300,7 +300,7 @@ class Consumer:
         self._free.append(attempt.place)
 
     def _hand_back(self) -> float | None:
-        """Let nothing wait behind a job that takes long. Called from the limits' thread.
+        """Let nothing wait long behind others of its batch. Called from the limits' thread.
 
         Return when to look again, on the monotonic clock; None when it is called before that anyhow.
         """
@@ -312,8 +312,8 @@ class Consumer:
             # for each costs more than the batch.
             had_batches, self._has_batches = self._has_batches, False
             return now_s + PATIENCE_S if had_batches else None
-        if now_s - self._began_s < PATIENCE_S:
-            return self._began_s + PATIENCE_S
+        if now_s - self._claimed_s < PATIENCE_S:
+            return self._claimed_s + PATIENCE_S
         with self._settling:
             ended, waiting = _all_of(self._unsettled), _all_of(self._waiting)
             settlements = [*ended, *((taken, Outcome.release()) for taken in waiting)]
