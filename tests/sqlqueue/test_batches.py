@@ -10,6 +10,7 @@ import time
 import pytest
 
 from sqlqueue.backend import open_backend
+from sqlqueue.worker import consumer
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue_transport.reading import JobFilter
 from tests.support import finish, run_python, wait_until
@@ -30,6 +31,12 @@ def rows(app):
     return app.backend.jobs(JobFilter(), limit=500)[::-1]
 
 
+@pytest.fixture(autouse=True)
+def is_short(monkeypatch):
+    """Take any job for short: how long one takes on a busy machine is no matter of these tests."""
+    monkeypatch.setattr(consumer, "BATCH_S", 3600.0)
+
+
 @pytest.fixture
 def in_thread():
     """Run a burst in a thread with a connection of its own; all are waited for in the end."""
@@ -37,20 +44,20 @@ def in_thread():
 
     def start(app, **options):
         backend = open_backend(app.conf)
-        consumer = consumer_of(app, backend, **{"burst": True, **options})
+        one = consumer_of(app, backend, **{"burst": True, **options})
 
         def work():
             with contextlib.closing(backend):
-                consumer.run()
+                one.run()
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        running.append((consumer, thread))
-        return consumer, thread
+        running.append((one, thread))
+        return one, thread
 
     yield start
-    for consumer, thread in running:
-        consumer.stop()
+    for one, thread in running:
+        one.stop()
         thread.join(timeout=30)
         assert not thread.is_alive()
 
@@ -98,13 +105,14 @@ def test_jobs_of_a_batch_run_in_their_order_and_keep_their_results(app):
     assert {row.attempts for row in rows(app)} == {1}
 
 
-# Forty short jobs, so that what follows is claimed together; then this process dies in the last
-# but two.
+# Fifty short jobs, so that what follows is claimed together; then one in which this process dies.
 DYING = """
     import os, signal, sys
     from sqlqueue import SqlQueue
+    from sqlqueue.worker import consumer
     from sqlqueue.worker.consumer import Consumer
 
+    consumer.BATCH_S = consumer.PATIENCE_S = 3600.0
     app = SqlQueue("test", broker_url="sqlqueue:///queue.db")
 
     @app.task(name="note")
@@ -125,7 +133,7 @@ DYING = """
         for number in range(50):
             note.delay(number)
         die.delay()
-        for number in range(60, 63):
+        for number in range(60, 90):
             note.delay(number)
     else:
         register()
@@ -140,22 +148,22 @@ def test_a_kill_runs_nothing_again_that_had_ended_and_counts_only_what_ran(app, 
     finish(run_python(DYING, "publish", cwd=here))
     process = run_python(DYING, "work", cwd=here)
     assert process.wait(timeout=60) == -signal.SIGKILL
-    before = {row.message_id: row for row in rows(app)}
-    # Or this test would show nothing: some had ended, and only the notes say so.
     ran = (here / "ran.txt").read_text().split()
-    assert sum(row.state.value == "done" for row in before.values()) < len(ran) - 1
-    claimed = [row for row in before.values() if row.state.value == "processing"]
-    assert len(claimed) > 3
+    claimed = [row.message_id for row in rows(app) if row.state.value == "processing"]
+    fatal = 51
+    waiting = [message_id for message_id in claimed if message_id > fatal]
+    # Or this test would show nothing: some had ended, and only the notes say so; some had not started.
+    assert claimed[0] < fatal < claimed[-1]
 
     lost = app.backend.store.consumers.sweep()
 
-    after = rows(app)
-    assert [(one.task, one.counted) for one in lost] == [
-        ("die", True),
-        *[("note", False)] * 3,
+    assert [(one.message_id, one.counted) for one in lost] == [
+        (fatal, True),
+        *[(message_id, False) for message_id in waiting],
     ]
-    assert [row.state.value for row in after] == [*["done"] * 50, "failed", *["pending"] * 3]
-    assert [row.attempts for row in after] == [*[1] * 51, 0, 0, 0]
+    after = rows(app)
+    assert [row.state.value for row in after] == [*["done"] * 50, "failed", *["pending"] * 30]
+    assert [row.attempts for row in after] == [*[1] * 51, *[0] * 30]
     results = [app.backend.job(row.message_id).result for row in after[:50]]
     assert results == [str(number) for number in range(50)]
     assert ran == [*map(str, range(50)), "-1"]
@@ -236,13 +244,13 @@ def test_a_stop_in_a_batch_releases_the_rest_uncounted(app, noop):
 
     @app.task(name="stop")
     def stop():
-        consumer.stop()
+        running.stop()
 
     stop.delay()
     for _ in range(3):
         noop.delay()
-    consumer = consumer_of(app, app.backend, burst=True)
-    consumer.run()
+    running = consumer_of(app, app.backend, burst=True)
+    running.run()
     assert [row.state.value for row in rows(app)] == [*["done"] * (WARMING + 1), *["pending"] * 3]
     assert [row.attempts for row in rows(app)][-3:] == [0, 0, 0]
 
@@ -256,7 +264,8 @@ def test_no_more_is_claimed_than_may_be_run(app, noop):
     assert [row.delivery for row in rows(app)][-3:] == [0, 0, 0]
 
 
-def test_jobs_that_are_not_short_are_claimed_one_at_a_time(app):
+def test_jobs_that_are_not_short_are_claimed_one_at_a_time(app, monkeypatch):
+    monkeypatch.undo()
     waiting = []
 
     @app.task(name="slow")
