@@ -30,6 +30,7 @@ from sqlqueue_transport.database import BUSY_TIMEOUT_S, Database, Result
 from sqlqueue_transport.errors import Unavailable, WorkerSwept
 from sqlqueue_transport.files import resolved_path
 from sqlqueue_transport.housekeeping import Housekeeping
+from sqlqueue_transport.late import Late
 from sqlqueue_transport.lifecycle import Event, State
 from sqlqueue_transport.losses import too_many_returns
 from sqlqueue_transport.messages import (
@@ -120,45 +121,44 @@ class Store:
 
     # -- parts that few processes use -------------------------------------------------------------
 
-    # Imported at first use. A worker needs none of them, and without them it starts 10 ms sooner;
-    # two threads that come at once may make two, which is no harm: they keep nothing.
+    # Imported at first use: a worker needs none of them, and without them it starts 10 ms sooner.
 
-    @functools.cached_property
+    @Late
     def reading(self) -> Reading:
         """Return what lists and counts, for operators."""
         from sqlqueue_transport.reading import Reading  # noqa: PLC0415 - late, see above
 
         return Reading(self.database, self.clock, self.consumers)
 
-    @functools.cached_property
+    @Late
     def schedules(self) -> Schedules:
         """Return what the beats described."""
         from sqlqueue_transport.schedules import Schedules  # noqa: PLC0415 - late, see above
 
         return Schedules(self.database, self.clock, self.consumers)
 
-    @functools.cached_property
+    @Late
     def acting(self) -> Acting:
         """Return what operators do to messages."""
         from sqlqueue_transport.acting import Acting  # noqa: PLC0415 - late, see above
 
         return Acting(self.database, self.clock, self.consumers)
 
-    @functools.cached_property
+    @Late
     def deleting(self) -> Deleting:
         """Return what operators delete with."""
         from sqlqueue_transport.deleting import Deleting  # noqa: PLC0415 - late, see above
 
         return Deleting(self.database, self.clock)
 
-    @functools.cached_property
+    @Late
     def pausing(self) -> Pausing:
         """Return what pauses queues and resumes them."""
         from sqlqueue_transport.pausing import Pausing  # noqa: PLC0415 - late, see above
 
         return Pausing(self.database, self.clock, self.consumers)
 
-    @functools.cached_property
+    @Late
     def results(self) -> Results:
         """Return what Celery's jobs returned."""
         from sqlqueue_transport.results import Results  # noqa: PLC0415 - late, see above
