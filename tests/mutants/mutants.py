@@ -299,9 +299,7 @@ WHERE id = :id AND delivery = :delivery""",
         "sqlqueue_transport/event_loop.py",
         "                self.wake()\n            self._acks.settle()\n",
         "                self.wake()\n",
-        (
-            f"{TRANSPORT}/test_acks.py::test_what_a_turn_acknowledged_is_committed_when_it_ends[raises]",
-        ),
+        (f"{TRANSPORT}/test_acks.py::test_what_a_turn_acknowledged_is_committed_when_it_ends",),
     ),
     Mutant(
         "an acknowledgement that cannot be committed is forgotten",
