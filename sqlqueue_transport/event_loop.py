@@ -1,11 +1,15 @@
 """Consume inside of Kombu's event loop (`kombu.asynchronous.Hub`), as a Celery worker does.
 
-The loop polls descriptors; we give it two, and a turn. The turn comes before each poll: it gets
-up, delivers a batch of what is ready, lies down again (raises the flag) and looks at the file
-once more. So a message is either seen by that look, or its publisher sees the flag and rings, and
-the poll ends. What the poll cannot know, because its timeout was computed before the turn
-(Kombu 5.7), is told by a byte in our own pipe, which ends it at once: that a batch left something
-behind, or that a message is due sooner than anything the loop waits for.
+The loop polls descriptors; we give it two, and a turn. The turn comes before each poll. It commits
+what was acknowledged since the one before, together with the claim that uses the room (`acks`),
+and delivers. When there is nothing to deliver it raises the flag and looks at the file once more.
+So a message is either seen by that look, or its publisher sees the flag and rings, and the poll
+ends. The flag stays up until a message is fetched or somebody has rung, and turns in between do
+not look again.
+
+What the poll cannot know, because its timeout was computed before the turn (Kombu 5.7), is told by
+a byte in our own pipe, which ends it at once: that something was delivered, or that a message is
+due sooner than anything the loop waits for.
 """
 
 from __future__ import annotations

@@ -71,6 +71,11 @@ _SETTLE_BY_EVENT = {
     Event.ABORT: sql.ABORT,
 }
 
+# How long, and for how many pairs of exchange and routing key, it is remembered that a queue wants
+# what is published there; see `Store.publish`.
+_WANTED_FOR_S = 1.0
+_MOST_WAYS = 1024
+
 
 class Store:
     """Keep one queue file for this process; safe to share between threads.
@@ -109,6 +114,7 @@ class Store:
             self.running = RunningDeliveries(self.database, clock)
             self._room = Room(self.path)
             self._collecting = threading.local()
+            self._wanted_until_s: dict[tuple[str, str], float] = {}
             self._owed: deque[Callable[[], object]] = deque()
             if read_only:
                 self.database.read(lambda _: None)
@@ -235,15 +241,26 @@ class Store:
     def _are_for_nobody(self, messages: Sequence[NewMessage]) -> bool:
         """Say whether no queue wants any of these: events, mostly, while nobody listens.
 
-        They need not wait for the writer. A queue bound a moment later gets what comes later.
+        They need not wait for the writer. A queue bound a moment later gets what comes later. What
+        led to a queue a moment ago is not asked again (22 µs): the transaction finds out.
         """
         for message in messages:
             if message.queue is not None:
                 return False
+        ways = {(message.exchange, message.routing_key) for message in messages}
+        now_s = time.monotonic()
+        if any(now_s < self._wanted_until_s.get(way, 0.0) for way in ways):
+            return False
         with refused_values("the message cannot be stored"):
-            return not self.database.read(
-                lambda c: any(routing.routes(c, one.exchange, one.routing_key) for one in messages)
+            wanted = self.database.read(
+                lambda c: next((way for way in ways if routing.routes(c, *way)), None)
             )
+        if wanted is None:
+            return True
+        if len(self._wanted_until_s) >= _MOST_WAYS:
+            self._wanted_until_s.clear()
+        self._wanted_until_s[wanted] = now_s + _WANTED_FOR_S
+        return False
 
     def insert(
         self,

@@ -341,6 +341,32 @@ WHERE id = :id AND delivery = :delivery""",
         "        if refused:\n            return Claim(refused=refused)\n        settlements = ()\n",
         (f"{TRANSPORT}/test_claim.py::test_settling_and_claiming_are_one_transaction",),
     ),
+    # -- what an event loop acknowledges is committed before it waits, and never lost ----------------
+    Mutant(
+        "a turn that raises commits nothing of what it acknowledged",
+        "sqlqueue_transport/event_loop.py",
+        "                self.wake()\n            self._acks.settle()\n",
+        "                self.wake()\n",
+        (f"{TRANSPORT}/test_acks.py::test_what_a_turn_acknowledged_is_committed_when_it_ends",),
+    ),
+    Mutant(
+        "an acknowledgement that cannot be committed is forgotten",
+        "sqlqueue_transport/acks.py",
+        "            self._waiting.extendleft(reversed(waiting))\n",
+        "",
+        (
+            f"{TRANSPORT}/test_acks.py::test_what_a_full_disk_keeps_from_being_committed_is_committed_later",
+        ),
+    ),
+    Mutant(
+        "a hanging loop keeps what it acknowledged to itself",
+        "sqlqueue_transport/acks.py",
+        "            self._store.owe(self._pay)\n",
+        "",
+        (
+            f"{TRANSPORT}/test_acks.py::test_an_acknowledgement_is_committed_although_the_loops_thread_hangs",
+        ),
+    ),
     Mutant(
         "a store that was open while C code forked is used",
         "sqlqueue_transport/database.py",

@@ -232,6 +232,20 @@ def test_a_message_no_queue_is_bound_for_is_stored_nowhere(store: Store) -> None
     assert _count(store) == 0
 
 
+def test_what_led_to_a_queue_a_moment_ago_is_not_asked_again(store: Store) -> None:
+    bind(store, "a", "news", "sport")
+    message = new(None, exchange="news", routing_key="sport")
+    store.publish([message])
+    before = store.database.read_transactions
+    store.publish([message])
+    assert store.database.read_transactions == before
+    assert _count(store) == 2
+
+    store.topology.unbind("a", "news", "sport")
+    assert store.publish([message]) == [Published(0, stored=False)]
+    assert _count(store) == 2
+
+
 def test_an_exchange_that_was_never_declared_is_an_error(store: Store) -> None:
     with pytest.raises(NotDeclared, match="'news' was never declared"):
         store.publish([new(None, exchange="news", routing_key="nobody")])
