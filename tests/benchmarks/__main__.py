@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if subjects:
                     found.append(_measured(level, subjects, chosen, Path(name)))
                     _print(found[-1])
+                    if chosen.write:
+                        _write(found[-1], chosen.results)
         except Stopped as stopped:
             found.append(stopped.findings)
             _print(stopped.findings)
             print("stopped: this is what there is", file=sys.stderr)
             code = 130
-    if chosen.write and found and not code:
-        _write(found, chosen.results)
     if any(one.failed for one in found):
         code = code or 1
     return code
@@ -174,40 +175,44 @@ def _show(path: Path, results: Path | None) -> int:
     for one in found:
         _print(one)
     if results is not None:
-        _draw(found, results)
+        _draw(found, found, results)
     return 0
 
 
-def _write(found: Sequence[Findings], results: Path) -> None:
-    """Keep each level's table under its date, and all figures in the JSON of that date.
+def _write(found: Findings, results: Path) -> None:
+    """Keep a level's table under its date, its figures in the JSON of that date, and its plot.
 
-    Levels that were measured on the same day and not now stay as they are: each level's figures
-    compare with each other only.
+    Levels that were measured earlier that day stay: each level's figures compare with each other.
     """
     date = time.strftime("%Y-%m-%d")
     results.mkdir(exist_ok=True)
-    for one in found:
-        lines = [f"# python -m tests.benchmarks {one.name}", *report.lines_of(one)]
-        (results / f"{date}-{one.name}.txt").write_text("\n".join(lines) + "\n")
+    lines = [f"# python -m tests.benchmarks {found.name}", *report.lines_of(found)]
+    (results / f"{date}-{found.name}.txt").write_text("\n".join(lines) + "\n")
     path = results / f"{date}.json"
     kept = json.loads(path.read_text())["levels"] if path.exists() else []
-    by_name = {one["name"]: one for one in kept} | {one.name: one.as_json() for one in found}
+    by_name = {one["name"]: one for one in (*kept, found.as_json())}
     levels = [by_name[name] for name in LEVELS if name in by_name]
     text = json.dumps({"date": date, "levels": levels}, indent=1, ensure_ascii=False) + "\n"
     path.write_text(text)
-    _draw([Findings.from_json(one) for one in levels], results)
-    _tell(f"written: {path} and what is named alike beside it")
+    _draw([found], [Findings.from_json(one) for one in levels], results)
+    _tell(f"{found.name}: kept in {path}, and in what is named alike beside it")
 
 
-def _draw(found: Sequence[Findings], results: Path) -> None:
+def _draw(found: Sequence[Findings], of_the_day: Sequence[Findings], results: Path) -> None:
+    """Draw levels, each into a file of its own, and what matters most of all levels of a day."""
+    headlines = [_compared(one) for one in of_the_day if one.name in HEADLINES]
     try:
         for one in found:
             plot.draw([one], results / f"latest-{one.name}.svg")
-        headlines = [one for one in found if one.name in HEADLINES]
-        if headlines:
-            plot.draw(headlines, results / "latest.svg", only=HEADLINES)
+        plot.draw(headlines, results / "latest.svg", only=HEADLINES)
     except ImportError as error:
         _tell(f"no plots: {error}")
+
+
+def _compared(found: Findings) -> Findings:
+    """Return findings of those subjects only that a ratio names."""
+    names = {name for ratio in found.ratios for name in (ratio.ours, ratio.theirs)}
+    return replace(found, subjects=[one for one in found.subjects if one.name in names])
 
 
 if __name__ == "__main__":

@@ -43,9 +43,10 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Be an aim: `ours` divided by `theirs` in one measure, at least `at_least`, and then `then`.
+    """Be an aim: `ours` divided by `theirs` in one measure.
 
-    Where less is better, at most; None where nothing is aimed at.
+    It is to be at least `at_least` (at most, where less is better), and then `then`; None where
+    nothing is aimed at.
     """
 
     measure: str
@@ -60,7 +61,11 @@ class Unavailable(Exception):
 
 
 class Level(Protocol):
-    """Be a set of subjects that compare with each other."""
+    """Be a set of subjects that compare with each other.
+
+    It may have `notes` besides, lines that stand below its tables. Names of subjects that are ours
+    have "sqlqueue" in them, and those of the floor begin with "SQLite alone".
+    """
 
     name: str  # one word, for the command line
     title: str

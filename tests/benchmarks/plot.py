@@ -106,31 +106,46 @@ def _panel(panel: Any, findings: Findings, name: str) -> None:
     measure = findings.measure(name)
     subjects = _shown(findings)
     spreads = {subject: findings.spread(subject, name) for subject in subjects}
-    found = [one for one in spreads.values() if one is not None and one.least > 0]
+    above_zero = [
+        value
+        for spread in spreads.values()
+        if spread is not None
+        for value in (spread.least, spread.median, spread.most)
+        if value > 0
+    ]
+    least, most = (min(above_zero), max(above_zero)) if above_zero else (1.0, 1.0)
+    # Whole decades would leave most of a panel empty; the figures at the right need room.
+    span = max(math.log10(most / least), 0.5)
+    edge = least / 10 ** (0.06 * span)
+    panel.set_xscale("log")
+    panel.set_xlim(edge, most * 10 ** (0.32 * span))
+    _ticks(panel, few=span > 2)
     for line, subject in enumerate(subjects):
         spread = spreads[subject]
-        if spread is None or spread.least <= 0:
+        if spread is None:
             continue
         colour, shape, fill = _look(subject)
-        panel.plot([spread.least, spread.most], [line, line], color=colour, linewidth=1.6)
-        panel.plot(
-            spread.median, line, shape, color=colour, markerfacecolor=fill, markersize=5, zorder=3
-        )
+        # A logarithmic axis has no zero: what is there stands at its edge, without a dot.
+        ends = max(spread.least, edge), max(spread.most, edge)
+        panel.plot(ends, [line, line], color=colour, linewidth=1.6)
+        if spread.median > 0:
+            panel.plot(
+                spread.median,
+                line,
+                shape,
+                color=colour,
+                markerfacecolor=fill,
+                markersize=5,
+                zorder=3,
+            )
         panel.annotate(
             measure.pattern.format(spread.median),
-            (spread.most, line),
+            (ends[1], line),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=7.5,
         )
-    if found:
-        least, most = min(one.least for one in found), max(one.most for one in found)
-        panel.set_xscale("log")
-        # Whole decades would leave most of a panel empty; the figures at the right need room.
-        span = max(math.log10(most / least), 0.5)
-        panel.set_xlim(least / 10 ** (0.06 * span), most * 10 ** (0.32 * span))
-        _ticks(panel, few=span > 2)
     better = "" if measure.more_is_better else ", less is better"
     unit = f", {measure.unit}" if measure.unit else ""
     panel.set_title(f"{measure.name}{unit}{better}", loc="left", fontsize=8.5)

@@ -228,15 +228,17 @@ def test_the_program_measures_chosen_subjects_only(fakes, tmp_path):
     assert not fakes["broker"].turns
 
 
-def test_after_ctrl_c_the_program_prints_what_there_is_and_writes_nothing(fakes, tmp_path, capsys):
+def test_after_ctrl_c_the_program_prints_what_there_is_and_keeps_finished_levels(
+    fakes, tmp_path, capsys
+):
     def stop(_):
         raise KeyboardInterrupt
 
     fakes["floor"].troubles = {"other": [stop]}
-    assert run_program(tmp_path, "--write") == 130
-    printed = capsys.readouterr().out
-    assert printed.count("Two queues\n==========") == 2
-    assert not (tmp_path / "results").exists()
+    assert run_program(tmp_path, "--write", "--rounds", 1) == 130
+    assert capsys.readouterr().out.count("Two queues\n==========") == 2
+    (kept,) = (tmp_path / "results").glob("*.json")
+    assert [one["name"] for one in json.loads(kept.read_text())["levels"]] == ["broker"]
 
 
 def test_kept_results_of_a_day_are_one_file_and_can_be_shown_and_drawn_again(
