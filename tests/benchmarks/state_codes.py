@@ -68,29 +68,19 @@ def _ways() -> list[Way]:
 
 
 def _publish(connection: sqlite3.Connection, way: Way, rows: int) -> None:
-    values: dict[str, Any] = {
-        "queue": "default",
-        "state": way.pending,
-        "priority": 0,
-        "task": "tasks.stamping.stamp",
-        "unique_key": None,
-        "max_attempts": 5,
-        "due_at_ms": None,
-        "expires_at_ms": None,
-        "exchange": "",
-        "routing_key": "default",
-        "content_type": "application/json",
-        "content_encoding": "utf-8",
-        "properties": '{"delivery_mode":2,"priority":0}',
-        "body": BODY,
-    }
+    task = "tasks.stamping.stamp"
+    content = ("default", "application/json", "utf-8")
+    properties = '{"delivery_mode":2,"priority":0}'
     for number in range(rows):
         job_id = f"0199f3c4-0000-7000-8000-{number:012d}"
         now_ms = 1_795_324_267_000 + number
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(
             way.statements["PUBLISH"],
-            {**values, "job_id": job_id, "headers": HEADERS % job_id, "now_ms": now_ms},
+            (
+                *("default", way.pending, 0, job_id, task, None, 5, now_ms, None, None),
+                *("", *content, HEADERS % job_id, properties, BODY),
+            ),
         )
         connection.execute("COMMIT")
 

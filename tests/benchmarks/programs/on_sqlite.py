@@ -50,26 +50,19 @@ class Plain:
         Store(path).close()
 
     def enqueue(self, count: int) -> None:
-        row = {
-            **dict.fromkeys(
-                ("unique_key", "max_attempts", "due_at_ms", "expires_at_ms", "content_encoding")
-            ),
-            "queue": QUEUE,
-            "state": "pending",
-            "priority": 0,
-            "job_id": self._task and "j",
-            "task": self._task,
-            "now_ms": _now_ms(),
-            "exchange": "",
-            "routing_key": QUEUE,
-            "content_type": None,
-            "headers": "{}",
-            "properties": "{}",
-            "body": BODY,
-        }
+        row = self.row()
         self._connection.execute("BEGIN IMMEDIATE")
         self._run(self.publish, [row] * count)
         self._connection.execute("COMMIT")
+
+    def row(self) -> tuple[Any, ...]:
+        """Return what `publish` stores, in its order."""
+        job_id = self._task and "j"
+        times = (None, _now_ms(), None, None)
+        return (
+            *(QUEUE, "pending", 0, job_id, self._task, None, *times),
+            *("", QUEUE, None, None, "{}", "{}", BODY),
+        )
 
     def turn(self, done: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
         """End what is done and take up to `limit` others, in one transaction."""
@@ -88,7 +81,7 @@ class Plain:
         self._connection.execute("COMMIT")
         return taken
 
-    def _run(self, statement: str, rows: Sequence[dict[str, Any]]) -> None:
+    def _run(self, statement: str, rows: Sequence[Any]) -> None:
         if len(rows) == 1:  # spares the list's iterator and its checks
             self._connection.execute(statement, rows[0])
         elif rows:
@@ -101,7 +94,7 @@ class Plain:
 class Bare(Plain):
     """Be SQLite alone on a table of six columns and one index. Done messages stay, as the store's do."""
 
-    publish = "INSERT INTO message (queue, body) VALUES (:queue, :body)"
+    publish = "INSERT INTO message (queue, body) VALUES (?, ?)"
     ready = """
         SELECT id, delivery, body FROM message
         WHERE state = 0 AND queue = :queue ORDER BY id LIMIT :limit
@@ -110,6 +103,9 @@ class Bare(Plain):
         UPDATE message SET state = 1, delivery = delivery + 1, lease_until_ms = :lease_until_ms
         WHERE id = :id AND state = 0
     """
+
+    def row(self) -> tuple[Any, ...]:
+        return QUEUE, BODY
 
     def __init__(self, path: Path, *, synced: bool, are_jobs: bool) -> None:
         super().__init__(path, synced=synced, are_jobs=are_jobs)
