@@ -40,16 +40,22 @@ _PAIR_AT = 256
 # Of which boot; device, inode and birth of the database; device and inode of its log.
 _PAIR = struct.Struct("<16sQQqQQ")
 _SIZE = 4096
-_packed_note, _waiter_in = _NOTE.pack, _WAITER.unpack_from  # each write transaction calls them
+# Each write transaction calls them.
+_packed_note, _holder_in, _waiter_in = _NOTE.pack, _NOTE.unpack_from, _WAITER.unpack_from
 # The longest waiter asks often, the others seldom, and all of them after a long time.
 _PAUSE_S = 0.00003
 _PAUSE_BEHIND_ANOTHER_S = 0.0003
+_LONGEST_PAUSE_BEHIND_ANOTHER_S = 0.002
 _PAUSE_AFTER_LONG_S = 0.001
 _LONG_NS = 100_000_000
 # How long one waits before others have to let it pass, and how soon a waiter that does not ask
 # any more (killed, stopped, or not given a processor) is forgotten.
 _PATIENCE_NS = 5_000_000
 _FORGOTTEN_NS = 2_000_000
+# So long the last holder may take it again before anybody who waits. What it has read of the file is
+# good as long as nobody else has written: of 16 publishers each then writes some 25 messages in a row,
+# and not one.
+_TURN_NS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,7 @@ class WriterLock:
             os.close(self.descriptor)
             raise
         self._pid = os.getpid()
+        self._turn_ends_ns = 0
 
     def take(self, deadline_s: float) -> None:
         """Wait for the lock until `deadline_s` on the monotonic clock.
@@ -107,7 +114,12 @@ class WriterLock:
                 not waiting_ns or longest_ns < waiting_ns
             )
             is_late = now_ns / 1e9 >= deadline_s
-            if is_late or not is_behind or now_ns - longest_ns < _PATIENCE_NS:
+            if (
+                is_late
+                or not is_behind
+                or now_ns - longest_ns < _PATIENCE_NS
+                or (now_ns < self._turn_ends_ns and _holder_in(memory, 0)[0] == self._pid)
+            ):
                 try:
                     fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -117,13 +129,19 @@ class WriterLock:
             if is_late:
                 raise self._busy()
             waiting_ns = waiting_ns or now_ns
-            pause_s = _PAUSE_BEHIND_ANOTHER_S
+            # The longer one waits behind another, the more of them there are, and each look costs them.
+            waited_s = (now_ns - waiting_ns) / 1e9
+            pause_s = min(
+                max(waited_s / 4, _PAUSE_BEHIND_ANOTHER_S), _LONGEST_PAUSE_BEHIND_ANOTHER_S
+            )
             if not is_behind:
                 put(memory, _WAITER_AT, _WAITER.pack(waiting_ns, now_ns))
                 pause_s = _PAUSE_S
             time.sleep(pause_s if now_ns - waiting_ns < _LONG_NS else _PAUSE_AFTER_LONG_S)
         if waiting_ns and longest_ns == waiting_ns:
             put(memory, _WAITER_AT, _WAITER.pack(0, 0))
+        if now_ns >= self._turn_ends_ns or _holder_in(memory, 0)[0] != self._pid:
+            self._turn_ends_ns = now_ns + _TURN_NS
         memory[_NOTE_PLACE] = _packed_note(self._pid, now_ns)  # `mapping.put`, and 0.2 µs less
 
     def drop(self) -> None:
