@@ -270,6 +270,7 @@ def test_a_program_that_drains_may_group_its_acknowledgements(path: Path, other:
         channel._batch = 8
         channel.basic_qos(prefetch_count=8)
         channel.basic_consume("q", False, lambda one: one.ack())
+        channel.basic_consume("empty", False, lambda one: one.ack())
         store = store_of(connection)
         connection.drain_events(timeout=5)
         before = store.database.write_transactions
