@@ -11,7 +11,8 @@ kept instead of "it is committed when `ack` returns":
   acknowledgement was on its way to a server.
 
 So only the thread of a running loop holds them. Everybody else (`drain_events`, `get`, other
-threads) finds it committed, or an error, when `ack` returns.
+threads) finds it committed, or an error, when `ack` returns; unless a program that drains asks for
+the same with `group_acks`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class HeldAcks:
         return bool(self._waiting)
 
     def begin(self) -> None:
-        """Hold what the calling thread acknowledges from now on: it runs a loop."""
+        """Hold what the calling thread acknowledges from now on: it runs a loop, or drains."""
         self._loop_thread = threading.get_ident()
 
     def end(self) -> None:

@@ -36,6 +36,9 @@ class Options:
     read_only: look, and be unable to write: whatever would write raises ReadOnlyStore. A missing
         file is not made, one of an older version not migrated.
     keep_leases: extend the leases of what this process holds, from a thread of its own.
+    group_acks: commit what a program acknowledges while it drains together with its next claim,
+        before it waits, and at the latest after about a second; see `acks`. Event loops do so
+        without being told.
     max_prefetch: how many messages a consumer without a prefetch count may hold.
     max_deliveries: how often a message may come back from consumers that note no starts, because
         they died with it or handed it back; then it is a dead letter. 0 means no limit.
@@ -52,6 +55,7 @@ class Options:
     create: bool = True
     read_only: bool = False
     keep_leases: bool = True
+    group_acks: bool = False
     max_prefetch: int = 100
     max_deliveries: int = 20
     retention_done: float = 7 * 86_400.0

@@ -149,12 +149,16 @@ class Transport(virtual.Transport):
     ) -> None:
         """Deliver one message, or wait for it; `timeout` in seconds, None for ever, 0 not at all.
 
-        Raises socket.timeout when nothing came, as Kombu expects. The wait is a sleep that a
+        Raises socket.timeout when nothing came, as Kombu expects. What was acknowledged is committed
+        before it waits. The wait is a sleep that a
         publisher of any process ends; it looks at the file at least once a second, because the
         process that should have woken it may have been killed.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
+        if self.options.group_acks:
+            self.acks.begin()
         while not (self.deliver_arrived() or (self.fetch(None) and self.deliver_arrived())):
+            self.acks.settle()
             left_s = LONGEST_SLEEP_S if deadline_s is None else deadline_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError

@@ -263,6 +263,51 @@ def test_what_a_loop_calls_while_it_closes_is_acknowledged_at_once(
     assert states(other) == ["done"]
 
 
+def test_a_program_that_drains_may_group_its_acknowledgements(path: Path, other: Store) -> None:
+    with connect(path, group_acks=True) as connection:
+        fill(connection, 40)
+        channel = connection.channel()
+        channel._batch = 8
+        channel.basic_qos(prefetch_count=8)
+        channel.basic_consume("q", False, lambda one: one.ack())
+        channel.basic_consume("empty", False, lambda one: one.ack())
+        store = store_of(connection)
+        connection.drain_events(timeout=5)
+        before = store.database.write_transactions
+        for _ in range(39):
+            connection.drain_events(timeout=5)
+        assert store.database.write_transactions - before <= 6
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0)
+        assert states(other) == ["done"] * 40  # committed before it would have waited
+
+
+def test_a_grouped_acknowledgement_does_not_need_another_drain(path: Path, other: Store) -> None:
+    with connect(path, group_acks=True) as connection:
+        fill(connection, 1)
+        connection.channel().basic_consume("q", False, lambda one: one.ack())
+        connection.drain_events(timeout=5)
+        wait_until(lambda: states(other) == ["done"], deadline_s=5 * 1.0)
+
+
+def test_an_acknowledgement_of_who_only_drains_is_committed_when_it_returns(
+    connection: kombu.Connection, other: Store
+) -> None:
+    fill(connection, 3)
+    seen: list[list[str]] = []
+
+    def take(one: Any) -> None:
+        one.ack()
+        seen.append(states(other))
+
+    channel = connection.channel()
+    channel._batch = 8
+    channel.basic_consume("q", False, take)
+    for _ in range(3):
+        connection.drain_events(timeout=5)
+    assert [one.count("done") for one in seen] == [1, 2, 3]
+
+
 IN_A_LOOP = """
 import os, signal, sys
 import kombu, sqlqueue_transport
