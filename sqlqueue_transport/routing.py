@@ -39,6 +39,8 @@ INLINE_BODY_BYTES = 16_384
 
 _PENDING, _SCHEDULED = State.PENDING.value, State.SCHEDULED.value
 _NO_RULES = (None, None, None, None)  # of a queue that was declared with no arguments
+# What QUEUE_RULES says of queues, None for no rules, for as long as one transaction lasts.
+_Rules = dict[str, "tuple[int | None, int | None, int | None, int | None] | None"]
 
 # Ended in one transaction, so that a flood of expired messages never holds the writer for long.
 EXPIRED_AT_ONCE = 200
@@ -58,12 +60,19 @@ class Unwanted(Enum):
 
 
 def publish(
-    connection: sqlite3.Connection, message: NewMessage, now_ms: int, landed: Landed
-) -> Published:
-    """Store a message in every queue it is for; return the answer of the first.
+    connection: sqlite3.Connection, messages: Sequence[NewMessage], now_ms: int, landed: Landed
+) -> list[Published]:
+    """Store each message in every queue it is for; return the answer of its first.
 
     Raises NotDeclared, and QueueFull where a queue refuses more.
     """
+    rules: _Rules = {}
+    return [_publish(connection, one, now_ms, landed, rules) for one in messages]
+
+
+def _publish(
+    connection: sqlite3.Connection, message: NewMessage, now_ms: int, landed: Landed, rules: _Rules
+) -> Published:
     grown: _Grown = {}
     first, *others = (
         (message.queue,)
@@ -72,9 +81,9 @@ def publish(
     )
     if first is None:
         return Published(0, stored=False)
-    answer = _insert(connection, message, first, now_ms, landed, grown)
+    answer = _insert(connection, message, first, now_ms, landed, grown, rules)
     for queue in others:
-        _insert(connection, message, queue, now_ms, landed, grown)
+        _insert(connection, message, queue, now_ms, landed, grown, rules)
     if grown:
         _shorten(connection, grown, now_ms, landed)
     return answer
@@ -122,20 +131,23 @@ def topic_matches(pattern: str, routing_key: str) -> bool:
     return stands[-1]
 
 
-def _insert(  # noqa: PLR0917 - what `publish` and `discard` take, and `grown`
+def _insert(  # noqa: PLR0917 - what `publish` and `discard` take, and what they remember
     connection: sqlite3.Connection,
     message: NewMessage,
     queue: str,
     now_ms: int,
     landed: Landed,
     grown: _Grown,
+    rules: _Rules,
 ) -> Published:
     """Store one message in one queue, by the queue's rules; the caller calls `_shorten`."""
     is_later = message.due_at_ms is not None and message.due_at_ms > now_ms
     priority, expires_at_ms, max_length = message.priority, message.expires_at_ms, None
-    rules = connection.execute(sql.QUEUE_RULES, {"queue": queue}).fetchone()
-    if rules is not None and rules != _NO_RULES:
-        ttl_ms, max_length, max_priority, gone_at_ms = rules
+    if queue not in rules:
+        found = connection.execute(sql.QUEUE_RULES, {"queue": queue}).fetchone()
+        rules[queue] = None if found == _NO_RULES else found
+    if (given := rules[queue]) is not None:
+        ttl_ms, max_length, max_priority, gone_at_ms = given
         if gone_at_ms is not None:
             return Published(0, stored=False)
         if max_priority is not None:
@@ -310,7 +322,7 @@ def _dead_letter(  # noqa: PLR0917 - what `publish` and `discard` take, and `gro
         )
         for target in others:
             # None of them refuses: each was asked above, and nothing else has got more since.
-            _insert(connection, copy, target, now_ms, landed, grown)
+            _insert(connection, copy, target, now_ms, landed, grown, {})
     moved = {
         "id": message_id,
         "queue": first,

@@ -271,7 +271,7 @@ class Store:
     ) -> list[Published]:
         """Store messages in a transaction of the caller, who calls `wake_for` after its commit."""
         try:
-            return [routing.publish(connection, one, now_ms, landed) for one in messages]
+            return routing.publish(connection, messages, now_ms, landed)
         except NOT_STORABLE as error:  # not `refused_values`, which takes 0.7 µs each time
             raise refused("the message cannot be stored", error) from error
 
