@@ -42,15 +42,19 @@ class _Way:
     needs: str = ""  # a package
 
 
-def _ours(durability: str, count: int, *, prefetch: int = 16, batch: int = 0) -> _Way:
+def _ours(
+    durability: str, count: int, *, prefetch: int = 16, batch: int = 0, groups: bool = False
+) -> _Way:
     how = f", publish by {batch}" if batch else f", prefetch {prefetch}"
+    if groups:
+        how += ", grouped acks"
     subject = Subject(
         f"sqlqueue, {durability}{how}",
         synced=_OUR_SYNCED[durability],
-        acked="on ack, in the next claim's transaction",
+        acked="after ack, with others" if groups else "on ack, a transaction each",
         survives="any kill" if durability == "process" else "power cut",
     )
-    options = {"durability": durability}
+    options = {"durability": durability, "group_acks": groups}
     asked = {"options": options, "prefetch": prefetch, "batch": batch}
     return _Way(subject, count, url="sqlqueue:///{}/queue.db", asked=asked)
 
@@ -73,7 +77,9 @@ _WAYS = (
     _ours("full", 3_000),
     _ours("process", 4_000, prefetch=1),
     _ours("publish", 2_500, prefetch=1),
-    _ours("process", 15_000, prefetch=100),
+    _ours("process", 15_000, groups=True),
+    _ours("publish", 6_000, groups=True),
+    _ours("process", 15_000, prefetch=100, groups=True),
     _ours("process", 15_000, batch=100),
     _ours("publish", 15_000, batch=100),
     _floor(1, 10_000, synced=False),
@@ -120,6 +126,8 @@ _WAYS = (
 )
 
 _UNSYNCED, _SYNCED = "sqlqueue, process, prefetch 16", "sqlqueue, publish, prefetch 16"
+# As the acks of RabbitMQ's clients, which nobody answers.
+_GROUPED = f"{_UNSYNCED}, grouped acks"
 _ONE, _MANY = (
     "SQLite alone, unsynced, one a transaction",
     "SQLite alone, unsynced, 16 a transaction",
@@ -144,15 +152,17 @@ class _Broker:
         Ratio("publish", _UNSYNCED, "Kombu memory"),
         Ratio("publish", _UNSYNCED, _ON_RABBITMQ),
         Ratio("publish", _SYNCED, _ON_CONFIRMED),
-        Ratio("consume + ack", _UNSYNCED, _ON_REDIS, at_least=12),
-        Ratio("consume + ack", _UNSYNCED, _ON_RABBITMQ, at_least=2),
-        Ratio("consume + ack", _UNSYNCED, _MANY, then=0.6),
+        Ratio("consume + ack", _GROUPED, _ON_REDIS, at_least=12),
+        Ratio("consume + ack", _GROUPED, _ON_RABBITMQ, at_least=2),
+        Ratio("consume + ack", _GROUPED, _MANY, then=0.6),
+        Ratio("consume + ack", _UNSYNCED, _ON_REDIS),
+        Ratio("consume + ack", _UNSYNCED, _ON_RABBITMQ),
         Ratio("consume + ack", "sqlqueue, process, prefetch 1", _ONE, then=0.6),
         Ratio("consume + ack", _UNSYNCED, "Kombu memory"),
         Ratio("publish CPU", _UNSYNCED, _ON_REDIS),
-        Ratio("consume CPU", _UNSYNCED, _ON_REDIS),
+        Ratio("consume CPU", _GROUPED, _ON_REDIS),
         Ratio("publish CPU", _UNSYNCED, _ON_RABBITMQ),
-        Ratio("consume CPU", _UNSYNCED, _ON_RABBITMQ),
+        Ratio("consume CPU", _GROUPED, _ON_RABBITMQ),
     )
     notes = (
         "Peers are consumed from with a prefetch of 16. CPU is a message's, and the server's is in it.",
