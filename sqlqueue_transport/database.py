@@ -34,6 +34,8 @@ from sqlqueue_transport.errors import (
     CannotOpen,
     DiskFault,
     InsideTransaction,
+    SchemaChanged,
+    SchemaTooNew,
     TransportError,
 )
 from sqlqueue_transport.flushing import Flushing
@@ -297,9 +299,15 @@ class Database:
 
     def _open_writer(self) -> sqlite3.Connection:
         self._watch.look()  # a fork closed it: is it still the same file?
-        return opening.open_writer(
-            self.path, self._held, create=self._create, timeout_s=self._foreign_wait_s
-        )
+        was_open = self._held.identity is not None
+        try:
+            return opening.open_writer(
+                self.path, self._held, create=self._create, timeout_s=self._foreign_wait_s
+            )
+        except SchemaTooNew as error:
+            if was_open:  # as if it had been open all the time
+                raise SchemaChanged(str(error)) from error
+            raise
 
     @property
     def _foreign_wait_s(self) -> float:

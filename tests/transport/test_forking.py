@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -14,8 +15,10 @@ import pytest
 
 from sqlqueue_transport import ForkedStore, NewMessage, Store, close_store, forking, open_store
 from sqlqueue_transport.database import Database
+from sqlqueue_transport.errors import SchemaChanged, SchemaTooNew
+from sqlqueue_transport.migrations import SCHEMA_VERSION
 from sqlqueue_transport.writer_lock import WriterLock
-from tests.support import database_names, finish, run_python, wait_until
+from tests.support import database_names, finish, in_forked_child, run_python, wait_until
 
 C_FORK = """
     import ctypes, os, sys, traceback
@@ -713,3 +716,17 @@ def test_a_hook_that_raises_does_not_keep_the_others_from_going_on():
     assert (
         sorted(re.findall("first|bad|last", printed)) == ["bad"] * 4 + ["first"] * 4 + ["last"] * 4
     )
+
+
+def test_a_file_that_was_migrated_while_a_fork_had_it_closed_was_migrated_under_its_owner(tmp_path):
+    """Not a file of newer software that somebody gives it: who had it open has to end, and not wait."""
+    store = Store(tmp_path / "q.db")
+    assert in_forked_child(lambda: None)  # closes, and opens anew when it is used
+    newer = f"PRAGMA user_version = {SCHEMA_VERSION + 1}"
+    with contextlib.closing(sqlite3.connect(tmp_path / "q.db")) as connection:
+        connection.execute(newer)
+    with pytest.raises(SchemaChanged):
+        store.database.write(lambda _: None)
+    with pytest.raises(SchemaTooNew):
+        Store(tmp_path / "q.db")
+    store.database.close()
