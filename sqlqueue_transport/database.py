@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from sqlqueue_transport.flushing import Commit
-
 Result = TypeVar("Result")
 
 BUSY_TIMEOUT_S = 30.0
@@ -129,7 +127,7 @@ class Database:
         )
         if committed is not None:
             committed()
-        if commit is not None:
+        if durable:
             self._flushing.flush(commit)
         return result
 
@@ -264,9 +262,10 @@ class Database:
         work: Callable[[sqlite3.Connection], Result],
         *,
         durable: bool,
-    ) -> tuple[Result, Commit | None]:
-        """Commit `work`; return its result and what is to be flushed, if anything."""
-        failed_ns = self._flushing.prepare(connection) if durable else 0
+    ) -> tuple[Result, int]:
+        """Commit `work`; return its result and the number of the commit in this process."""
+        if durable:
+            self._flushing.empty_suspect_log(connection)
         self.write_transactions += 1
         connection.execute("BEGIN IMMEDIATE")
         migrations.refuse_migrated(connection)
@@ -275,7 +274,7 @@ class Database:
         # transaction.
         self._refuse_unusable()
         connection.execute("COMMIT")
-        return result, self._flushing.committed(failed_ns) if durable else None
+        return result, self._flushing.committed(durable=durable)
 
     def _locked_writer(self, deadline_s: float) -> sqlite3.Connection:
         """Take the writer lock and return the open writing connection."""
@@ -395,7 +394,7 @@ class Database:
                 self._held.writing = None
             if self._held.log is not None:
                 os.close(self._held.log)
-                self._held.log = self._held.flushes = None
+                self._held.log = None
         finally:
             if lock is not None:
                 fcntl.flock(lock.descriptor, fcntl.LOCK_UN)
@@ -445,7 +444,7 @@ class Database:
         for connection in (self._held.writing, self._held.reading):
             if connection is not None:
                 forking.abandon(connection)
-        self._held.writing = self._held.reading = self._held.log = self._held.flushes = None
+        self._held.writing = self._held.reading = self._held.log = None
         self._close_inherited_lock()
 
     def _close_inherited_lock(self) -> None:

@@ -81,12 +81,6 @@ def identity_of(path: Path) -> FileIdentity | None:
     return FileIdentity(found.st_dev, found.st_ino)
 
 
-def identity_of_open(descriptor: int) -> FileIdentity:
-    """Return which file a descriptor is of."""
-    found = os.fstat(descriptor)
-    return FileIdentity(found.st_dev, found.st_ino)
-
-
 def born_ns(path: Path) -> int:
     """Return when the file at the path was made, as its filesystem says; 0 where that is not known.
 

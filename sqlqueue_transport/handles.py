@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import sqlite3
     from pathlib import Path
 
-    from sqlqueue_transport.shared_flushes import SharedFlushes
     from sqlqueue_transport.writer_lock import WriterLock
 
 LOOK_AT_PATH_EVERY_S = 1.0
@@ -28,7 +27,6 @@ class Handles:
     writing: sqlite3.Connection | None = None
     reading: sqlite3.Connection | None = None
     log: int | None = None  # a descriptor of the `-wal` that `writing` appends to
-    flushes: SharedFlushes | None = None  # of that log
     # The files that must stay where they are, as long as they are open.
     identity: files.FileIdentity | None = None
     companions: dict[Path, files.FileIdentity] = field(default_factory=dict)

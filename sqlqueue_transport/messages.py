@@ -51,7 +51,7 @@ class NewMessage:
     goes_on: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as above
 class Published:
     """Be the answer to a publish.
 

@@ -25,7 +25,6 @@ from sqlqueue_transport.errors import (
 )
 from sqlqueue_transport.handles import Handles, replaced_text
 from sqlqueue_transport.migrations import adopt, refuse_older, version_of
-from sqlqueue_transport.shared_flushes import SharedFlushes
 from sqlqueue_transport.sqlite_errors import not_sqlite_text, translated
 from sqlqueue_transport.writer_lock import Pair, read_pair
 
@@ -85,10 +84,6 @@ def open_writer(path: Path, held: Handles, *, create: bool, timeout_s: float) ->
         connection.close()
         raise
     held.log = log
-    if held.lock is not None:
-        held.flushes = SharedFlushes(
-            held.lock.memory, SYSTEM_CLOCK.boot(), files.identity_of_open(log)
-        )
     held.companions = companions
     held.identity = identity
     held.writing = connection

@@ -74,16 +74,14 @@ def _publish(
     connection: sqlite3.Connection, message: NewMessage, now_ms: int, landed: Landed, rules: _Rules
 ) -> Published:
     grown: _Grown = {}
-    first, *others = (
-        (message.queue,)
-        if message.queue is not None
-        else routes(connection, message.exchange, message.routing_key) or (None,)
-    )
-    if first is None:
-        return Published(0, stored=False)
-    answer = _insert(connection, message, first, now_ms, landed, grown, rules)
-    for queue in others:
-        _insert(connection, message, queue, now_ms, landed, grown, rules)
+    if message.queue is not None:
+        answer = _insert(connection, message, message.queue, now_ms, landed, grown, rules)
+    else:
+        answers = [
+            _insert(connection, message, queue, now_ms, landed, grown, rules)
+            for queue in routes(connection, message.exchange, message.routing_key)
+        ]
+        answer = answers[0] if answers else Published(0, stored=False)
     if grown:
         _shorten(connection, grown, now_ms, landed)
     return answer

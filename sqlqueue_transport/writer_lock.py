@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlqueue_transport.errors import Busy
-from sqlqueue_transport.files import FileIdentity, create_private_file, identity_of_open
+from sqlqueue_transport.files import FileIdentity, create_private_file
 from sqlqueue_transport.mapping import map_file, put
 
 _NOTE = struct.Struct("<qq")  # the holder: process id, since
@@ -83,8 +83,7 @@ class WriterLock:
     """Hold the right to write to one database; not thread-safe, the caller's mutex is.
 
     `descriptor` is public for one purpose: a `finally` may call `fcntl.flock` on it directly,
-    where a method call would give a signal handler the moment to raise before the unlock. `memory` is
-    its file's page; the second half of it is that of `shared_flushes`.
+    where a method call would give a signal handler the moment to raise before the unlock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,11 +92,12 @@ class WriterLock:
         self.path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            self.memory = map_file(self.descriptor, _SIZE)
-            self.identity = identity_of_open(self.descriptor)
+            self._memory = map_file(self.descriptor, _SIZE)
+            found = os.fstat(self.descriptor)
         except BaseException:
             os.close(self.descriptor)
             raise
+        self.identity = FileIdentity(found.st_dev, found.st_ino)
         self._pid = os.getpid()
         self._turn_ends_ns = 0
 
@@ -106,7 +106,7 @@ class WriterLock:
 
         Raises Busy, naming the holder.
         """
-        memory, waiting_ns = self.memory, 0
+        memory, waiting_ns = self._memory, 0
         while True:
             now_ns = time.monotonic_ns()
             longest_ns, asked_ns = _waiter_in(memory, _WAITER_AT)
@@ -155,25 +155,25 @@ class WriterLock:
         Kept here because all processes share it: frames that follow a lost one are lost, too,
         whoever wrote them.
         """
-        return self.memory[_SUSPECT_AT] != 0
+        return self._memory[_SUSPECT_AT] != 0
 
     @log_is_suspect.setter
     def log_is_suspect(self, value: bool) -> None:
-        self.memory[_SUSPECT_AT] = int(value)
+        self._memory[_SUSPECT_AT] = int(value)
 
     def pair(self, pair: Pair, boot: str) -> None:
         """Note which log belongs to which database. The caller holds the lock and has both open."""
         database, log = pair.database, pair.log
         numbers = (database.device, database.inode, pair.born_ns, log.device, log.inode)
-        put(self.memory, _PAIR_AT, _PAIR.pack(_mark_of(boot), *numbers))
+        put(self._memory, _PAIR_AT, _PAIR.pack(_mark_of(boot), *numbers))
 
     def close(self) -> None:
         """Close the side file; the lock goes with it, unless another process shares it."""
-        self.memory.close()
+        self._memory.close()
         os.close(self.descriptor)
 
     def _busy(self) -> Busy:
-        pid, since_ns = _NOTE.unpack_from(self.memory, 0)
+        pid, since_ns = _NOTE.unpack_from(self._memory, 0)
         held_s = time.monotonic() - since_ns / 1e9
         return Busy(
             f"process {pid} has held the writer lock {self.path} for {held_s:.1f} s; if it is "

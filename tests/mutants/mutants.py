@@ -301,8 +301,9 @@ WHERE id = :id AND delivery = :delivery""",
     Mutant(
         "a failed flush is retried into success",
         "sqlqueue_transport/flushing.py",
-        "            lock.log_is_suspect = True\n"
-        "            flushes.fail()\n"
+        "            if self._held.lock is not None:\n"
+        "                self._held.lock.log_is_suspect = True\n"
+        "            self._lost.append(range(self._flushed + 1, self.commits + 1))\n"
         "            raise self._fault(str(error.strerror)) from error\n",
         "            raise self._fault(str(error.strerror)) from error\n",
         (
@@ -312,42 +313,10 @@ WHERE id = :id AND delivery = :delivery""",
     Mutant(
         "a flush that began before a commit counts for it",
         "sqlqueue_transport/flushing.py",
-        "            flushes.reach(reached, failed_ns)\n",
-        "            flushes.reach(flushes.commits, failed_ns)\n",
+        "        self._flushed = target\n",
+        "        self._flushed = self.commits\n",
         (
             f"{TRANSPORT}/test_durability.py::test_a_flush_that_began_before_a_commit_does_not_count_for_it",
-        ),
-    ),
-    Mutant(
-        "a flush counts for others before it has succeeded",
-        "sqlqueue_transport/flushing.py",
-        "            _sync_data(descriptor)\n",
-        "            flushes.reach(reached, failed_ns)\n            _sync_data(descriptor)\n",
-        (
-            f"{TRANSPORT}/test_durability.py::test_who_is_killed_or_stopped_while_it_flushes_has_flushed_for_nobody_and_holds_up_nobody",
-            f"{TRANSPORT}/test_durability.py::test_a_flush_that_fails_while_closing_is_told_to_who_waits_for_it",
-        ),
-    ),
-    Mutant(
-        "a flush of another log, or boot, or from before a failure counts",
-        "sqlqueue_transport/shared_flushes.py",
-        "            or (device, inode) != (self._log.device, self._log.inode)\n"
-        "            or failed != failed_ns\n"
-        "            or check != self._check(packed)\n",
-        "",
-        (
-            f"{TRANSPORT}/test_shared_flushes.py::test_the_flush_of_another_boot_or_log_says_nothing",
-            f"{TRANSPORT}/test_shared_flushes.py::test_a_flush_counts_only_for_commits_with_the_same_failure_behind_them",
-            f"{TRANSPORT}/test_shared_flushes.py::test_a_torn_word_says_nothing",
-        ),
-    ),
-    Mutant(
-        "a failure of another process is not asked for",
-        "sqlqueue_transport/flushing.py",
-        "        if flushes.failed_ns != commit.failed_ns or lock.log_is_suspect:\n",
-        "        if lock.log_is_suspect:\n",
-        (
-            f"{TRANSPORT}/test_durability.py::test_a_commit_that_was_to_be_in_a_failed_flush_is_lost_though_others_went_on",
         ),
     ),
     Mutant(

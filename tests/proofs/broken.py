@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sqlqueue_transport import files, flushing, opening
 from sqlqueue_transport.database import Database
-from sqlqueue_transport.shared_flushes import SharedFlushes
 from sqlqueue_transport.store import Store
 
 
@@ -47,8 +45,7 @@ def _flush_before_commit() -> None:
 
 
 def _join_a_flush_in_flight() -> None:
-    def joined(self: flushing.Flushing, commit: flushing.Commit) -> None:
-        del commit
+    def joined(self: flushing.Flushing, commit: int) -> None:
         is_first = self.mutex.acquire(blocking=False)
         with self.mutex:
             if is_first:
@@ -56,40 +53,6 @@ def _join_a_flush_in_flight() -> None:
                 self.flush_now()
 
     flushing.Flushing.flush = joined
-
-
-def _join_a_flush_in_flight_elsewhere() -> None:
-    reach = SharedFlushes.reach
-
-    def too_far(self: SharedFlushes, commit: int, failed_ns: int) -> None:
-        del commit
-        reach(self, self.commits, failed_ns)
-
-    SharedFlushes.reach = too_far
-
-
-def _told_before_the_flush() -> None:
-    sync = flushing.Flushing.flush_now
-
-    def early(self: flushing.Flushing) -> None:
-        flushes = self._held.flushes
-        flushes.reach(flushes.commits, flushes.failed_ns)
-        sync(self)
-
-    flushing.Flushing.flush_now = early
-
-
-def _numbered_before_the_commit() -> None:
-    prepare = flushing.Flushing.prepare
-
-    def early(self: flushing.Flushing, connection: sqlite3.Connection) -> Any:
-        failed_ns = prepare(self, connection)
-        commit = flushing.Commit(self._held.flushes, self._held.flushes.count(), failed_ns)
-        time.sleep(0.005)  # a transaction takes its time
-        return commit
-
-    flushing.Flushing.prepare = early
-    flushing.Flushing.committed = lambda _, commit: commit
 
 
 def _old_descriptor() -> None:
@@ -164,9 +127,6 @@ WAYS: dict[str, Callable[[], None]] = {
     "synchronous off": _synchronous_off,
     "flush before the commit": _flush_before_commit,
     "a flush in flight is joined": _join_a_flush_in_flight,
-    "a flush in flight elsewhere is joined": _join_a_flush_in_flight_elsewhere,
-    "told before the flush": _told_before_the_flush,
-    "numbered before the COMMIT": _numbered_before_the_commit,
     "the descriptor of an older log": _old_descriptor,
     "no sync of directories": _no_directory_sync,
     "durability process": _durability_process,

@@ -120,8 +120,6 @@ SCENARIOS = {
         [("publisher", "p1", 50), ("worker", "w1", 40, "full"), ("worker", "w2", 40, "full")],
         15,
     ),
-    # So many that some find their commits flushed by others.
-    "many publishers": Scenario(_empty, [("hasty", f"h{i}", 60) for i in range(6)], 10),
     "creation": Scenario(_empty, [("creator", "c1")], 10),
     "two creators": Scenario(_empty, [("creator", "c1"), ("creator", "c2")], 5),
     "schema 1": Scenario(_old(1, is_closed=True), [("creator", "c1")], 5),

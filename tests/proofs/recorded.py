@@ -98,21 +98,6 @@ def publisher(name: str, count: int) -> None:
     os._exit(0)  # its log and shared memory stay as they are
 
 
-def hasty(name: str, count: int) -> None:
-    """Publish single small jobs one after the other, to a disk that takes its time for each flush."""
-    sync = os.fdatasync
-
-    def slow(descriptor: int) -> None:
-        time.sleep(0.002)
-        sync(descriptor)
-
-    os.fdatasync = slow
-    store = Store(DATABASE)
-    for number in range(count):
-        publish(store, [f"{name}-{number}-{SMALL}"])
-    os._exit(0)
-
-
 def worker(name: str, count: int, durability: str) -> None:
     """Claim and settle: done, a retry now and then, seldom a dead letter; alone or with a claim.
 
@@ -354,7 +339,6 @@ PROGRAMS = {
     one.__name__: one
     for one in (
         publisher,
-        hasty,
         worker,
         creator,
         keeper,

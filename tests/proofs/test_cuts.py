@@ -42,9 +42,6 @@ LOST = "acknowledged publishes are lost"
         ("durability process", "traffic", LOST),
         ("synchronous off", "traffic", "does not open|lost|malformed|database"),
         ("a flush in flight is joined", "forks", LOST),
-        ("a flush in flight elsewhere is joined", "many publishers", LOST),
-        ("told before the flush", "many publishers", LOST),
-        ("numbered before the COMMIT", "many publishers", LOST),
         ("the descriptor of an older log", "quiet files", LOST),
         ("no flush of our own", "an operator", "not one of"),
         (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import threading
@@ -13,19 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sqlqueue_transport import (
-    DiskFault,
-    NewMessage,
-    Outcome,
-    Settlement,
-    Store,
-    flushing,
-    open_store,
-    shared_flushes,
-)
+from sqlqueue_transport import DiskFault, NewMessage, Outcome, Settlement, Store, open_store
 from sqlqueue_transport.database import Database
 from sqlqueue_transport.stores import close_store
-from tests.support import finish, read_line, run_python, wait_until
+from tests.support import finish, run_python, wait_until
 
 
 class Disk:
@@ -183,7 +173,7 @@ def test_threads_share_a_flush_that_began_after_their_commits(one, disk):
     first = in_thread(lambda: one.write(put(0), durable=True))
     wait_until(lambda: disk.waiting)
     threads = [in_thread(lambda v=v: one.write(put(v), durable=True)) for v in range(1, 9)]
-    wait_until(lambda: one._held.flushes.commits >= 9)
+    wait_until(lambda: one._flushing.commits >= 10)
     disk.open.set()
     for thread in (first, *threads):
         thread.join()
@@ -197,144 +187,11 @@ def test_a_flush_that_began_before_a_commit_does_not_count_for_it(one, disk):
     first = in_thread(lambda: one.write(put(1), durable=True))
     wait_until(lambda: disk.waiting)
     second = in_thread(lambda: one.write(put(2), durable=True))
-    wait_until(lambda: one._held.flushes.commits == 2)
+    wait_until(lambda: one._flushing.commits == 3)
     disk.open.set()
     first.join()
     second.join()
     assert len(disk.flushed) == 2
-
-
-# -- flushes of other processes -----------------------------------------------------------------------
-# Several objects of one file in this process are to each other what processes are.
-
-
-@pytest.fixture
-def patient(monkeypatch):
-    """Let nobody take a flush for hanging that the test holds back."""
-    monkeypatch.setattr(flushing, "LONGEST_NS", 60 * 10**9)
-    monkeypatch.setattr(shared_flushes, "LONGEST_NS", 60 * 10**9)
-
-
-@pytest.fixture
-def many(one, path):
-    databases = [Database(path, busy_timeout_s=5.0) for _ in range(8)]
-    for database in databases:
-        database.open()
-    yield databases
-    for database in databases:
-        database.close()
-
-
-def two_under_way(many, disk):
-    """Begin two flushes that the disk holds back."""
-    disk.open.clear()
-    threads = []
-    for number in range(2):
-        threads.append(in_thread(lambda d=many[number]: d.write(put(0), durable=True)))
-        wait_until(lambda n=number: disk.waiting == n + 1)
-    return threads
-
-
-def test_who_is_one_of_two_never_waits_for_the_other(many, disk, patient):
-    threads = two_under_way(many, disk)
-    disk.open.set()
-    for thread in threads:
-        thread.join()
-    assert len(disk.flushed) == 2
-
-
-def test_processes_share_a_flush_that_began_after_their_commits(many, disk, patient):
-    threads = two_under_way(many, disk)
-    threads += [in_thread(lambda d=d: d.write(put(1), durable=True)) for d in many[2:]]
-    wait_until(lambda: many[0]._held.flushes.commits == len(many))
-    disk.open.set()
-    for thread in threads:
-        thread.join()
-        assert thread.answers == [1]
-    # Of six more, one each that found a flush ended, before anybody had begun the next one.
-    assert 3 <= len(disk.flushed) < len(many)
-
-
-def test_a_flush_of_another_process_that_began_before_a_commit_does_not_count_for_it(
-    many, disk, patient
-):
-    threads = two_under_way(many, disk)
-    threads.append(in_thread(lambda: many[2].write(put(1), durable=True)))
-    wait_until(lambda: many[0]._held.flushes.commits == 3)
-    assert disk.waiting == 2
-    disk.open.set()
-    for thread in threads:
-        thread.join()
-    assert len(disk.flushed) == 3
-
-
-def test_whoever_waits_for_a_flush_that_fails_in_another_process_is_told(many, disk, patient):
-    threads = two_under_way(many, disk)
-    threads.append(in_thread(lambda: many[2].write(put(1), durable=True)))
-    wait_until(lambda: many[0]._held.flushes.commits == 3)
-    disk.failing = True
-    disk.open.set()
-    for thread in threads:
-        thread.join()
-        assert isinstance(thread.answers[0], DiskFault), thread.answers
-    disk.failing = False
-    many[3].write(put(2), durable=True)
-
-
-def test_a_commit_that_was_to_be_in_a_failed_flush_is_lost_though_others_went_on(
-    between, disk, path
-):
-    """Emptied and flushed by another, the log tells nothing any more of what was lost in it."""
-    other = Database(path)
-    disk.failing = True
-    with pytest.raises(DiskFault):
-        other.write(put(2), durable=True)
-    disk.failing = False
-    other.write(put(3), durable=True)
-    between.go_on()
-    between.publishing.join()
-    assert isinstance(between.publishing.answers[0], DiskFault)
-    between.write(put(4), durable=True)
-    other.close()
-
-
-def test_a_commit_that_another_process_has_flushed_is_not_flushed_again(between, disk, path):
-    other = Database(path)
-    other.write(put(2), durable=True)
-    between.go_on()
-    between.publishing.join()
-    assert between.publishing.answers == [1]
-    assert len(disk.flushed) == 1
-    other.close()
-
-
-FLUSHING = """
-    import os, sys, time
-    from pathlib import Path
-    from sqlqueue_transport.database import Database
-    def hang(descriptor):
-        print("flushing", flush=True)
-        time.sleep(600)
-    os.fdatasync = hang
-    Database(Path(sys.argv[1])).write(lambda c: c.execute("INSERT INTO t VALUES (5)").rowcount, durable=True)
-"""
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_who_is_killed_or_stopped_while_it_flushes_has_flushed_for_nobody_and_holds_up_nobody(
-    between, disk, path, sent
-):
-    processes = [run_python(FLUSHING, path) for _ in range(2)]
-    for process in processes:
-        assert read_line(process) == "flushing"
-        process.send_signal(sent)
-    between.go_on()
-    between.publishing.join()
-    assert between.publishing.answers == [1]
-    assert len(disk.flushed) == 1
-    for process in processes:
-        process.kill()
-        process.communicate()
 
 
 # -- a flush that fails -----------------------------------------------------------------------------
@@ -372,7 +229,7 @@ def test_a_failed_flush_is_not_retried_into_success_for_another_thread(one, disk
     first = in_thread(lambda: one.write(put(1), durable=True))
     wait_until(lambda: disk.waiting)
     others = [in_thread(lambda v=v: one.write(put(v), durable=True)) for v in (2, 3)]
-    wait_until(lambda: one._held.flushes.commits == 3)
+    wait_until(lambda: one._flushing.commits == 4)
     real, calls = disk.fdatasync, []
 
     def fails_once(descriptor):
@@ -449,7 +306,7 @@ def test_closing_flushes_what_another_thread_has_committed(path, disk):
     publishing = in_thread(lambda: one.write(put(1), durable=True))
     wait_until(lambda: disk.waiting)
     second = in_thread(lambda: one.write(put(2), durable=True))
-    wait_until(lambda: one._held.flushes.commits == 2)
+    wait_until(lambda: one._flushing.commits == 3)
     closing = in_thread(one.close)
     wait_until(lambda: is_taken(one._write_mutex))  # it waits for the flush in flight
     disk.open.set()
@@ -474,7 +331,7 @@ def between(path):
 
     one._flushing.flush = late_flush
     publishing = in_thread(lambda: one.write(put(1), durable=True))
-    wait_until(lambda: one._flushing.is_owed)
+    wait_until(lambda: one._flushing.wanted)
     one.publishing, one.go_on = publishing, go_on.set
     yield one
     one.close()

@@ -244,7 +244,7 @@ def test_who_has_waited_longest_is_let_pass(path, lock, monkeypatch):
     monkeypatch.setattr(writer_lock, "_PATIENCE_NS", 1_000_000)
     monkeypatch.setattr(writer_lock, "_FORGOTTEN_NS", 50_000_000)
     now_ns = time.monotonic_ns()
-    writer_lock._WAITER.pack_into(lock.memory, writer_lock._WAITER_AT, now_ns - 10_000_000, now_ns)
+    writer_lock._WAITER.pack_into(lock._memory, writer_lock._WAITER_AT, now_ns - 10_000_000, now_ns)
     began_s = time.monotonic()
     lock.take(soon())  # it is free all the time
     assert 0.03 < time.monotonic() - began_s < 2.0
@@ -256,7 +256,7 @@ def test_who_has_waited_longest_is_let_pass(path, lock, monkeypatch):
 
 def test_a_note_of_rubbish_holds_up_nobody(lock):
     for waiter in ((-1, -1), (2**62, 2**62), (0, 2**62), (2**62, 0)):
-        writer_lock._WAITER.pack_into(lock.memory, writer_lock._WAITER_AT, *waiter)
+        writer_lock._WAITER.pack_into(lock._memory, writer_lock._WAITER_AT, *waiter)
         began_s = time.monotonic()
         lock.take(soon(5.0))
         lock.drop()
