@@ -5,7 +5,7 @@ by the supervisor, which kills the process. This thread does what a task can not
 SoftTimeLimitExceeded, and where other jobs share the process TimeLimitExceeded as well, so that they
 need not die with it; and once a second it asks whether an operator wants one of them to stop.
 
-The thread is started by the first attempt, and sleeps without end while there is none. A stream of
+The thread is started by the first attempt, and looks once a second while there is none. A stream of
 short jobs wakes it twenty times a second, whatever their number: to see whether some wait behind one
 that is not short.
 """
@@ -64,10 +64,8 @@ class Limits:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sqlqueue-limits", daemon=True)
             self._thread.start()
-        elif (
-            self._looks_at_s > attempt.soft_at_s
-            or (self._raises_hard and self._looks_at_s > attempt.hard_at_s)
-            or self._looks_at_s == float("inf")  # or it is less than a second away
+        elif self._looks_at_s > attempt.soft_at_s or (
+            self._raises_hard and self._looks_at_s > attempt.hard_at_s
         ):
             self._is_sooner.set()
 
@@ -99,13 +97,11 @@ class Limits:
             if attempts:
                 self._ask(attempts)
             hands_back_at_s = self._hand_back()
-            looks = [] if hands_back_at_s is None else [hands_back_at_s]
-            looks += map(self._next_s, attempts)
-            if looks:
-                self._looks_at_s = min(looks)
-                self._is_sooner.wait(max(self._looks_at_s - time.monotonic(), 0.0))
-            else:
-                self._is_sooner.wait()
+            # Once a second also when there is nothing to look at. Whoever begins then need not wake us,
+            # which would delay its first job.
+            looks = [time.monotonic() + _LOOK_EVERY_S, *map(self._next_s, attempts)]
+            self._looks_at_s = min(looks if hands_back_at_s is None else [*looks, hands_back_at_s])
+            self._is_sooner.wait(max(self._looks_at_s - time.monotonic(), 0.0))
 
     def _look_at(self, attempt: Attempt) -> None:
         attempt.interrupt.insist()
