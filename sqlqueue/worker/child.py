@@ -150,7 +150,6 @@ def forked(order: ChildOrder, *, unblock: Callable[[], object]) -> int:
         order.board.note_up(order.place)
         # What there is by now stays: the garbage collector need not walk over the application again and
         # again, nor write to pages that are shared.
-        gc.collect()
         gc.freeze()
         consumer.run()
         heartbeat.stop()
