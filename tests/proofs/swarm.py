@@ -24,7 +24,7 @@ from tests.proofs.swarm_app import POISON_ATTEMPTS
 from tests.support import ROOT, is_running, start_logged, wait_until
 
 _JOBS = """
-SELECT id, job_id, task, state, attempts, delivery, result FROM message ORDER BY id
+SELECT id, job_id, task, state, attempts, delivery, result, finished_at_ms FROM message ORDER BY id
 """
 ENDS = ("done", "permanently_failed", "cancelled", "expired")
 
@@ -52,6 +52,7 @@ class Job:
     attempts: int
     delivery: int
     result: str | None
+    finished_ms: int | None  # on the wall clock
 
     def wrong_end(self, lines: list[Line], *, max_attempts: int) -> list[str]:
         """Return what is wrong with how it ended; `lines` are its trace."""
