@@ -37,22 +37,20 @@ PROMISED_S = 2.0  # until what a dead process held is given back
 DEADLINE_S = 5 * PROMISED_S
 MAX_ATTEMPTS = 5
 CHILDREN = {"w1": 8, "w2": 8, "w3": 8}
-CROWD_CHILDREN = 4
-CROWDS = 15  # of a hundred publishes
+CROWD_CHILDREN = 6
+CROWDS = 12  # of a hundred publishes
 YOUNG_S = 2.2
 PUBLISHERS = ("p1", "p2", "p3")
 RATE = 25.0  # jobs a second, of each publisher
 PAUSE_S = (0.02, 0.14)  # between two kills
 # How often what is hit, of a thousand times; and everything at once after so many kills.
-TARGETS = {"child": 803, "batch": 120, "worker": 30, "tree": 15, "publisher": 20, "beat": 12}
+TARGETS = {"child": 823, "batch": 100, "worker": 30, "tree": 15, "publisher": 20, "beat": 12}
 ALL_EVERY = 400
-BATCH_WAIT_S = 0.2  # until somebody is seen in the middle of a batch
 
 _HELD = """
 SELECT m.id, m.delivery, w.pid FROM message AS m JOIN worker AS w ON w.id = m.worker_id
 WHERE m.state = 'processing'
 """
-_HELD_JOBS = "SELECT job_id, delivery FROM message WHERE state = 'processing'"
 _SUPERVISORS = "SELECT pid FROM worker WHERE kind = 'worker' AND ended_at_ms IS NULL"
 _TOO_OFTEN = f"SELECT count(*) FROM message WHERE attempts > {MAX_ATTEMPTS}"
 _ATTEMPTS = "SELECT message_id, delivery, outcome FROM attempt"
@@ -187,21 +185,9 @@ class Killer:
 
     def kill_in_batch(self) -> None:
         """Kill a child that has noted ends which it has not settled; any, when there is none."""
-        # By what the tasks said, and not by the notes: without those it is to hit as well.
-        until_s = time.monotonic() + BATCH_WAIT_S
-        ended: dict[tuple[str, int], int] = {}
-        with (self.swarm.directory / "trace.txt").open("a+") as trace:  # and reads from its end
-            while time.monotonic() < until_s:
-                for line in trace:
-                    if line.startswith("ended ") and line.endswith("\n"):
-                        _, job, delivery, pid, *_ = line.split()
-                        ended[job, int(delivery)] = int(pid)
-                held = self.swarm.rows(_HELD_JOBS)
-                for pid in [ended[one] for one in held if one in ended]:
-                    if is_running(pid):
-                        self.hit([pid], "child")
-                        return
-                time.sleep(0.001)
+        if pid := self.swarm.find_in_batch():
+            self.hit([pid], "child")
+            return
         self.kill_child()
 
     def hit(self, pids: list[int], kind: str) -> None:

@@ -31,7 +31,7 @@ POISON_ATTEMPTS = 3
 CROWDS = float(os.environ.get("PROOF_CROWDS", "0"))
 CROWD = 40
 # Some take longer: meanwhile the others of their batch have ended, which is noted and not settled.
-CROWD_KINDS = {"quick": 93.0, "slowish": 5.0, "quickretried": 1.7, "quickpoison": POISON}
+CROWD_KINDS = {"quick": 93.0, "slowish": 5.0, "quickretried": 2.0}
 SLOWISH_MS = (10, 45)
 TICK_MS = 500
 
@@ -159,7 +159,7 @@ def call_of(job_id: str) -> Signature:
     if kind == "threads":
         return Signature("short", (seconds,), {}, {"job_id": job_id, "queue": "threads"})
     if kind in CROWD_KINDS:
-        task = kind.removeprefix("quick") if kind in {"quickretried", "quickpoison"} else "short"
+        task = "retried" if kind == "quickretried" else "short"
         return Signature(task, (seconds,), {}, {"job_id": job_id, "queue": "crowd"})
     if kind == "later":
         return Signature(
