@@ -190,6 +190,9 @@ class Consumer:
         pause_s = _FIRST_PAUSE_S
         with self._settling:
             settlements = _all_of(self._unsettled)
+            # What the limits' thread could not hand back runs first: with more than one claim there would
+            # be more ends than notes, and nobody would know whose lease began when.
+            claims = claims and not self._waiting
             while settlements or (claims and self._wanted(settlements)):
                 try:
                     if self._is_swept:
