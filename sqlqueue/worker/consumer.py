@@ -190,13 +190,17 @@ class Consumer:
         pause_s = _FIRST_PAUSE_S
         with self._settling:
             settlements = _all_of(self._unsettled)
+            # What the limits' thread could not hand back runs first: with more than one claim there would
+            # be more ends than notes, and nobody would know whose lease began when.
+            claims = claims and not self._waiting
             while settlements or (claims and self._wanted(settlements)):
                 try:
                     if self._is_swept:
                         self._backend.leave()
                         self._register()
                         self._is_swept = False
-                    self._claimed_s = time.monotonic()
+                    if claims:  # what waits was claimed earlier, and its lease goes by that
+                        self._claimed_s = time.monotonic()
                     found, refused = self._backend.claim(
                         self._order.draw(),
                         self._wanted(settlements) if claims else 0,
@@ -219,6 +223,8 @@ class Consumer:
                 else:
                     self._has_to_settle = False
                     self._forget_settled(settlements, refused)
+                    if refused:
+                        self._release_waiting()
                     self._waiting.extend(found)
                     return bool(found)
         return False
@@ -230,6 +236,12 @@ class Consumer:
                 self._count_ended()
         for lost in refused:
             _log_lost(lost)
+
+    def _release_waiting(self) -> None:
+        """Start nothing that was claimed with a job whose lease is over: most likely theirs are, too."""
+        for taken in _all_of(self._waiting):
+            log.info("job_released", **_named(taken))
+            self._unsettled.append((taken, Outcome.release()))
 
     def _run_waiting(self) -> None:
         """Start what was claimed, one after the other where the runner runs one at a time."""

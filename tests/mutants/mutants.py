@@ -197,6 +197,15 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
         ),
     ),
     Mutant(
+        "a batch goes on after a settlement that came too late",
+        "sqlqueue/worker/consumer.py",
+        "                    if refused:\n                        self._release_waiting()\n",
+        "",
+        (
+            "tests/sqlqueue/test_batches.py::test_what_waits_in_a_process_that_was_taken_for_dead_is_not_started",
+        ),
+    ),
+    Mutant(
         "what waits behind a long job is never handed back",
         "sqlqueue/worker/consumer.py",
         "        if now_s - self._claimed_s < PATIENCE_S:\n",

@@ -1,7 +1,8 @@
 """Kill everything at random moments for as long as it takes, and look whether a promise breaks.
 
 Publishers put short jobs into the file: single ones and batches, with and without a countdown, some
-that fail once, some that kill whoever runs them. Three workers with the pool `processes` and one with
+that fail once, some that kill whoever runs them; and crowds of jobs so short that one process takes
+many of them at once. Four workers with the pool `processes`, of which one takes the crowds, and one with
 `threads` run them, and two beats enqueue the ticks of two entries. SIGKILL hits children,
 supervisors, whole workers, publishers, beats, and now and then all of them at once; what died is
 started anew at once. At the end everything is drained, and the file is compared with what the
@@ -10,6 +11,7 @@ processes left behind of themselves:
 * each acknowledged job is there, once, and has ended; nothing is there that nobody has published,
 * a delivery counts an attempt if its task had begun, and none unless its start was noted by a process
   that was killed after; no job, ever, counted more attempts than it may have,
+* a job whose end was noted before it was settled is not run again,
 * no two deliveries of a job ran at the same time,
 * no job stayed with a dead process while a worker lived,
 * each tick was enqueued once, and none is missing,
@@ -35,12 +37,14 @@ PROMISED_S = 2.0  # until what a dead process held is given back
 DEADLINE_S = 5 * PROMISED_S
 MAX_ATTEMPTS = 5
 CHILDREN = {"w1": 8, "w2": 8, "w3": 8}
+CROWD_CHILDREN = 6
+CROWDS = 12  # of a hundred publishes
 YOUNG_S = 2.2
 PUBLISHERS = ("p1", "p2", "p3")
 RATE = 25.0  # jobs a second, of each publisher
 PAUSE_S = (0.02, 0.14)  # between two kills
 # How often what is hit, of a thousand times; and everything at once after so many kills.
-TARGETS = {"child": 923, "worker": 30, "tree": 15, "publisher": 20, "beat": 12}
+TARGETS = {"child": 823, "batch": 100, "worker": 30, "tree": 15, "publisher": 20, "beat": 12}
 ALL_EVERY = 400
 
 _HELD = """
@@ -59,7 +63,7 @@ def prove(
 
     Takes about a sixth of a second a kill on two cores. Raises AssertionError for a broken promise.
     """
-    swarm = Swarm(directory, seed)
+    swarm = Swarm(directory, seed, settings={"PROOF_CROWDS": str(CROWDS)})
     watch = Watch(swarm)
     began_s = time.monotonic()
     try:
@@ -85,7 +89,7 @@ def prove(
         swarm.stop(*swarm.named("w"))
         watch.stop()
         watch.check()
-        lines = judge(swarm)
+        lines = judge(swarm, ends_at_least=kills // 50)
         swarm.check_file()
     finally:
         watch.stop()
@@ -124,6 +128,7 @@ class Killer:
         for name, count in CHILDREN.items():
             self.swarm.start_worker(name, "-Q", "default,ticks,plain", "-c", str(count))
         self.swarm.start_worker("wt", "-Q", "threads,default", "-P", "threads", "-c", "8")
+        self.swarm.start_worker("wc", "-Q", "crowd", "-c", str(CROWD_CHILDREN))
         for name in ("b1", "b2"):
             self.swarm.start_beat(name)
         for name in PUBLISHERS:
@@ -138,6 +143,8 @@ class Killer:
         match target:
             case "child":
                 self.kill_child()
+            case "batch":
+                self.kill_in_batch()
             case "worker" | "tree":
                 name = self.chance.choice(self.swarm.named("w"))
                 if target == "tree":
@@ -175,6 +182,13 @@ class Killer:
             children = [pid for pid in children if now_s - self.seen_s[pid] > YOUNG_S]
         if children:
             self.hit([self.chance.choice(children)], "child")
+
+    def kill_in_batch(self) -> None:
+        """Kill a child that has noted ends which it has not settled; any, when there is none."""
+        if pid := self.swarm.find_in_batch():
+            self.hit([pid], "child")
+            return
+        self.kill_child()
 
     def hit(self, pids: list[int], kind: str) -> None:
         """Kill these."""
@@ -276,8 +290,12 @@ class Watch(threading.Thread):
 # -- the judge ----------------------------------------------------------------------------------------
 
 
-def judge(swarm: Swarm) -> list[str]:
-    """Compare the file with what the processes left; return the figures."""
+def judge(swarm: Swarm, *, ends_at_least: int) -> list[str]:
+    """Compare the file with what the processes left; return the figures.
+
+    So many ends at least must have been noted by a process that was killed before it settled them.
+    """
+    boot_s = time.time() - time.monotonic()
     jobs = swarm.jobs()
     wrong = swarm.lost_or_strange(jobs)
     trace = collections.defaultdict(list)
@@ -291,23 +309,31 @@ def judge(swarm: Swarm) -> list[str]:
         if outcome == "lost":
             lost_of[message_id].add(delivery)
     states: collections.Counter[str] = collections.Counter()
-    doubles = runs = lost = 0
+    doubles = runs = lost = noted = kept = 0
     for job in jobs:
         lines, lost_here = trace[job.job_id], lost_of[job.message_id]
         states[f"{job.state} poison" if job.task == "poison" else job.state] += 1
         lost += len(lost_here)
         runs += sum(line.event == "start" for line in lines)
         doubles += max(sum(line.event == "end" for line in lines) - 1, 0)
+        for line in lines:
+            if line.event == "ended":
+                noted += 1
+                died_s = _died_s(deaths, line)
+                finished_s = (job.finished_ms or 0) / 1000 - boot_s
+                kept += line.delivery == job.delivery and died_s is not None and finished_s > died_s
         wrong += [
             f"{job.job_id} (message {job.message_id}, {job.state}): {what}"
             for what in (
                 *job.wrong_end(lines, max_attempts=MAX_ATTEMPTS),
                 *_wrong_counts(deaths, job.attempts, lost_here, lines),
                 *_overlaps(deaths, lines),
+                *_run_again(lines),
             )
         ]
     wrong += _wrong_ticks(swarm)
     assert not wrong, f"seed {swarm.seed}: {len(wrong)} promises broken: " + "; ".join(wrong[:20])
+    assert kept >= ends_at_least, f"seed {swarm.seed}: only {kept} of {noted} noted ends were left"
     ticks = swarm.rows("SELECT count(*) FROM tick")[0][0]
     return [
         f"{len(jobs):,} jobs stored, {len(swarm.read('acknowledged.txt')):,} acknowledged:"
@@ -316,6 +342,10 @@ def judge(swarm: Swarm) -> list[str]:
         (
             f"{runs:,} runs, {lost:,} of them lost and counted; {doubles:,} jobs had their effect twice"
             " (killed between effect and settlement), 0 deliveries overlapped"
+        ),
+        (
+            f"{noted:,} ends noted before they were settled; {kept:,} of them left behind by a kill,"
+            " settled by others, and not run again"
         ),
         f"{ticks:,} ticks of two beats, each enqueued once",
     ]
@@ -337,6 +367,16 @@ def _wrong_counts(
         elif _died_s(deaths, line) is None:
             wrong.append(f"delivery {delivery} was counted as lost, but nobody killed {line.pid}")
     return wrong
+
+
+def _run_again(lines: list[Line]) -> list[str]:
+    """Return deliveries that began although an earlier one of the same job had noted its end."""
+    ended = min((line.delivery for line in lines if line.event == "ended"), default=None)
+    return [
+        f"delivery {line.delivery} began although {ended} had noted its end"
+        for line in lines
+        if line.event == "start" and ended is not None and line.delivery > ended
+    ]
 
 
 def _overlaps(deaths: Mapping[int, list[float]], lines: list[Line]) -> list[str]:

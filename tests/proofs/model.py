@@ -27,6 +27,8 @@ _TOLD = (
     "settlements",
     "settlements refused",
     "jobs swept",
+    "ends noted",
+    "ends settled by others",
     "actions",
     "crashes",
     "reboots",

@@ -1,12 +1,13 @@
 """Stop processes for longer than their leases, let them go on, and look whether the late are refused.
 
-Four workers run jobs under leases of two seconds, one of them in threads. SIGSTOP hits a child, a
-supervisor, both, or a publisher; most stops last longer than a lease, some shorter. Several are under
-way at once, in different workers. Now and then a process is stopped where it hurts most, inside of a
+Five workers run jobs under leases of two seconds, one of them in threads, and one short ones in batches.
+SIGSTOP hits a child, also in the middle of a batch, a supervisor, both, or a publisher; most stops last
+longer than a lease, some shorter. Several are under way at once, in different workers. Now and then a process is stopped where it hurts most, inside of a
 transaction, with the writer lock: a stranger's, which is let go on once `sqlqueue doctor` has named it,
 and a worker's child, which its supervisor has to kill. At the end:
 
 * each acknowledged job is there, once, and has ended,
+* a job whose end was noted before its process was stopped is not delivered again,
 * what was accepted of each is what its newest delivery returned; whatever an older one wanted to settle
   was refused, and logged as `lease_lost`,
 * no lease was taken away before it was over, from anybody who was not dead,
@@ -40,12 +41,13 @@ LEASE_S = 2.0
 LOCK_LIMIT_S = 10.0  # how long a supervisor lets its child sit on the writer lock
 MAX_ATTEMPTS = 5
 SLACK_MS = 100  # two clocks are compared, which drift a little
-WORKERS = ("w1", "w2", "w3", "wt")
+WORKERS = ("w1", "w2", "w3", "wt", "wc")
 PUBLISHERS = ("p1", "p2")
 RATE = 6.0  # jobs a second, of each publisher
 MEAN_MS = 300
+CROWDS = 50  # of a hundred publishes
 STOPS_A_LOCK = 25  # one in so many stops is one inside of the lock
-TARGETS = {"child": 30, "supervisor": 25, "both": 35, "publisher": 10}
+TARGETS = {"batch": 20, "child": 30, "supervisor": 25, "both": 35, "publisher": 10}
 
 _HELD = "SELECT id, delivery, lease_until_ms FROM message WHERE state = 'processing'"
 _ATTEMPTS = """
@@ -78,6 +80,7 @@ def prove(
             "SQLQUEUE_VISIBILITY_TIMEOUT": str(LEASE_S),
             "PROOF_MEAN_MS": str(MEAN_MS),
             "PROOF_POISON": "0",
+            "PROOF_CROWDS": str(CROWDS),
         },
     )
     stopper = Stopper(swarm, random.Random(seed))
@@ -134,6 +137,7 @@ class Stopper:
         for name in WORKERS[:3]:
             self.swarm.start_worker(name, "-Q", "default", "-c", "2")
         self.swarm.start_worker("wt", "-Q", "threads,default", "-P", "threads", "-c", "4")
+        self.swarm.start_worker("wc", "-Q", "crowd", "-c", "2")
         for name in WORKERS:
             wait_until(
                 lambda name=name: self.swarm.children(name) and self.swarm.is_up(name),
@@ -155,7 +159,7 @@ class Stopper:
                 self.stop_a_child_in_the_lock()
             self.stops[kind] += 1
         (target,) = self.chance.choices(list(TARGETS), list(TARGETS.values()))
-        names = PUBLISHERS if target == "publisher" else WORKERS
+        names = {"publisher": PUBLISHERS, "batch": ("wc",)}.get(target, WORKERS)
         now_s = time.monotonic()
         idle = [name for name in names if self.free_s.get(name, 0.0) <= now_s]
         if idle:
@@ -166,7 +170,9 @@ class Stopper:
     def stop(self, name: str, target: str) -> None:
         """Stop processes of one name for a while."""
         children = self.swarm.children(name) if target != "publisher" else []
+        in_batch = self.swarm.find_in_batch(1.0) if target == "batch" else None
         victims = {
+            "batch": [in_batch, self.swarm.running[name].pid] if in_batch else [],
             "child": [self.chance.choice(children)] if children else [],
             "supervisor": [self.swarm.running[name].pid],
             "both": [self.swarm.running[name].pid, *children],
@@ -323,12 +329,18 @@ def judge(swarm: Swarm, leases: Leases, stopper: Stopper) -> list[str]:
     refused = {(one["job_id"], one["delivery"]) for one in swarm.events("lease_lost")}
     killed = {one["pid"] for one in swarm.events("child_killed")}
     attempts = {(row[0], row[1]): row for row in swarm.rows(_ATTEMPTS)}
-    late = by_kill = begun_late = 0
+    late = by_kill = begun_late = kept = 0
     for job in jobs:
         lines = trace[job.job_id]
         found = list(job.wrong_end(lines, max_attempts=MAX_ATTEMPTS))
+        noted = {line.delivery for line in lines if line.event == "ended"}
         if (job.job_id, job.delivery) in refused and job.state == "done":
-            found.append(f"delivery {job.delivery} was refused and accepted")
+            if job.delivery in noted:
+                kept += 1  # others settled it by its note, and then it came by itself
+            else:
+                found.append(f"delivery {job.delivery} was refused and accepted")
+        if noted and job.delivery > min(noted):
+            found.append(f"it was delivered again although {min(noted)} had noted its end")
         if job.attempts > len({line.delivery for line in lines if line.event == "noting"}):
             found.append(f"{job.attempts} attempts counted, more than were started")
         begun_late += sum(
@@ -360,7 +372,8 @@ def judge(swarm: Swarm, leases: Leases, stopper: Stopper) -> list[str]:
     return [
         (
             f"{len(jobs):,} jobs, 0 lost; {lost:,} leases ended by others,"
-            f" {len(refused):,} late settlements refused and logged, 0 accepted"
+            f" {len(refused):,} late settlements refused and logged, 0 accepted, of which {kept} had"
+            " been noted in time and were settled by others"
             f" ({by_kill} of {late} were killed before they could be refused)"
         ),
         f"{begun_late} jobs begun when their lease was over; 0 leases overlapped, of {len(leases.until_ms):,} seen",

@@ -19,6 +19,7 @@ from sqlqueue import SqlQueue
 from sqlqueue.backend import SqliteBackend, Taken
 from sqlqueue.task import Signature
 from sqlqueue_transport.errors import Busy
+from sqlqueue_transport.messages import Outcome
 
 DIRECTORY = Path(os.environ.get("PROOF_DIRECTORY", "."))
 # How long jobs take on average; most are much shorter, so that the store is busy, too.
@@ -26,6 +27,12 @@ MEAN_MS = int(os.environ.get("PROOF_MEAN_MS", "100"))
 KINDS = {"short": 70.0, "retried": 12.0, "later": 8.0, "threads": 9.7}
 POISON = float(os.environ.get("PROOF_POISON", "0.3"))  # of a hundred jobs, so many kill
 POISON_ATTEMPTS = 3
+# Of a hundred publishes, so many are of a crowd: jobs so short that workers take them in batches.
+CROWDS = float(os.environ.get("PROOF_CROWDS", "0"))
+CROWD = 40
+# Some take longer: meanwhile the others of their batch have ended, which is noted and not settled.
+CROWD_KINDS = {"quick": 93.0, "slowish": 5.0, "quickretried": 2.0}
+SLOWISH_MS = (10, 45)
 TICK_MS = 500
 
 app = SqlQueue("swarm", broker_url=f"sqlqueue:///{DIRECTORY}/queue.db")
@@ -54,14 +61,29 @@ _note_start = SqliteBackend.note_start
 def _trace_and_note_start(
     backend: SqliteBackend, place: int, taken: Taken, time_limit_s: float, max_attempts: int
 ) -> None:
-    if random.random() < 0.1:
+    job_id = str(taken.headers["id"])
+    if not job_id.startswith(tuple(CROWD_KINDS)) and random.random() < 0.1:
         time.sleep(0.05)  # or hardly a kill would ever come between claim and start
-    trace("noting", str(taken.headers["id"]), taken.delivery)
+    trace("noting", job_id, taken.delivery)
     _note_start(backend, place, taken, time_limit_s, max_attempts)
+
+
+# From the line on it is certain that the end was noted.
+_note_ended = SqliteBackend.note_ended
+
+
+def _note_ended_and_trace(
+    backend: SqliteBackend, place: int, number: int, taken: Taken, outcome: Outcome
+) -> bool:
+    is_noted = _note_ended(backend, place, number, taken, outcome)
+    if is_noted:
+        trace("ended", str(taken.headers["id"]), taken.delivery)
+    return is_noted
 
 
 if "PROOF_DIRECTORY" in os.environ:  # in a process of a proof, and not where one is only imported
     SqliteBackend.note_start = _trace_and_note_start  # type: ignore[method-assign]
+    SqliteBackend.note_ended = _note_ended_and_trace  # type: ignore[method-assign]
 
 
 @app.task(name="short", bind=True)
@@ -136,6 +158,9 @@ def call_of(job_id: str) -> Signature:
     seconds = int(length_ms) / 1000
     if kind == "threads":
         return Signature("short", (seconds,), {}, {"job_id": job_id, "queue": "threads"})
+    if kind in CROWD_KINDS:
+        task = "retried" if kind == "quickretried" else "short"
+        return Signature(task, (seconds,), {}, {"job_id": job_id, "queue": "crowd"})
     if kind == "later":
         return Signature(
             "short", (seconds,), {}, {"job_id": job_id, "countdown": min(5 * seconds, 3.0)}
@@ -183,8 +208,19 @@ def publish(name: str, rate: float) -> None:
             length_ms = min(round(chance.expovariate(1 / mean_ms)), 6 * MEAN_MS)
             ids.append(f"{kind}-{length_ms}-{name}-{life}-{count}")
         send(ids)
+        if 100 * chance.random() < CROWDS:
+            send(crowd(chance, name, life, count))
         time.sleep(max(began_s + count / rate - time.monotonic(), 0.0))
     app.close()
+
+
+def crowd(chance: random.Random, name: str, life: int, number: int) -> list[str]:
+    """Return the ids of many jobs that take next to nothing, but for a few."""
+    ids = []
+    for kind in chance.choices([*CROWD_KINDS], [*CROWD_KINDS.values()], k=CROWD):
+        length_ms = chance.randint(*SLOWISH_MS) if kind == "slowish" else 0
+        ids.append(f"{kind}-{length_ms}-{name}-{life}-{number}-{len(ids)}")
+    return ids
 
 
 def read(name: str) -> list[str]:

@@ -277,3 +277,52 @@ def test_jobs_that_are_not_short_are_claimed_one_at_a_time(app, monkeypatch):
         slow.delay()
     consumer_of(app, app.backend, burst=True).run()
     assert waiting == [5, 4, 3, 2, 1, 0]
+
+
+def test_what_waits_behind_a_failure_is_not_started_when_its_lease_is_over(make_app, monkeypatch):
+    """As in a process that was stopped in the middle of a batch: the rest is somebody else's by now."""
+    monkeypatch.setattr(consumer, "PATIENCE_S", 3600.0)  # its threads were stopped, too
+    app = make_app(visibility_timeout=1.0)
+    noop = app.task(name="noop")(lambda: None)
+    sweep = app.backend.store.consumers.sweep
+    ran = []
+
+    @app.task(name="late", max_attempts=1)
+    def late():
+        wait_until(sweep, what="the end of the leases")
+        raise ValueError("no")
+
+    @app.task(name="after", bind=True)
+    def after(self):
+        ran.append(self.request.delivery)
+
+    for _ in range(WARMING):
+        noop.delay()
+    late.delay()
+    after.delay()
+    consumer_of(app, app.backend, burst=True).run()
+    assert ran == [2]
+    assert [row.attempts for row in rows(app)][-2:] == [1, 1]
+
+
+def test_what_waits_in_a_process_that_was_taken_for_dead_is_not_started(app, noop, monkeypatch):
+    monkeypatch.setattr(consumer, "PATIENCE_S", 3600.0)  # or a slow machine hands the rest back
+    consumers = app.backend.store.consumers
+    ran = []
+
+    @app.task(name="swept", max_attempts=1)
+    def swept():
+        consumers.end_worker(consumers.worker_id)
+        raise ValueError("no")
+
+    @app.task(name="after", bind=True)
+    def after(self):
+        ran.append(self.request.delivery)
+
+    for _ in range(WARMING):
+        noop.delay()
+    swept.delay()
+    after.delay()
+    consumer_of(app, app.backend, burst=True).run()
+    assert ran == [2]
+    assert [row.attempts for row in rows(app)][-2:] == [1, 1]

@@ -33,6 +33,7 @@ from sqlqueue_transport import pruning
 from sqlqueue_transport.errors import QueueFull
 from sqlqueue_transport.lifecycle import FINISHED, TRANSITIONS, WAITING, Event, State
 from sqlqueue_transport.messages import Fault, NewMessage, Outcome, Settlement
+from sqlqueue_transport.presence import ENDED_NOTES, LONGEST_NOTED_RESULT_BYTES, Ended
 from sqlqueue_transport.store import Store
 from tests.support import FakeClock
 from tests.transport.model import (
@@ -50,6 +51,7 @@ from tests.transport.model import (
 from tests.transport.rows import count_in_small_portions, rows_of, vanish
 
 LEASE_S = 10
+LONGEST_RESULT = f'"{"x" * (LONGEST_NOTED_RESULT_BYTES - 2)}"'
 FAULT = Fault("ValueError", "no")
 OPERATORS = (Event.CANCEL, Event.TERMINATE, Event.FAIL, Event.REQUEUE)
 OUTCOMES = {
@@ -63,6 +65,7 @@ OUTCOMES = {
 }
 
 outcomes = st.sampled_from([*OUTCOMES, "retry", "rejected"])
+results = st.sampled_from([None, '"x"', LONGEST_RESULT])  # of an end that is noted
 waits = st.sampled_from([0, 3, 12])  # of a retry, in seconds
 # None first and often: what has no rule is the most of what there is.
 rules = st.builds(
@@ -97,6 +100,12 @@ class Consumer:
     worker_id: int
     slot: int
     notes: dict[int, tuple[Delivery, int | None]] = field(default_factory=dict)
+    # And the ends it has noted, by number, with their results: of so many the newest ones count.
+    ends: dict[int, tuple[Delivery, str | None]] = field(default_factory=dict)
+
+    def end(self, number: int, delivery: Delivery, result: str | None) -> None:
+        self.ends[number] = delivery, result
+        self.ends.pop(number - ENDED_NOTES, None)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -143,6 +152,7 @@ class StoreMachine(RuleBasedStateMachine):
             one.store.close()
         shutil.rmtree(self.directory)
         self.done.update(self.model.steps)
+        self.done["ends settled by others"] += self.model.completed_for_another
 
     def _new_consumer(self, who: int) -> Consumer:
         kind = self.kinds[who]
@@ -226,6 +236,28 @@ class StoreMachine(RuleBasedStateMachine):
         claimed = self._claim(0, QUEUES, 4, [])
         for which in range(min(noted, len(self.model.running()))):
             self.start(which, allowed)
+        return claimed
+
+    @precondition(lambda self: self._waiting())
+    @rule(
+        target=deliveries,
+        who=st.integers(0, 1),
+        ended=st.integers(1, 4),
+        results=st.lists(results, min_size=4, max_size=4),
+        is_killed=st.booleans(),
+    )
+    def work_in_a_batch(
+        self, who: int, ended: int, results: list[str | None], *, is_killed: bool
+    ) -> Any:
+        """Claim some and end the first of them, all by notes; perhaps that is the end of it."""
+        before = {one.id for one in self.model.running()}
+        claimed = self._claim(who, QUEUES, 4, [])
+        taken = [one for one in self.model.running() if one.id not in before]
+        for message, result in zip(taken[:ended], results, strict=False):
+            self._note_ended(message, result)
+        if is_killed:
+            self._die(who)
+            self.consumers[who] = self._new_consumer(who)
         return claimed
 
     def _waiting(self) -> bool:
@@ -331,7 +363,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 5), allowed=st.sampled_from([None, None, 0, 1, 3]))
     def start(self, which: int, allowed: int | None) -> None:
         """Note, in the slot of whoever holds it, that the task was started."""
-        message = self._running(which)
+        self._start(self._running(which), allowed)
+
+    def _start(self, message: Message, allowed: int | None) -> None:
         for consumer in self.consumers:
             if consumer.worker_id == message.holder:
                 place = next(
@@ -344,6 +378,24 @@ class StoreMachine(RuleBasedStateMachine):
                 consumer.notes[place] = (message.id, message.delivery), allowed
 
     @precondition(lambda self: self.model.running())
+    @rule(which=st.integers(0, 5), result=results)
+    def note_ended(self, which: int, result: str | None) -> None:
+        """Note that a start ended well, in the slot of whoever holds it; nothing is settled yet."""
+        self._note_ended(self._running(which), result)
+
+    def _note_ended(self, message: Message, result: str | None) -> None:
+        delivery = message.id, message.delivery
+        self._start(message, None)
+        for consumer in self.consumers:
+            if consumer.worker_id == message.holder:
+                place = next(p for p, (noted, _) in consumer.notes.items() if noted == delivery)
+                number = max(consumer.ends, default=-1) + 1
+                consumer.store.consumers.note_ended(place, number, Ended(*delivery, result))
+                del consumer.notes[place]
+                consumer.end(number, delivery, result)
+                self.done["ends noted"] += 1
+
+    @precondition(lambda self: self.model.running())
     @rule(who=st.integers(0, 1), in_order=st.booleans())
     def end_process(self, who: int, *, in_order: bool) -> None:
         """Let a process end, by itself or by a kill, and another start in its place.
@@ -353,7 +405,8 @@ class StoreMachine(RuleBasedStateMachine):
         if in_order:
             consumer = self.consumers[who]
             consumer.store.close()
-            self.model.end_worker(consumer.worker_id, {}, orderly=True)
+            ends = dict(consumer.ends.values())
+            self.model.end_worker(consumer.worker_id, {}, ends, orderly=True)
         else:
             self._die(who)
         self.consumers[who] = self._new_consumer(who)
@@ -380,7 +433,9 @@ class StoreMachine(RuleBasedStateMachine):
         if presence == "no notes":
             for one in (*self.consumers, *self.dead):
                 file.clear_notes(one.slot)
+                file._clear_ended(one.slot)
                 one.notes.clear()
+                one.ends.clear()
         path = file.path
         for who in (0, 1):
             self._die(who)
@@ -388,6 +443,7 @@ class StoreMachine(RuleBasedStateMachine):
             path.unlink()
             for one in self.dead:
                 one.notes.clear()
+                one.ends.clear()
             self.unseen += self.dead
             self.dead.clear()
         self.clock.boot_id = f"boot-{self.done['reboots'] + 1}"
@@ -410,12 +466,15 @@ class StoreMachine(RuleBasedStateMachine):
         gone.sort(key=lambda one: one.worker_id if by_rows else one.slot)
         lost: list[Lost] = []
         for one in gone:
-            lost += self.model.end_worker(one.worker_id, dict(one.notes.values()))
+            lost += self.model.end_worker(
+                one.worker_id, dict(one.notes.values()), dict(one.ends.values())
+            )
         self.dead.clear()
         if by_rows:
             self.unseen.clear()
         notes = [note for one in self.consumers for note in one.notes.values()]
-        lost += self.model.end_overdue(dict(notes))
+        ends = [end for one in self.consumers for end in one.ends.values()]
+        lost += self.model.end_overdue(dict(notes), dict(ends))
         self.model.expire()
         return lost
 
@@ -507,7 +566,8 @@ class StoreMachine(RuleBasedStateMachine):
             SELECT m.id, m.queue, m.priority, m.state, m.attempts, m.run, m.delivery,
               m.lease_until_ms, m.due_at_ms, m.expires_at_ms, m.worker_id, m.unnoted_losses,
               m.stop_asked_at_ms IS NOT NULL, m.kill_at_ms, m.exchange, m.routing_key, m.task,
-              (SELECT count(*) FROM attempt AS a WHERE a.message_id = m.id), m.headers
+              (SELECT count(*) FROM attempt AS a WHERE a.message_id = m.id), m.result,
+              m.headers
             FROM message AS m ORDER BY m.id
             """,
         )
@@ -516,7 +576,8 @@ class StoreMachine(RuleBasedStateMachine):
                 m.id, m.queue, m.priority, m.state.value, m.attempts, m.run, m.delivery,
                 m.lease_until_ms, m.due_ms, m.expires_ms, m.holder, m.returns,
                 m.is_asked_to_stop, m.kill_at_ms, m.exchange, m.routing_key,
-                "t" if m.is_job else None, m.records, m.deaths,
+                "t" if m.is_job else None, m.records, m.result,
+                m.deaths,
             )
             for _, m in sorted(self.model.messages.items())
         ]  # fmt: skip

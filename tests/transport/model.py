@@ -86,6 +86,7 @@ class Message:
     losses: int = 0  # counted ones of this run
     returns: int = 0  # that nobody can know of whether it was started
     records: int = 0  # rows of the table of attempts
+    result: str | None = None
     is_asked_to_stop: bool = False
     kill_at_ms: int | None = None
     deaths: list[tuple[str, str]] = field(default_factory=list)  # (queue, reason), newest first
@@ -110,6 +111,7 @@ class Model:
         self.holders: dict[int, Holder] = {}
         self.paused: set[str] = set()
         self.last_id = 0
+        self.completed_for_another = 0
         self.steps: Counter[tuple[State, Event]] = Counter()
         self._grown: dict[str, None] = {}  # a set that knows which came last
 
@@ -323,6 +325,8 @@ class Model:
         message.records += not is_orderly and outcome != "done"
         if outcome == "retry":
             message.due_ms = self.clock.wall + round(in_s * 1000)
+        if outcome == "done":
+            message.result = None
         self._step(message, SETTLING.get(outcome, Event.EXHAUST))
         why = {"rejected": "rejected", "too many": "delivery_limit"}.get(outcome)
         if why is not None:
@@ -342,16 +346,44 @@ class Model:
     # -- what dies and what grows old -----------------------------------------------------------
 
     def end_worker(
-        self, holder: int, notes: Mapping[Delivery, int | None], *, orderly: bool = False
+        self,
+        holder: int,
+        notes: Mapping[Delivery, int | None],
+        ended: Mapping[Delivery, str | None],
+        *,
+        orderly: bool = False,
     ) -> list[Lost]:
-        """Take from a process what it holds; `notes` are the starts known of, with their limits."""
-        held = [one for one in self.running() if one.holder == holder]
-        return [self._lose(one, notes, orderly=orderly) for one in sorted(held, key=lambda m: m.id)]
+        """Take from a process what it holds.
 
-    def end_overdue(self, notes: Mapping[Delivery, int | None]) -> list[Lost]:
+        `notes` are the starts known of, with their limits; `ended` the ends, with their results.
+        """
+        held = [one for one in self.running() if one.holder == holder]
+        held = self._not_ended(sorted(held, key=lambda message: message.id), ended)
+        return [self._lose(one, notes, orderly=orderly) for one in held]
+
+    def end_overdue(
+        self, notes: Mapping[Delivery, int | None], ended: Mapping[Delivery, str | None]
+    ) -> list[Lost]:
         over = [m for m in self.running() if _is_over(m.lease_until_ms, self.clock.lease)]
         over.sort(key=lambda message: (message.lease_until_ms, message.id))
-        return [self._lose(one, notes) for one in over]
+        return [self._lose(one, notes) for one in self._not_ended(over, ended)]
+
+    def _not_ended(
+        self, held: Sequence[Message], ended: Mapping[Delivery, str | None]
+    ) -> list[Message]:
+        """Complete the jobs that had ended well, whatever else was asked of them; return the rest."""
+        left = []
+        for message in held:
+            delivery = message.id, message.delivery
+            if delivery not in ended or not message.is_job:
+                left.append(message)
+                continue
+            message.lease_until_ms = None
+            message.attempts += 1
+            message.result = ended[delivery]
+            self._step(message, Event.COMPLETE)
+            self.completed_for_another += 1
+        return left
 
     def has_times(self) -> bool:
         """Say whether anything waits for a time of the wall clock."""
@@ -452,6 +484,7 @@ class Model:
             message.run += 1
             message.attempts = message.losses = message.returns = 0
             message.due_ms = message.expires_ms = message.kill_at_ms = None
+            message.result = None
             message.is_asked_to_stop = False
         return message.state
 
