@@ -189,6 +189,8 @@ class Consumer:
         """
         pause_s = _FIRST_PAUSE_S
         with self._settling:
+            # What could not be handed back waits again, and there is room for the ends of one batch.
+            claims = claims and not self._waiting
             settlements = _all_of(self._unsettled)
             while settlements or (claims and self._wanted(settlements)):
                 try:
@@ -196,7 +198,8 @@ class Consumer:
                         self._backend.leave()
                         self._register()
                         self._is_swept = False
-                    self._claimed_s = time.monotonic()
+                    if claims:
+                        self._claimed_s = time.monotonic()
                     found, refused = self._backend.claim(
                         self._order.draw(),
                         self._wanted(settlements) if claims else 0,
@@ -243,7 +246,9 @@ class Consumer:
                 break
             self._start(taken)
             self._collect()
-            if self._has_to_settle and self._waiting and self._largest_batch:
+            if self._has_to_settle and self._largest_batch:
+                if not self._waiting:
+                    break  # also when the rest is being handed back: it may be put back any moment
                 self._settle_and_claim(claims=False)
         self._collect()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sqlite3
 import threading
 import time
 
@@ -277,3 +278,72 @@ def test_jobs_that_are_not_short_are_claimed_one_at_a_time(app, monkeypatch):
         slow.delay()
     consumer_of(app, app.backend, burst=True).run()
     assert waiting == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.fixture
+def foreigner(here):
+    """Be a program that is not ours, and that can hold SQLite's write lock."""
+    with contextlib.closing(sqlite3.connect(here / "queue.db", isolation_level=None)) as one:
+        yield one
+
+
+def test_what_could_not_be_handed_back_runs_before_more_is_claimed(make_app, foreigner):
+    """Or more would end than can be noted, and be started under leases of another age."""
+    app = make_app(transport_options={"busy_timeout": 0.2})
+    noop = app.task(name="noop")(lambda: None)
+    waited_at_claims = []
+    claim = app.backend.claim
+
+    def watched_claim(queues, limit, settlements):
+        if threading.current_thread() is not threading.main_thread():
+            return claim(queues, limit, settlements)
+        if foreigner.in_transaction:  # what was to be handed back has been put back by now
+            foreigner.execute("ROLLBACK")
+            waited_at_claims.append(len(running._waiting))
+        assert not (limit and running._waiting)
+        return claim(queues, limit, settlements)
+
+    @app.task(name="held")
+    def held():
+        foreigner.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: not running._waiting, what="the rest taken, to be handed back")
+
+    for _ in range(WARMING + 3):
+        noop.delay()
+    held.delay()
+    for _ in range(40):
+        noop.delay()
+    app.backend.claim = watched_claim
+    running = consumer_of(app, app.backend, burst=True)
+    running.run()
+    assert waited_at_claims[0] > 0  # or this test would show nothing
+    assert {row.state.value for row in rows(app)} == {"done"}
+    assert {row.attempts for row in rows(app)} == {1}
+
+
+def test_a_settlement_in_a_batch_does_not_make_the_leases_of_the_rest_younger(
+    make_app, monkeypatch
+):
+    """What was another's for a while must not be started."""
+    monkeypatch.setattr(consumer, "PATIENCE_S", 3600.0)
+    app = make_app(visibility_timeout=1.0)
+    noop = app.task(name="noop")(lambda: None)
+    ran = []
+
+    @app.task(name="outlive", max_attempts=1)
+    def outlive():
+        wait_until(lambda: len(app.backend.store.consumers.sweep()) > 1, what="the leases' end")
+        raise ValueError("too late")
+
+    @app.task(name="late")
+    def late():
+        ran.append([row.delivery for row in rows(app)][-3:])
+
+    for _ in range(WARMING + 3):
+        noop.delay()
+    outlive.delay()
+    for _ in range(3):
+        late.delay()
+    consumer_of(app, app.backend, burst=True).run()
+    assert ran == [[2, 2, 2]] * 3
+    assert {row.attempts for row in rows(app)} == {1}
