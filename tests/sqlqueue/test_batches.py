@@ -11,6 +11,7 @@ import time
 import pytest
 
 from sqlqueue.backend import open_backend
+from sqlqueue.errors import SoftTimeLimitExceeded
 from sqlqueue.worker import consumer
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue_transport.reading import JobFilter
@@ -347,3 +348,25 @@ def test_a_settlement_in_a_batch_does_not_make_the_leases_of_the_rest_younger(
     consumer_of(app, app.backend, burst=True).run()
     assert ran == [[2, 2, 2]] * 3
     assert {row.attempts for row in rows(app)} == {1}
+
+
+def test_a_busy_store_keeps_no_soft_limit_from_the_job_before_those_that_wait(app, noop, foreigner):
+    seen = []
+
+    @app.task(name="held", soft_time_limit=0.5, max_attempts=1)
+    def held():
+        foreigner.execute("BEGIN IMMEDIATE")
+        try:
+            wait_until(lambda: False, deadline_s=20)
+        except SoftTimeLimitExceeded:
+            seen.append("limit")
+        finally:
+            foreigner.execute("ROLLBACK")
+
+    for _ in range(WARMING + 3):
+        noop.delay()
+    held.delay()
+    for _ in range(3):
+        noop.delay()
+    consumer_of(app, app.backend, burst=True).run()
+    assert seen == ["limit"]
