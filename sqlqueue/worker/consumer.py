@@ -37,7 +37,6 @@ from sqlqueue.worker.limits import Limits
 from sqlqueue.worker.queue_order import QueueOrder
 from sqlqueue.worker.runners import Inline
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
-from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Consumer:
         """Prepare; `run` does the work, and closes the runner.
 
         `max_jobs` None means no limit. `after_job` is called after each job, before the next is
-        claimed; `count_ended` once its settlement was accepted or refused. `runner` None runs one
+        claimed; `count_ended` once its settlement was accepted or refused, or its end was noted. `runner` None runs one
         job at a time, in the calling thread. Without `raises_hard_limits` only soft limits are
         raised in tasks: a supervisor does the rest. `lifetime` says when to end between two jobs.
         """
@@ -230,10 +229,8 @@ class Consumer:
         return False
 
     def _forget_settled(self, settlements: Sequence[Settled], refused: Sequence[Taken]) -> None:
-        for taken, outcome in settlements:
+        for taken, _ in settlements:
             self._give_back_place(taken)
-            if outcome.event is not Event.RELEASE:
-                self._count_ended()
         for lost in refused:
             _log_lost(lost)
 
@@ -304,6 +301,7 @@ class Consumer:
             self._has_to_settle = True
             return
         self._noted += 1
+        self._count_ended()
         del self._started[attempt.taken.tag]
         self._free.append(attempt.place)
 
@@ -357,9 +355,10 @@ class Consumer:
 
     def _give_back_place(self, taken: Taken) -> None:
         attempt = self._started.pop(taken.tag, None)
-        if attempt is not None:
+        if attempt is not None:  # or it was never started, or its end was noted
             self._backend.note_end(attempt.place)
             self._free.append(attempt.place)
+            self._count_ended()
 
     def _should_stop(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         """Return which of these are not to go on. Called from the limits' thread."""

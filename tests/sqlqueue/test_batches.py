@@ -370,3 +370,20 @@ def test_a_busy_store_keeps_no_soft_limit_from_the_job_before_those_that_wait(ap
         noop.delay()
     consumer_of(app, app.backend, burst=True).run()
     assert seen == ["limit"]
+
+
+def test_an_end_that_is_noted_is_counted_for_who_replaces_this_process(app, noop):
+    """Killed before the settlement, it is done all the same, and one of so many jobs that may run."""
+    counted, seen = [], []
+
+    @app.task(name="look")
+    def look():
+        seen.append(len(counted))
+
+    for _ in range(WARMING + 3):
+        noop.delay()
+    for _ in range(5):
+        look.delay()
+    consumer_of(app, app.backend, burst=True, count_ended=lambda: counted.append(1)).run()
+    assert seen == [WARMING + 3 + number for number in range(5)]
+    assert len(counted) == WARMING + 8
