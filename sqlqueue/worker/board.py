@@ -65,7 +65,7 @@ class Board:
         return bool(_CELL.unpack_from(self._memory, _at(place))[0])
 
     def count_ended(self, place: int) -> None:
-        """Count one more job, once its settlement was accepted or refused; from one thread only."""
+        """Count one more job, once nobody will run it again; from one thread at a time."""
         at = _at(place) + _ENDED_AT
         put(self._memory, at, _NUMBER.pack(self.jobs_ended(place) + 1))
 

@@ -12,9 +12,9 @@ that one transaction serves all of them. Three rules keep what is promised:
   starts; who finds this process dead settles it instead of running it again. Whatever cannot be noted
   (a failure, a long result, what is sensitive) commits before the next job starts.
 * What is claimed and not started is nobody's attempt: a death releases it uncounted.
-* `PATIENCE_S` after they were claimed, the limits' thread hands back what has not started, for siblings
-  that idle, and settles what has ended. A job that holds Python's lock in C for so long keeps the thread
-  from that.
+* `PATIENCE_S` after they were claimed, a thread hands back what has not started, for siblings that idle,
+  and settles what has ended. The limits' thread starts it, and does not do so itself: it would wait for a
+  busy store while limits are due. A job that holds Python's lock in C for so long keeps them from that.
 
 How many jobs run at once, and where, is the runner's affair. A job has a place, where its start is
 noted, until its settlement is committed or its end is noted.
@@ -37,7 +37,6 @@ from sqlqueue.worker.limits import Limits
 from sqlqueue.worker.queue_order import QueueOrder
 from sqlqueue.worker.runners import Inline
 from sqlqueue_transport.errors import FileReplaced, SchemaChanged, WorkerSwept
-from sqlqueue_transport.lifecycle import Event
 from sqlqueue_transport.messages import Outcome
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Consumer:
         """Prepare; `run` does the work, and closes the runner.
 
         `max_jobs` None means no limit. `after_job` is called after each job, before the next is
-        claimed; `count_ended` once its settlement was accepted or refused. `runner` None runs one
+        claimed; `count_ended` once its settlement was accepted or refused, or its end was noted. `runner` None runs one
         job at a time, in the calling thread. Without `raises_hard_limits` only soft limits are
         raised in tasks: a supervisor does the rest. `lifetime` says when to end between two jobs.
         """
@@ -113,17 +112,18 @@ class Consumer:
         self._limits = Limits(
             raises_hard=raises_hard_limits,
             should_stop=self._should_stop,
-            hand_back=self._hand_back,
+            hand_back=self._hand_back_in_time,
         )
         self._free = list(range(self._runner.places))[::-1]
         self._started: dict[
             object, Attempt
         ] = {}  # by delivery tag, until settled or noted as ended
-        # Claimed and not started; ended and not settled. The limits' thread may empty both: whoever
+        # Claimed and not started; ended and not settled. Who hands back may empty both: whoever
         # takes something out of them has it alone, and settles under the mutex.
         self._waiting: deque[Taken] = deque()
         self._unsettled: deque[Settled] = deque()
         self._settling = threading.Lock()
+        self._handing_back: threading.Thread | None = None
         self._has_to_settle = False  # something ended that could not be noted
         self._noted = 0
         # Only who runs one job at a time can take several; and with weights each job is drawn.
@@ -161,6 +161,8 @@ class Consumer:
                 self._idle()
         finally:
             self._limits.stop()
+            if self._handing_back is not None:
+                self._handing_back.join()
             if not self._started:  # or the process ends, and what runs in it
                 self._runner.close()
 
@@ -230,10 +232,8 @@ class Consumer:
         return False
 
     def _forget_settled(self, settlements: Sequence[Settled], refused: Sequence[Taken]) -> None:
-        for taken, outcome in settlements:
+        for taken, _ in settlements:
             self._give_back_place(taken)
-            if outcome.event is not Event.RELEASE:
-                self._count_ended()
         for lost in refused:
             _log_lost(lost)
 
@@ -255,7 +255,9 @@ class Consumer:
                 break
             self._start(taken)
             self._collect()
-            if self._has_to_settle and self._waiting and self._largest_batch:
+            if self._has_to_settle and self._largest_batch:
+                if not self._waiting:
+                    break  # also when the rest is being handed back: it may be put back any moment
                 self._settle_and_claim(claims=False)
         self._collect()
 
@@ -308,10 +310,11 @@ class Consumer:
             self._has_to_settle = True
             return
         self._noted += 1
+        self._count_ended()
         del self._started[attempt.taken.tag]
         self._free.append(attempt.place)
 
-    def _hand_back(self) -> float | None:
+    def _hand_back_in_time(self) -> float | None:
         """Let nothing wait long behind others of its batch. Called from the limits' thread.
 
         Return when to look again, on the monotonic clock; None when it is called before that anyhow.
@@ -326,7 +329,20 @@ class Consumer:
             return now_s + PATIENCE_S if had_batches else None
         if now_s - self._claimed_s < PATIENCE_S:
             return self._claimed_s + PATIENCE_S
+        if self._handing_back is None or not self._handing_back.is_alive():
+            thread = threading.Thread(
+                target=self._hand_back, name="sqlqueue-hand-back", daemon=True
+            )
+            with contextlib.suppress(RuntimeError):  # no thread to be had: perhaps the next time
+                thread.start()
+                self._handing_back = thread
+        return now_s + PATIENCE_S
+
+    def _hand_back(self) -> None:
+        """Hand back what waits behind a job that is not short, and settle what has ended."""
         with self._settling:
+            if time.monotonic() - self._claimed_s < PATIENCE_S:
+                return  # another batch, by now
             ended, waiting = _all_of(self._unsettled), _all_of(self._waiting)
             settlements = [*ended, *((taken, Outcome.release()) for taken in waiting)]
             try:
@@ -334,11 +350,10 @@ class Consumer:
             except Exception:  # noqa: BLE001 - the consumer meets it, too, and knows what to do
                 self._unsettled.extendleft(reversed(ended))
                 self._waiting.extendleft(reversed(waiting))
-                return now_s + PATIENCE_S
+                return
             self._forget_settled(settlements, refused)
         for taken in waiting:
             log.info("job_released", **_named(taken))
-        return now_s + PATIENCE_S
 
     def _note_without_limit(self, settlements: Sequence[Settled]) -> None:
         """Let no time limit end what has ended by itself, and only waits to be settled."""
@@ -349,9 +364,10 @@ class Consumer:
 
     def _give_back_place(self, taken: Taken) -> None:
         attempt = self._started.pop(taken.tag, None)
-        if attempt is not None:
+        if attempt is not None:  # or it was never started, or its end was noted
             self._backend.note_end(attempt.place)
             self._free.append(attempt.place)
+            self._count_ended()
 
     def _should_stop(self, attempts: Sequence[Attempt]) -> list[Attempt]:
         """Return which of these are not to go on. Called from the limits' thread."""

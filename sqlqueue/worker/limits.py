@@ -44,8 +44,8 @@ class Limits:
         """Prepare; the thread starts with the first attempt.
 
         `raises_hard` says that the time limit, too, is raised here. `should_stop` returns which of the
-        attempts are not to go on. `hand_back` does what is due for jobs that wait behind the running
-        one, and returns when to call it again on the monotonic clock, None for not before `look_by`.
+        attempts are not to go on. `hand_back` has done what is due for jobs that wait behind the running
+        one, without waiting for it, and returns when to call it again on the monotonic clock, None for not before `look_by`.
         Both are called from the thread, and must not raise.
         """
         self._raises_hard = raises_hard

@@ -189,7 +189,7 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
     Mutant(
         "what cannot be noted waits until the end of its batch",
         "sqlqueue/worker/consumer.py",
-        "            if self._has_to_settle and self._waiting and self._largest_batch:\n",
+        "            if self._has_to_settle and self._largest_batch:\n",
         "            if False:\n",
         (
             "tests/sqlqueue/test_batches.py::test_a_failure_in_a_batch_is_written_down_before_the_next_job_starts",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sqlite3
 import threading
 import time
 
 import pytest
 
 from sqlqueue.backend import open_backend
+from sqlqueue.errors import SoftTimeLimitExceeded
 from sqlqueue.worker import consumer
 from sqlqueue.worker.consumer import Consumer
 from sqlqueue_transport.reading import JobFilter
@@ -265,7 +267,7 @@ def test_no_more_is_claimed_than_may_be_run(app, noop):
 
 
 def test_jobs_that_are_not_short_are_claimed_one_at_a_time(app, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(consumer, "BATCH_S", 0.01)
     waiting = []
 
     @app.task(name="slow")
@@ -326,3 +328,83 @@ def test_what_waits_in_a_process_that_was_taken_for_dead_is_not_started(app, noo
     consumer_of(app, app.backend, burst=True).run()
     assert ran == [2]
     assert [row.attempts for row in rows(app)][-2:] == [1, 1]
+
+
+@pytest.fixture
+def foreigner(here):
+    """Be a program that is not ours, and that can hold SQLite's write lock."""
+    with contextlib.closing(sqlite3.connect(here / "queue.db", isolation_level=None)) as one:
+        yield one
+
+
+def test_what_could_not_be_handed_back_runs_before_more_is_claimed(make_app, foreigner):
+    """Or more would end than can be noted, and be started under leases of another age."""
+    app = make_app(transport_options={"busy_timeout": 0.2})
+    noop = app.task(name="noop")(lambda: None)
+    waited_at_claims = []
+    claim = app.backend.claim
+
+    def watched_claim(queues, limit, settlements):
+        if threading.current_thread() is not threading.main_thread():
+            return claim(queues, limit, settlements)
+        if foreigner.in_transaction:  # what was to be handed back has been put back by now
+            foreigner.execute("ROLLBACK")
+            waited_at_claims.append(len(running._waiting))
+        assert not (limit and running._waiting)
+        return claim(queues, limit, settlements)
+
+    @app.task(name="held")
+    def held():
+        foreigner.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: not running._waiting, what="the rest taken, to be handed back")
+
+    for _ in range(WARMING + 3):
+        noop.delay()
+    held.delay()
+    for _ in range(40):
+        noop.delay()
+    app.backend.claim = watched_claim
+    running = consumer_of(app, app.backend, burst=True)
+    running.run()
+    assert waited_at_claims[0] > 0  # or this test would show nothing
+    assert {row.state.value for row in rows(app)} == {"done"}
+    assert {row.attempts for row in rows(app)} == {1}
+
+
+def test_a_busy_store_keeps_no_soft_limit_from_the_job_before_those_that_wait(app, noop, foreigner):
+    seen = []
+
+    @app.task(name="held", soft_time_limit=0.5, max_attempts=1)
+    def held():
+        foreigner.execute("BEGIN IMMEDIATE")
+        try:
+            wait_until(lambda: False, deadline_s=20)
+        except SoftTimeLimitExceeded:
+            seen.append("limit")
+        finally:
+            foreigner.execute("ROLLBACK")
+
+    for _ in range(WARMING + 3):
+        noop.delay()
+    held.delay()
+    for _ in range(3):
+        noop.delay()
+    consumer_of(app, app.backend, burst=True).run()
+    assert seen == ["limit"]
+
+
+def test_an_end_that_is_noted_is_counted_for_who_replaces_this_process(app, noop):
+    """Killed before the settlement, it is done all the same, and one of so many jobs that may run."""
+    counted, seen = [], []
+
+    @app.task(name="look")
+    def look():
+        seen.append(len(counted))
+
+    for _ in range(WARMING + 3):
+        noop.delay()
+    for _ in range(5):
+        look.delay()
+    consumer_of(app, app.backend, burst=True, count_ended=lambda: counted.append(1)).run()
+    assert seen == [WARMING + 3 + number for number in range(5)]
+    assert len(counted) == WARMING + 8
