@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 
@@ -326,3 +327,31 @@ def test_what_waits_in_a_process_that_was_taken_for_dead_is_not_started(app, noo
     consumer_of(app, app.backend, burst=True).run()
     assert ran == [2]
     assert [row.attempts for row in rows(app)][-2:] == [1, 1]
+
+
+def test_what_could_not_be_handed_back_runs_before_more_is_claimed(app, noop, monkeypatch):
+    """The store was busy, and the long job ended meanwhile: nothing waits now, and then it does again."""
+    here, tried = threading.get_ident(), threading.Event()
+    held = app.task(name="held")(lambda: tried.wait(30) and None)
+    settle = app.backend.settle
+
+    def settle_or_fail(settlements):
+        if tried.is_set():
+            return settle(settlements)
+        tried.set()
+        wait_until(
+            lambda: sys._current_frames()[here].f_code.co_name == "_settle_and_claim",
+            what="the consumer to wait for this thread",
+        )
+        raise OSError("busy")
+
+    monkeypatch.setattr(app.backend, "settle", settle_or_fail)
+    for _ in range(WARMING):
+        noop.delay()
+    held.delay()
+    for _ in range(20):
+        noop.delay()
+    consumer_of(app, app.backend, max_jobs=WARMING + 8, burst=True).run()
+    assert tried.is_set()
+    states = [row.state.value for row in rows(app)]
+    assert states == [*["done"] * (WARMING + 8), *["pending"] * 13]
