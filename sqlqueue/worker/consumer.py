@@ -267,10 +267,9 @@ class Consumer:
         A process that was stopped between claim and start, and then goes on, must not begin what is
         another's by now. The release is refused then, and told.
         """
-        self._began_s = now_s = time.monotonic()
-        if self._stopping or now_s - self._claimed_s >= self._lease_s:
-            log.info("job_released", **_named(taken))
-            self._unsettled.append((taken, Outcome.release()))
+        self._began_s = time.monotonic()
+        if self._stopping or self._is_lease_over():
+            self._release(taken)
             return
         if self._left is not None:
             self._left -= 1
@@ -285,8 +284,26 @@ class Consumer:
         self._backend.note_start(
             attempt.place, taken, attempt.time_limit_s, attempt.allowed_when_lost
         )
+        if self._is_lease_over():
+            # Asked again once the note stands: who found the lease over before that saw no start, and
+            # let another have the job, uncounted. Who finds it later counts the attempt.
+            del self._started[taken.tag]
+            self._backend.note_end(attempt.place)
+            self._free.append(attempt.place)
+            if self._left is not None:
+                self._left += 1
+            self._release(taken)
+            return
         self._limits.watch(attempt)
         self._runner.start(attempt)
+
+    def _is_lease_over(self) -> bool:
+        """Say whether a whole lease has passed since the claim: nobody may have extended it."""
+        return time.monotonic() - self._claimed_s >= self._lease_s
+
+    def _release(self, taken: Taken) -> None:
+        log.info("job_released", **_named(taken))
+        self._unsettled.append((taken, Outcome.release()))
 
     def _collect(self) -> None:
         """See what has ended since the last call, and note it where that can be done."""

@@ -147,6 +147,16 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
         """        self._backend.note_start(
             attempt.place, taken, attempt.time_limit_s, attempt.allowed_when_lost
         )
+        if self._is_lease_over():
+            # Asked again once the note stands: who found the lease over before that saw no start, and
+            # let another have the job, uncounted. Who finds it later counts the attempt.
+            del self._started[taken.tag]
+            self._backend.note_end(attempt.place)
+            self._free.append(attempt.place)
+            if self._left is not None:
+                self._left += 1
+            self._release(taken)
+            return
         self._limits.watch(attempt)
         self._runner.start(attempt)
 """,

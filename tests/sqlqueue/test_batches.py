@@ -408,3 +408,26 @@ def test_an_end_that_is_noted_is_counted_for_who_replaces_this_process(app, noop
     consumer_of(app, app.backend, burst=True, count_ended=lambda: counted.append(1)).run()
     assert seen == [WARMING + 3 + number for number in range(5)]
     assert len(counted) == WARMING + 8
+
+
+def test_who_was_stopped_just_before_a_start_was_noted_starts_nothing(make_app, monkeypatch):
+    """Whoever saw the lease end found no start: the job is another's by now, and no attempt counted."""
+    app = make_app(visibility_timeout=1.0)
+    noop = app.task(name="noop")(lambda: None)
+    ran = []
+    late = app.task(name="late")(lambda: ran.append(1))
+    prepare = consumer.execute.prepare
+
+    def slow_prepare(app, taken, **options):
+        if taken.headers["task"] == "late" and taken.delivery == 1:
+            wait_until(app.backend.store.consumers.sweep, what="the lease's end")
+        return prepare(app, taken, **options)
+
+    monkeypatch.setattr(consumer.execute, "prepare", slow_prepare)
+    noop.delay()
+    late.delay()
+    noop.delay()
+    consumer_of(app, app.backend, burst=True, max_jobs=3).run()
+    assert ran == [1]
+    assert [row.state.value for row in rows(app)] == ["done"] * 3
+    assert [row.attempts for row in rows(app)] == [1, 1, 1]
