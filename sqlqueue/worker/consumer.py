@@ -129,7 +129,7 @@ class Consumer:
         # Only who runs one job at a time can take several; and with weights each job is drawn.
         self._largest_batch = (
             min(1 if app.queue_weights else app.conf.worker_prefetch_multiplier, backend.noted_ends)
-            if self._runner.places == 1
+            if isinstance(self._runner, Inline)
             else 0
         )
         self._has_batches = False  # since the limits' thread looked

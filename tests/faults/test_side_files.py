@@ -21,6 +21,8 @@ def test_a_worker_whose_presence_file_is_lost_finishes_its_job_and_ends_to_be_st
     arena: Arena, how: str
 ) -> None:
     worker = arena.worker("-c", 2)
+    # Both: a child that registers after the file is gone makes another.
+    wait_until(lambda: "worker_ready" in arena.logs(), what="both children")
     running = arena.publish("work", 3)
     arena.started(running)
     waiting = [arena.publish("hang") for _ in range(2)]
