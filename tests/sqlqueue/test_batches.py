@@ -14,6 +14,7 @@ from sqlqueue.backend import open_backend
 from sqlqueue.errors import SoftTimeLimitExceeded
 from sqlqueue.worker import consumer
 from sqlqueue.worker.consumer import Consumer
+from sqlqueue.worker.runners import Threads
 from sqlqueue_transport.reading import JobFilter
 from tests.support import finish, run_python, wait_until
 
@@ -431,3 +432,13 @@ def test_who_was_stopped_just_before_a_start_was_noted_starts_nothing(make_app, 
     assert ran == [1]
     assert [row.state.value for row in rows(app)] == ["done"] * 3
     assert [row.attempts for row in rows(app)] == [1, 1, 1]
+
+
+def test_a_pool_of_one_thread_claims_each_job_alone(app, noop):
+    """It starts a job and goes on, so there is no place for the next one."""
+    for _ in range(WARMING + 5):
+        noop.delay()
+    runner = Threads(1, on_end=app.backend.interrupt)
+    consumer_of(app, app.backend, burst=True, runner=runner).run()
+    assert [row.state.value for row in rows(app)] == ["done"] * (WARMING + 5)
+    assert {row.attempts for row in rows(app)} == {1}
