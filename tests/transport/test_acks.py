@@ -39,22 +39,6 @@ def connection(path: Path) -> Iterator[kombu.Connection]:
         yield opened
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    made = Hub()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other(path: Path, connection: kombu.Connection) -> Iterator[Store]:
-    """Be another process, as far as the file is concerned."""
-    connection.connect()
-    opened = Store(path)
-    yield opened
-    opened.close()
-
-
 def states(store: Store) -> list[str]:
     return [state for (state,) in rows_of(store, "SELECT state FROM message ORDER BY id")]
 

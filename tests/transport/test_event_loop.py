@@ -30,22 +30,6 @@ def connection(path: Path) -> Iterator[kombu.Connection]:
         yield opened
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    made = Hub()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def other(path: Path, connection: kombu.Connection) -> Iterator[Store]:
-    """Be another process, as far as the file is concerned."""
-    connection.connect()
-    opened = Store(path)
-    yield opened
-    opened.close()
-
-
 def consume(connection: kombu.Connection) -> list[Any]:
     seen: list[Any] = []
 
