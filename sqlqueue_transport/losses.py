@@ -107,15 +107,19 @@ def _not_ended(
     left = []
     for one in held:
         found = known.get((one.message_id, one.delivery))
-        values = {
-            "id": one.message_id,
-            "delivery": one.delivery,
-            "result": found.result if found else None,
-            "now_ms": clock.wall_ms(),
-        }
-        if found is None or not connection.execute(sql.COMPLETE_FOR_ANOTHER, values).rowcount:
+        if found is None or not _complete(connection, found, clock.wall_ms()):
             left.append(one)
     return left
+
+
+def _complete(connection: sqlite3.Connection, ended: Ended, now_ms: int) -> bool:
+    values = {
+        "id": ended.message_id,
+        "delivery": ended.delivery,
+        "result": ended.result,
+        "now_ms": now_ms,
+    }
+    return bool(connection.execute(sql.COMPLETE_FOR_ANOTHER, values).rowcount)
 
 
 def too_many_returns(at_most: int) -> Fault:

@@ -297,12 +297,10 @@ class Store:
         now_ms = self.clock.wall_ms()
 
         def work(connection: sqlite3.Connection) -> bool:
-            due_ms = connection.execute(sql.NEXT_DUE).fetchone()[0]
+            due_ms = _next_due_ms(connection)
             if due_ms is not None and due_ms <= now_ms:
                 return True
-            return any(
-                connection.execute(sql.ANY_READY, {"queue": queue}).fetchone() for queue in queues
-            )
+            return any(_has_ready(connection, queue) for queue in queues)
 
         return self.database.read(work)
 
@@ -315,22 +313,12 @@ class Store:
         now_ms = self.clock.wall_ms()
 
         def work(connection: sqlite3.Connection) -> tuple[list[str], int | None]:
-            due_ms: int | None = connection.execute(sql.NEXT_DUE).fetchone()[0]
+            due_ms = _next_due_ms(connection)
             if due_ms is not None and due_ms <= now_ms:
                 return list(queues), due_ms
-            ready = [
-                queue
-                for queue in queues
-                if connection.execute(sql.ANY_READY, {"queue": queue}).fetchone()
-            ]
-            return ready, due_ms
+            return [queue for queue in queues if _has_ready(connection, queue)], due_ms
 
         return self.database.read(work)
-
-    def next_due_ms(self) -> int | None:
-        """Return when the next scheduled or failed message is due; None when there is none."""
-        due_ms: int | None = self.database.read(lambda c: c.execute(sql.NEXT_DUE).fetchone()[0])
-        return due_ms
 
     def claim(
         self,
@@ -580,7 +568,16 @@ def _take(
         else:
             if len(rows) < wanted:
                 return taken, False
-    return taken, bool(connection.execute(sql.ANY_READY, {"queue": queue}).fetchone())
+    return taken, _has_ready(connection, queue)
+
+
+def _has_ready(connection: sqlite3.Connection, queue: str) -> bool:
+    return connection.execute(sql.ANY_READY, {"queue": queue}).fetchone() is not None
+
+
+def _next_due_ms(connection: sqlite3.Connection) -> int | None:
+    due_ms: int | None = connection.execute(sql.NEXT_DUE).fetchone()[0]
+    return due_ms
 
 
 def _expired_by_header(fields: Sequence[Any], expires_at_ms: int) -> bool:

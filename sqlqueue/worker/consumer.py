@@ -115,9 +115,8 @@ class Consumer:
             hand_back=self._hand_back_in_time,
         )
         self._free = list(range(self._runner.places))[::-1]
-        self._started: dict[
-            object, Attempt
-        ] = {}  # by delivery tag, until settled or noted as ended
+        # By delivery tag, until settled or noted as ended.
+        self._started: dict[object, Attempt] = {}
         # Claimed and not started; ended and not settled. Who hands back may empty both: whoever
         # takes something out of them has it alone, and settles under the mutex.
         self._waiting: deque[Taken] = deque()
@@ -192,7 +191,7 @@ class Consumer:
         pause_s = _FIRST_PAUSE_S
         with self._settling:
             settlements = _all_of(self._unsettled)
-            # What the limits' thread could not hand back runs first: with more than one claim there would
+            # What could not be handed back runs first: with more than one claim there would
             # be more ends than notes, and nobody would know whose lease began when.
             claims = claims and not self._waiting
             while settlements or (claims and self._wanted(settlements)):
@@ -240,8 +239,7 @@ class Consumer:
     def _release_waiting(self) -> None:
         """Start nothing that was claimed with a job whose lease is over: most likely theirs are, too."""
         for taken in _all_of(self._waiting):
-            log.info("job_released", **_named(taken))
-            self._unsettled.append((taken, Outcome.release()))
+            self._release(taken)
 
     def _run_waiting(self) -> None:
         """Start what was claimed, one after the other where the runner runs one at a time."""
@@ -271,8 +269,6 @@ class Consumer:
         if self._stopping or self._is_lease_over():
             self._release(taken)
             return
-        if self._left is not None:
-            self._left -= 1
         prepared = execute.prepare(self._app, taken, worker=self._name)
         attempt = self._started[taken.tag] = Attempt(
             self._free.pop(),
@@ -290,10 +286,10 @@ class Consumer:
             del self._started[taken.tag]
             self._backend.note_end(attempt.place)
             self._free.append(attempt.place)
-            if self._left is not None:
-                self._left += 1
             self._release(taken)
             return
+        if self._left is not None:
+            self._left -= 1
         self._limits.watch(attempt)
         self._runner.start(attempt)
 

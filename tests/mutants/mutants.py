@@ -153,10 +153,10 @@ WHERE id = :id AND delivery = :delivery AND state = 'processing'""",
             del self._started[taken.tag]
             self._backend.note_end(attempt.place)
             self._free.append(attempt.place)
-            if self._left is not None:
-                self._left += 1
             self._release(taken)
             return
+        if self._left is not None:
+            self._left -= 1
         self._limits.watch(attempt)
         self._runner.start(attempt)
 """,

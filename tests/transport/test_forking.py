@@ -346,7 +346,7 @@ def test_a_child_is_refused_even_when_only_it_opens_the_store(one, path):
     foreign.execute("SELECT * FROM t").fetchall()
     assert "had another SQLite connection" in Child(lambda: refused(lambda: Store(path))).text
     foreign.close()
-    assert Child(lambda: Store(path).next_due_ms()).text == "None"
+    assert Child(lambda: Store(path).look([])[1]).text == "None"
 
 
 def test_a_child_is_refused_though_the_parent_knew_the_file_by_another_name(one, path):
